@@ -1,0 +1,1 @@
+"""Whatever runs: the command line, sweeps, results, papers, benchmarks."""

@@ -1,0 +1,1 @@
+"""Measured figures: each script prints one JSON line per case."""

@@ -1,0 +1,1 @@
+"""fedrobust: Byzantine-robust and adversarially robust federated learning on Flower."""

@@ -1,0 +1,75 @@
+"""Plug-in specs: a name, or ``{"name": ..., **parameters}``, looked up in one plain table."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Spec = str | Mapping[str, Any]
+Table = Mapping[str, Callable[..., Any]]
+
+
+class SpecError(ValueError):
+    """A spec that names nothing in its table, or whose parameters do not fit."""
+
+
+def suggest(wrong: str, allowed: list[str]) -> str:
+    """Return "did you mean ..." for a near miss, otherwise the list of what is allowed."""
+    near = difflib.get_close_matches(wrong, allowed, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(sorted(allowed))}"
+
+
+def split(spec: Spec) -> tuple[str, dict[str, Any]]:
+    """Split a spec into its name and its parameters."""
+    if isinstance(spec, str):
+        return spec, {}
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
+        raise SpecError(f"a spec is a name or a table with a 'name', got {spec!r}")
+    return spec["name"], {key: value for key, value in spec.items() if key != "name"}
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the keyword-only parameters of a plug-in: the settings that a spec may carry."""
+    signature = inspect.signature(function)
+    return {
+        name: parameter
+        for name, parameter in signature.parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def resolve(
+    table: Table, spec: Spec, *, kind: str, supplied: tuple[str, ...] = ()
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Look a spec up in its table and check its parameters by name.
+
+    Parameters
+    ----------
+    table
+        Name -> function; settings are the function's keyword-only parameters.
+    spec
+        A name or ``{"name": ..., **parameters}``.
+    kind
+        What the table holds, for the error: "rule", "attack".
+    supplied
+        Keyword-only parameters that the caller provides, not the spec (generator, memory).
+
+    Raises
+    ------
+    SpecError
+        For an unknown name, an unknown parameter, or a required one that is missing.
+    """
+    name, given = split(spec)
+    if name not in table:
+        raise SpecError(f"unknown {kind} {name!r}; {suggest(name, list(table))}")
+    settings = {k: p for k, p in parameters(table[name]).items() if k not in supplied}
+    for key in given:
+        if key not in settings:
+            hint = suggest(key, list(settings)) if settings else "it has no parameters"
+            raise SpecError(f"{kind} {name!r} has no parameter {key!r}; {hint}")
+    for key, parameter in settings.items():
+        if parameter.default is inspect.Parameter.empty and key not in given:
+            raise SpecError(f"{kind} {name!r} needs the parameter {key!r}")
+    return table[name], given
