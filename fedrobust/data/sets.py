@@ -1,0 +1,162 @@
+"""The data sets: a shipped sample, and the full sets through torchvision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedrobust.spec import suggest
+
+ROOT_VARIABLE = "FEDROBUST_DATA"
+
+
+class DataError(ValueError):
+    """A data set that is unknown, absent, or too small for what is asked of it."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One image classification set, whole, on one device.
+
+    Attributes
+    ----------
+    train_images, test_images
+        uint8, (N, C, H, W).
+    train_labels, test_labels
+        int64, (N,), in 0..classes-1.
+    mean, std
+        Per channel, of pixels in [0, 1]: the models normalise with them.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        channels, height, width = self.train_images.shape[1:]
+        return channels, height, width
+
+
+FASHION = {"classes": 10, "mean": (0.2860,), "std": (0.3530,)}
+CIFAR = {"classes": 10, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+
+
+def fashionmnist_sample(root: Path | None, download: bool) -> Dataset:
+    """Balanced sample of FashionMNIST that ships with the package: 8,000 train, 1,500 test."""
+    source = resources.files("fedrobust.data").joinpath("fashionmnist_sample.npz")
+    with source.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        tensors = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+    return Dataset(
+        "fashionmnist-sample",
+        tensors["train_images"].unsqueeze(1),
+        tensors["train_labels"].long(),
+        tensors["test_images"].unsqueeze(1),
+        tensors["test_labels"].long(),
+        **FASHION,  # type: ignore[arg-type]
+    )
+
+
+def digits(root: Path | None, download: bool) -> Dataset:
+    """The 8x8 digits of scikit-learn (1,437 train, 360 test), for toys and tests."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(np.round(bunch.images * 255 / 16).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(bunch.target).long()
+    test = torch.arange(len(labels)) % 5 == 4
+    return Dataset(
+        "digits", images[~test], labels[~test], images[test], labels[test], 10, (0.3053,), (0.3762,)
+    )
+
+
+def fashionmnist(root: Path | None, download: bool) -> Dataset:
+    """FashionMNIST (Xiao et al. 2017): 60,000 train, 10,000 test, 1x28x28."""
+    from torchvision.datasets import FashionMNIST
+
+    train, test = _torchvision(FashionMNIST, "fashionmnist", root, download)
+    return Dataset(
+        "fashionmnist",
+        train.data.unsqueeze(1),
+        train.targets.long(),
+        test.data.unsqueeze(1),
+        test.targets.long(),
+        **FASHION,  # type: ignore[arg-type]
+    )
+
+
+def cifar10(root: Path | None, download: bool) -> Dataset:
+    """CIFAR-10 (Krizhevsky 2009): 50,000 train, 10,000 test, 3x32x32."""
+    from torchvision.datasets import CIFAR10
+
+    train, test = _torchvision(CIFAR10, "cifar10", root, download)
+    images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
+    labels = [torch.tensor(part.targets) for part in (train, test)]
+    return Dataset(
+        "cifar10",
+        images[0],
+        labels[0],
+        images[1],
+        labels[1],
+        **CIFAR,  # type: ignore[arg-type]
+    )
+
+
+DATASETS: dict[str, Callable[[Path | None, bool], Dataset]] = {
+    "fashionmnist-sample": fashionmnist_sample,
+    "fashionmnist": fashionmnist,
+    "cifar10": cifar10,
+    "digits": digits,
+}
+
+
+def load(name: str, *, root: str | Path | None = None, download: bool = False) -> Dataset:
+    """Load a data set by name.
+
+    Parameters
+    ----------
+    name
+        A key of ``DATASETS``.
+    root
+        Folder with torchvision's layout; ``FEDROBUST_DATA`` where None.
+    download
+        Whether a set that is not there may be fetched.
+
+    Raises
+    ------
+    DataError
+        If the name is unknown, or the set is not there and may not be fetched.
+    """
+    if name not in DATASETS:
+        raise DataError(f"unknown data set {name!r}; {suggest(name, list(DATASETS))}")
+    root = root or os.environ.get(ROOT_VARIABLE) or None
+    return DATASETS[name](Path(root) if root else None, download)
+
+
+def _torchvision(kind: Callable, name: str, root: Path | None, download: bool) -> tuple:
+    """Load both splits, or say in one sentence what to do."""
+    options = (
+        f"pass --data-root FOLDER or set {ROOT_VARIABLE} to a folder in torchvision's layout, "
+        "pass --download to fetch it, or use data = 'fashionmnist-sample', which is shipped"
+    )
+    if root is None:
+        raise DataError(f"the data set {name!r} needs a data root; {options}")
+    if not root.is_dir() and not download:
+        raise DataError(f"the data root {str(root)!r} is not a folder; {options}")
+    try:
+        return tuple(kind(str(root), train=train, download=download) for train in (True, False))
+    except RuntimeError as error:
+        raise DataError(f"no complete {name!r} in {str(root)!r}; {options}") from error

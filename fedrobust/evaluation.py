@@ -1,0 +1,44 @@
+"""Central evaluation of a model on a held-out set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Score:
+    """Clean accuracy in [0, 1] and mean cross-entropy over one set."""
+
+    accuracy: float
+    loss: float
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Turn uint8 images into float32 in [0, 1]."""
+    return images.float().div_(255)
+
+
+@torch.inference_mode()
+def evaluate(module: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 500) -> Score:
+    """Measure clean accuracy and cross-entropy; the module's mode is left as found.
+
+    Parameters
+    ----------
+    module
+        Maps float images in [0, 1] of shape (B, C, H, W) to logits (B, classes).
+    images, labels
+        uint8 (N, C, H, W) and int64 (N,).
+    """
+    was_training = module.training
+    module.eval()
+    right, loss = 0, 0.0
+    for chunk, target in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        logits = module(pixels(chunk))
+        right += int((logits.argmax(1) == target).sum())
+        loss += float(F.cross_entropy(logits, target, reduction="sum"))
+    module.train(was_training)
+    return Score(right / len(labels), loss / len(labels))

@@ -1,0 +1,129 @@
+"""Networks for 1x28x28 and 3x32x32 images; images arrive in [0, 1], normalised inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fedrobust.seeds import derive
+from fedrobust.spec import suggest
+
+Shape = tuple[int, int, int]
+
+
+class ModelError(ValueError):
+    """A network that is unknown, or does not fit the images."""
+
+
+class Normalise(nn.Module):
+    """(x - mean) / std per channel; constants, not parameters."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise images of shape (B, C, H, W)."""
+        return (images - self.mean) / self.std
+
+
+def linear(shape: Shape, classes: int) -> nn.Module:
+    """Softmax regression on the pixels."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(_pixels(shape), classes))
+
+
+def mlp(shape: Shape, classes: int) -> nn.Module:
+    """One hidden layer of 100: the MNIST network of ALIE's code (79,510 parameters on 1x28x28).
+
+    References
+    ----------
+    Baruch, Baruch, Goldberg, A Little Is Enough, NeurIPS 2019, section 5, released code; the
+    output is logits here, the log-softmax is in the loss.
+    """
+    hidden = nn.Linear(_pixels(shape), 100)
+    nn.init.xavier_uniform_(hidden.weight)
+    return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(100, classes))
+
+
+def alie_cnn(shape: Shape, classes: int) -> nn.Module:
+    """The CIFAR-10 network of ALIE's code (117,706 parameters on 3x32x32).
+
+    References
+    ----------
+    Baruch, Baruch, Goldberg, A Little Is Enough, NeurIPS 2019, section 5, released code.
+    """
+    if shape != (3, 32, 32):
+        raise ModelError(f"alie_cnn needs images of shape (3, 32, 32), got {shape}")
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(3),
+        nn.Conv2d(16, 64, 4),
+        nn.ReLU(),
+        nn.MaxPool2d(4),
+        nn.Flatten(),
+        nn.Linear(64, 384),
+        nn.ReLU(),
+        nn.Linear(384, 192),
+        nn.ReLU(),
+        nn.Linear(192, classes),
+    )
+
+
+def cnn(shape: Shape, classes: int) -> nn.Module:
+    """Two convolutions with GroupNorm and one hidden layer, for any image of 8x8 or more."""
+    channels, height, width = shape
+    if height < 8 or width < 8:
+        raise ModelError(f"cnn needs images of at least 8x8, got {height}x{width}")
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.GroupNorm(4, 16),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.GroupNorm(8, 32),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(32 * 16, 64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
+    )
+
+
+MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
+    "linear": linear,
+    "mlp": mlp,
+    "alie_cnn": alie_cnn,
+    "cnn": cnn,
+}
+
+
+def build(
+    name: str,
+    *,
+    shape: Shape,
+    classes: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    seed: int,
+) -> nn.Module:
+    """Build a network with its initial weights drawn from ``seed`` alone.
+
+    Raises
+    ------
+    ModelError
+        If the name is unknown or the images do not fit the network.
+    """
+    if name not in MODELS:
+        raise ModelError(f"unknown model {name!r}; {suggest(name, list(MODELS))}")
+    with torch.random.fork_rng(devices=[]):  # torch.nn.init draws from the global generator only
+        torch.manual_seed(derive(seed, "model"))
+        return nn.Sequential(Normalise(mean, std), MODELS[name](shape, classes))
+
+
+def _pixels(shape: Shape) -> int:
+    return shape[0] * shape[1] * shape[2]
