@@ -1,0 +1,99 @@
+"""What an attacker measures on the updates it sees: mean, spread, median, distances.
+
+Everything is summed in float64 over blocks of columns, so that a mean far larger than the spread
+loses nothing and the extra memory stays O(d).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+ENTRIES = 1 << 20
+
+
+def blocks(updates: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (columns, the (h, width) float64 block of these columns)."""
+    width = max(1, ENTRIES // max(1, updates.shape[0]))
+    for start in range(0, updates.shape[1], width):
+        columns = slice(start, min(start + width, updates.shape[1]))
+        yield columns, updates[:, columns].double()
+
+
+def repeat(vector: Tensor, f: int, like: Tensor) -> Tensor:
+    """Give all f attackers the same vector: (f, d) in ``like``'s dtype, one row in memory."""
+    return vector.to(like).expand(f, -1)
+
+
+def mean(honest: Tensor) -> Tensor:
+    """Coordinate-wise mean, (d,) float64."""
+    out = honest.new_empty(honest.shape[1], dtype=torch.float64)
+    for columns, block in blocks(honest):
+        out[columns] = block.mean(dim=0)
+    return out
+
+
+def moments(honest: Tensor, *, ddof: int = 0) -> tuple[Tensor, Tensor]:
+    """Coordinate-wise mean and standard deviation, both (d,) float64, in two passes.
+
+    Raises
+    ------
+    ValueError
+        If there are not more rows than ``ddof``, or ``ddof`` is neither 0 nor 1.
+    """
+    if ddof not in (0, 1):
+        raise ValueError(f"ddof is 0 (population) or 1 (sample), got {ddof!r}")
+    if honest.shape[0] <= ddof:
+        need = ddof + 1
+        raise ValueError(f"ddof={ddof} needs at least {need} updates, got {honest.shape[0]}")
+    centre = honest.new_empty(honest.shape[1], dtype=torch.float64)
+    std = torch.empty_like(centre)
+    for columns, block in blocks(honest):
+        centre[columns] = block.mean(dim=0)
+        squares = (block - centre[columns]).square().sum(dim=0)
+        std[columns] = (squares / (honest.shape[0] - ddof)).sqrt()
+    return centre, std
+
+
+def median(honest: Tensor) -> Tensor:
+    """Coordinate-wise median, (d,) float64; for even h the mean of the two middle values."""
+    low, high = (honest.shape[0] - 1) // 2, honest.shape[0] // 2
+    out = honest.new_empty(honest.shape[1], dtype=torch.float64)
+    for columns, block in blocks(honest):
+        ordered = block.t().contiguous().sort(dim=1).values
+        out[columns] = (ordered[:, low] + ordered[:, high]) / 2
+    return out
+
+
+def squared_distances(honest: Tensor) -> Tensor:
+    """Squared Euclidean distance of every pair of rows, (h, h) float64."""
+    gram = honest.new_zeros((honest.shape[0],) * 2, dtype=torch.float64)
+    for _, block in blocks(honest):
+        centred = block - block.mean(dim=0)
+        gram += centred @ centred.t()
+    norms = gram.diagonal()
+    return (norms[:, None] + norms[None, :] - 2 * gram).clamp_(min=0).fill_diagonal_(0)
+
+
+def medoid(honest: Tensor) -> Tensor:
+    """Return the row with the least summed distance to the others, (d,) float64."""
+    return honest[squared_distances(honest).sqrt().sum(dim=1).argmin()].double()
+
+
+def along(honest: Tensor, point: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared norms of ``point - x_i`` and their products with ``direction``: (h,), (h,)."""
+    squares = honest.new_zeros(honest.shape[0], dtype=torch.float64)
+    products = torch.zeros_like(squares)
+    for columns, block in blocks(honest):
+        gap = point[columns] - block
+        squares += gap.square().sum(dim=1)
+        products += gap @ direction[columns]
+    return squares, products
+
+
+def unit(vector: Tensor) -> Tensor:
+    """Scale to Euclidean norm 1; the zero vector stays zero."""
+    norm = torch.linalg.vector_norm(vector)
+    return vector / norm if norm > 0 else torch.zeros_like(vector)

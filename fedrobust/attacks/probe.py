@@ -1,0 +1,119 @@
+"""How an attacker asks a known rule what it would answer, and searches over those answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedrobust.seeds import generator as seeded
+from fedrobust.spec import Spec
+
+Rule = Spec | Callable[[Tensor], Tensor]
+
+
+def callable_rule(rule: Rule | None, attack: str) -> Callable[[Tensor], Tensor]:
+    """Turn a rule spec into ``(n, d) -> (d,)``, with fresh memory and randomness on each call.
+
+    Raises
+    ------
+    ValueError
+        If there is no rule: an attack that tunes itself needs one to tune itself against.
+    """
+    if rule is None:
+        raise ValueError(f"{attack} tunes itself against a rule: pass rule=..., got None")
+    if callable(rule):
+        return rule
+
+    def ask(updates: Tensor) -> Tensor:
+        from fedrobust.aggregation import aggregate
+
+        return aggregate(updates, rule, generator=seeded(0, "probe"))
+
+    return ask
+
+
+def prober(rule: Rule | None, honest: Tensor, f: int, attack: str) -> Callable[[Tensor], Tensor]:
+    """Return ``vector -> the rule's output`` when all f attackers send that vector.
+
+    One (h + f, d) matrix serves all calls; ``honest`` itself is never handed to the rule.
+    """
+    ask = callable_rule(rule, attack)
+    rows = honest.shape[0]
+    stack = torch.cat([honest, honest.new_zeros((f, honest.shape[1]))])
+
+    def probe(vector: Tensor) -> Tensor:
+        stack[rows:] = vector.to(stack)
+        return ask(stack).double()
+
+    return probe
+
+
+def line_search(
+    value: Callable[[float], float],
+    *,
+    evaluations: int = 20,
+    start: float = 0.0,
+    step: float = 10.0,
+    shrink: float = 0.8,
+) -> tuple[float, float]:
+    """Maximise a function of one number: expand while it improves, then contract.
+
+    Every trial is at the best point plus the step. While trials are strictly better the step
+    doubles; from the first failure on it shrinks after each trial. One-sided: never below
+    ``start``. Returns the best point and its value; NaN is never better.
+    """
+    best, best_value = start, value(start)
+    expanding = True
+    for _ in range(evaluations - 1):
+        trial = value(best + step)
+        better = trial > best_value or best_value != best_value
+        if better:
+            best, best_value = best + step, trial
+        expanding = expanding and better
+        step *= 2.0 if expanding else shrink
+    return best, best_value
+
+
+def largest_accepted(
+    accepted: Callable[[float], bool], *, scale: float, limit: float, tolerance: float
+) -> float:
+    """Return the largest accepted size found: a scan by doubling, then bisection.
+
+    The accepted sizes need not be one interval, so the scan goes over the whole range
+    ``scale * limit / 2**14 .. scale * limit`` and only its last accepted step is refined, until
+    the rejected size is within ``tolerance`` (relative). Returns 0.0 when nothing is accepted.
+    """
+    sizes = [scale * limit * 2.0**-k for k in range(14, -1, -1)]
+    passed = [k for k, size in enumerate(sizes) if accepted(size)]
+    if not passed:
+        return 0.0
+    low = sizes[passed[-1]]
+    if passed[-1] == len(sizes) - 1:
+        return low
+    high = sizes[passed[-1] + 1]
+    while high - low > tolerance * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if accepted(middle) else (low, middle)
+    return low
+
+
+def draws(generator: torch.Generator | None, like: Tensor, attack: str, round: int) -> Any:
+    """Return the generator to draw from: the given one, else one fixed by attack and round."""
+    if generator is not None:
+        return generator
+    return seeded(0, f"attack/{attack}", round=round, device=like.device)
+
+
+def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw N(0, 1) on the generator's device, in ``like``'s dtype and on its device."""
+    dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
+    return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(like)
+
+
+def uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw U[0, 1) on the generator's device, in float64 on ``like``'s device."""
+    source = torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device)
+    return source.to(like.device)
