@@ -1,0 +1,19 @@
+"""The one room of the core that knows Flower: records on the wire, screening, the grids."""
+
+from fedrobust.flower.adversary_grid import AdversaryGrid
+from fedrobust.flower.cohort_grid import CohortGrid, serve_cohort
+from fedrobust.flower.in_process import InProcessGrid
+from fedrobust.flower.screening import Rejected, screen
+from fedrobust.flower.wire import TensorArray, array_of, tensor_of
+
+__all__ = [
+    "AdversaryGrid",
+    "CohortGrid",
+    "InProcessGrid",
+    "Rejected",
+    "TensorArray",
+    "array_of",
+    "screen",
+    "serve_cohort",
+    "tensor_of",
+]

@@ -1,0 +1,163 @@
+"""The attackers' side channel, for simulation: what colluders see before they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import count
+from typing import Any
+
+import torch
+from flwr.app import Array, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedrobust.flower.in_process import stamp
+from fedrobust.flower.wire import array_of, tensor_of
+
+ADVERSARY = "fedrobust.adversary"
+VIEW = "fedrobust.view"
+CRAFTED = "crafted"
+
+
+class AdversaryGrid(Grid):
+    """Carry what the colluders know to their leader, and what it crafts to each of them.
+
+    Parameters
+    ----------
+    inner
+        Any grid.
+    clients
+        Node id -> client: the order in which the view's rows stand.
+    members
+        Round -> the Byzantine clients of that round.
+    knowledge
+        ``"colluding"``: the colluders first train honestly, and the leader sees their updates.
+        ``"omniscient"``: the honest nodes answer first, and the leader sees all their updates.
+
+    Notes
+    -----
+    The crafting itself runs in the malicious client app on the leader's node: the first
+    colluder. One crafted row goes out under each colluder's own node id. Messages other than
+    "train" pass untouched. A harness: on real machines colluders would need a channel of their own.
+    """
+
+    def __init__(
+        self,
+        inner: Grid,
+        *,
+        clients: Mapping[int, int],
+        members: Callable[[int], Iterable[int]],
+        knowledge: str,
+    ) -> None:
+        self._inner = inner
+        self._clients = clients
+        self._members = members
+        self._knowledge = knowledge
+        self._ids = count(1)
+        self._done: dict[str, Message] = {}
+
+    def set_run(self, run: Any) -> None:
+        """Hand the run to the inner grid."""
+        self._inner.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """The inner grid's run."""
+        return self._inner.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Build a message through the inner grid."""
+        return self._inner.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the inner grid's nodes."""
+        return list(self._inner.get_node_ids())
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Carry the messages at once; the replies wait to be pulled."""
+        listed = list(messages)
+        replies = self.send_and_receive(listed)
+        self._done |= {reply.metadata.reply_to_message_id: reply for reply in replies}
+        return [message.metadata.message_id for message in listed]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies that have come for these messages."""
+        return [self._done.pop(i) for i in message_ids if i in self._done]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Let the honest answer, then the colluders with what they are allowed to know."""
+        honest, colluders = self._split(list(messages))
+        replies = list(self._inner.send_and_receive(honest, timeout=timeout)) if honest else []
+        if not colluders:
+            return replies
+        view = replies if self._knowledge == "omniscient" else self._rehearse(colluders, timeout)
+        rows = self._stack(view)
+        crafted = self._ask_leader(colluders, rows, timeout) if rows is not None else None
+        return replies + self._answers(colluders, crafted)
+
+    def _split(self, messages: list[Message]) -> tuple[list[Message], list[Message]]:
+        def colludes(message: Message) -> bool:
+            if message.metadata.message_type.split(".")[0] != "train":
+                return False
+            malicious = self._members(int(message.content["config"]["round"]))
+            return self._clients.get(message.metadata.dst_node_id) in malicious
+
+        return [m for m in messages if not colludes(m)], [m for m in messages if colludes(m)]
+
+    def _rehearse(self, colluders: list[Message], timeout: float | None) -> list[Message]:
+        """Let the colluders train honestly, for their own eyes."""
+        content = RecordDict(dict(colluders[0].content.items()))
+        content[ADVERSARY] = ConfigRecord({"task": "rehearse"})
+        asked = [_copy(message, content) for message in colluders]
+        return list(self._inner.send_and_receive(asked, timeout=timeout))
+
+    def _ask_leader(
+        self, colluders: list[Message], rows: Tensor, timeout: float | None
+    ) -> Message | None:
+        leader = min(colluders, key=self._client)
+        content = RecordDict(dict(leader.content.items()))
+        content[ADVERSARY] = ConfigRecord({"task": "craft", "colluders": len(colluders)})
+        content[VIEW] = array_of(view=rows)
+        asked = [_copy(leader, content)]
+        return next(iter(self._inner.send_and_receive(asked, timeout=timeout)), None)
+
+    def _answers(self, colluders: list[Message], crafted: Message | None) -> list[Message]:
+        """Send one row under each colluder's name; an attack that failed is its error reply."""
+        for message in colluders:
+            stamp(message, f"colluder-{next(self._ids)}")
+        if crafted is None:
+            return []
+        if crafted.has_error():
+            return [Message(crafted.error, reply_to=message) for message in colluders]
+        rows = tensor_of(crafted.content["arrays"][CRAFTED])
+        ranked = sorted(colluders, key=self._client)
+        return [
+            Message(
+                RecordDict({"arrays": array_of(update=row), "metrics": crafted.content["metrics"]}),
+                reply_to=message,
+            )
+            for row, message in zip(rows, ranked, strict=True)
+        ]
+
+
+    def _client(self, message: Message) -> int:
+        return self._clients[message.metadata.dst_node_id]
+
+    def _stack(self, replies: list[Message]) -> Tensor | None:
+        """Stack the updates in the clients' order; None where there are none."""
+        ranked = sorted(replies, key=lambda reply: self._clients.get(reply.metadata.src_node_id, -1))
+        rows = [tensor_of(array) for reply in ranked if (array := _update(reply)) is not None]
+        return torch.stack(rows) if rows else None
+
+
+def _copy(message: Message, content: RecordDict) -> Message:
+    m = message.metadata
+    return Message(content, m.dst_node_id, m.message_type, ttl=m.ttl, group_id=m.group_id)
+
+
+def _update(reply: Message) -> Array | None:
+    if reply.has_error() or "arrays" not in reply.content:
+        return None
+    return reply.content["arrays"].get("update")

@@ -1,0 +1,176 @@
+"""Many logical clients over a few host nodes: one message a host instead of one a client."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from itertools import count
+from typing import Any
+
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedrobust.flower.in_process import RAISED, answer, stamp
+
+COHORT = "fedrobust.cohort"
+Handler = Callable[[Message, Context], Message | None]
+
+
+class CohortGrid(Grid):
+    """Show the strategy ``clients`` logical nodes 1..clients, carried by the nodes of ``inner``.
+
+    Parameters
+    ----------
+    inner
+        Any grid; each of its nodes is a host and must serve cohorts (``serve_cohort``).
+    clients
+        How many logical clients. Client i lives on host i modulo the number of hosts, for the
+        whole run, so that its state stays with it.
+    hosts
+        Use at most this many nodes of ``inner``; 0 uses all.
+
+    Notes
+    -----
+    Hosts are trusted to keep their clients apart: this grid is for simulation. A client that
+    raises, or does not answer, costs its own reply only.
+    """
+
+    def __init__(self, inner: Grid, *, clients: int, hosts: int = 0) -> None:
+        self._inner = inner
+        self._clients = clients
+        nodes = sorted(inner.get_node_ids())
+        if not nodes:
+            raise ValueError("a cohort grid needs at least one host node, found none")
+        self._hosts = nodes[: hosts or None]
+        self._ids = count(1)
+        self._done: dict[str, Message] = {}
+
+    def set_run(self, run: Any) -> None:
+        """Hand the run to the inner grid."""
+        self._inner.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """The inner grid's run."""
+        return self._inner.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Build a message through the inner grid."""
+        return self._inner.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the logical nodes 1..clients."""
+        return list(range(1, self._clients + 1))
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Carry the messages at once; the replies wait to be pulled."""
+        listed = list(messages)
+        replies = self.send_and_receive(listed)
+        self._done |= {reply.metadata.reply_to_message_id: reply for reply in replies}
+        return [message.metadata.message_id for message in listed]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies that have come for these messages."""
+        return [self._done.pop(i) for i in message_ids if i in self._done]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Pack the messages by host, send, and unpack one reply a logical client."""
+        packs = self._pack([stamp(m, f"cohort-{next(self._ids)}") for m in messages])
+        outer = {id(message): members for message, members in packs}
+        sent = [message for message, _ in packs]
+        replies = list(self._inner.send_and_receive(sent, timeout=timeout))
+        by_id = {m.metadata.message_id: outer[id(m)] for m in sent}
+        result: list[Message] = []
+        for reply in replies:
+            result += _unpack(reply, by_id.get(reply.metadata.reply_to_message_id, []))
+        return result
+
+    def _pack(self, messages: list[Message]) -> list[tuple[Message, list[Message]]]:
+        """Group messages that carry the same content to the same host."""
+        groups: dict[tuple[int, int, str], list[Message]] = defaultdict(list)
+        for message in messages:
+            host = self._hosts[(message.metadata.dst_node_id - 1) % len(self._hosts)]
+            groups[host, id(message.content), message.metadata.message_type].append(message)
+        return [(self._host_message(host, group), group) for (host, _, _), group in groups.items()]
+
+    def _host_message(self, host: int, group: list[Message]) -> Message:
+        first = group[0]
+        content = RecordDict(dict(first.content.items()))
+        clients = [m.metadata.dst_node_id - 1 for m in group]
+        content[COHORT] = ConfigRecord({"clients": clients, "of": self._clients})
+        ttl = first.metadata.ttl
+        kind, label = first.metadata.message_type, first.metadata.group_id
+        return Message(content, host, kind, ttl=ttl, group_id=label)
+
+
+def serve_cohort(handler: Handler, message: Message, context: Context) -> Message | None:
+    """Answer a host's message by calling ``handler`` once for each logical client in it.
+
+    A message without a cohort goes to the handler as it is.
+    """
+    if COHORT not in message.content:
+        return handler(message, context)
+    cohort = message.content[COHORT]
+    shared = {key: record for key, record in message.content.items() if key != COHORT}
+    reply = RecordDict()
+    status: dict[str, str] = {}
+    for client in cohort["clients"]:
+        own = _own_context(context, client, int(cohort["of"]))
+        inner = Message(RecordDict(dict(shared)), reply_to=message)
+        stamp(inner, f"{message.metadata.message_id}/{client}")
+        status[str(client)] = _collect(reply, client, answer(handler, inner, own))
+        _keep_state(context, client, own.state)
+    reply["status"] = ConfigRecord(status)
+    return Message(reply, reply_to=message)
+
+
+def _own_context(context: Context, client: int, clients: int) -> Context:
+    prefix = f"{client}/"
+    state = {k.removeprefix(prefix): v for k, v in context.state.items() if k.startswith(prefix)}
+    return Context(
+        run_id=context.run_id,
+        node_id=client + 1,
+        node_config={**context.node_config, "partition-id": client, "num-partitions": clients},
+        state=RecordDict(state),
+        run_config=context.run_config,
+    )
+
+
+def _keep_state(context: Context, client: int, state: RecordDict) -> None:
+    for key, record in state.items():
+        context.state[f"{client}/{key}"] = record
+
+
+def _collect(reply: RecordDict, client: int, answered: Message | None) -> str:
+    if answered is None:
+        return "silent"
+    if answered.has_error():
+        return f"error: {answered.error.reason}"
+    for key, record in answered.content.items():
+        reply[f"{client}/{key}"] = record
+    return "ok"
+
+
+def _unpack(reply: Message, members: list[Message]) -> list[Message]:
+    """Return the logical clients' own replies."""
+    if reply.has_error():
+        return [Message(reply.error, reply_to=member) for member in members]
+    content = reply.content
+    status = content["status"]
+    parts: dict[str, dict[str, Any]] = defaultdict(dict)
+    for key, record in content.items():
+        client, _, name = key.partition("/")
+        if name:
+            parts[client][name] = record
+    result = []
+    for member in members:
+        client = str(member.metadata.dst_node_id - 1)
+        word = str(status.get(client, "error: the host did not mention this client"))
+        if word == "ok":
+            result.append(Message(RecordDict(parts[client]), reply_to=member))
+        elif word != "silent":
+            error = Error(code=RAISED, reason=word.removeprefix("error: "))
+            result.append(Message(error, reply_to=member))
+    return result

@@ -1,0 +1,138 @@
+"""A grid without processes: messages reach the client app's handlers by reference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from itertools import count
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+
+
+class InProcessGrid(Grid):
+    """Run every client in this process, one after the other.
+
+    Parameters
+    ----------
+    app
+        The client app, or any function ``(message, context) -> message or None``; None is a
+        client that never answers.
+    clients
+        How many nodes there are; node i + 1 has ``partition-id`` i.
+    run_config
+        What every client reads as ``context.run_config``.
+
+    Notes
+    -----
+    Contexts live as long as the grid. Tensors travel by reference: nobody may write into one that
+    it was handed.
+    """
+
+    def __init__(
+        self,
+        app: Callable[[Message, Context], Message | None],
+        *,
+        clients: int,
+        run_config: dict[str, Any],
+    ) -> None:
+        identify()
+        self._app = app
+        self._contexts = {i + 1: new_context(i, clients, run_config) for i in range(clients)}
+        self._waiting: dict[str, Message] = {}
+        self._ids = count(1)
+
+    def set_run(self, run: Any) -> None:
+        """Do nothing: there is one run."""
+
+    @property
+    def run(self) -> Any:
+        """There is no SuperLink that could describe the run."""
+        raise NotImplementedError("an in-process grid belongs to no SuperLink run")
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Build a message (kept for Flower's older strategies)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Return 1..clients."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Accept messages; they are handled when their replies are pulled."""
+        stamped = [stamp(message, f"in-process-{next(self._ids)}") for message in messages]
+        self._waiting |= {message.metadata.message_id: message for message in stamped}
+        return [message.metadata.message_id for message in stamped]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Run the clients whose messages are asked for and return their replies."""
+        asked = [self._waiting.pop(i) for i in message_ids if i in self._waiting]
+        replies = [self._deliver(message) for message in asked]
+        return [reply for reply in replies if reply is not None]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Run every client; those not reached before the timeout have not answered."""
+        end = time.monotonic() + timeout if timeout is not None else None
+        replies: list[Message] = []
+        for message_id in self.push_messages(messages):
+            if end is not None and time.monotonic() > end:
+                self._waiting.pop(message_id)
+                continue
+            replies += self.pull_messages([message_id])
+        return replies
+
+    def _deliver(self, message: Message) -> Message | None:
+        node = message.metadata.dst_node_id
+        if node not in self._contexts:
+            return Message(Error(code=0, reason=f"no node {node}"), reply_to=message)
+        return answer(self._app, message, self._contexts[node])
+
+
+def answer(
+    app: Callable[[Message, Context], Message | None], message: Message, context: Context
+) -> Message | None:
+    """Call a client; what it raises becomes its error reply."""
+    try:
+        return app(message, context)
+    except Exception as error:  # the client's own failure, whatever it is, is its reply
+        reason = f"{type(error).__name__}: {error}"
+        return Message(Error(code=RAISED, reason=reason), reply_to=message)
+
+
+def new_context(client: int, clients: int, run_config: dict[str, Any]) -> Context:
+    """Return the fresh context of one simulated node."""
+    return Context(
+        run_id=TaskIdentity.run_id,
+        node_id=client + 1,
+        node_config={"partition-id": client, "num-partitions": clients},
+        state=RecordDict(),
+        run_config=run_config,
+    )
+
+
+def stamp(message: Message, message_id: str) -> Message:
+    """Give a message its id, as Flower's own grids do."""
+    message.metadata.__dict__["_message_id"] = message_id
+    return message
+
+
+def identify() -> None:
+    """Give this process the identity that Flower's Message constructor reads, if it has none."""
+    for name in ("run_id", "node_id", "task_id"):
+        try:
+            getattr(TaskIdentity, name)
+        except RuntimeError:
+            setattr(TaskIdentity, name, 1)
