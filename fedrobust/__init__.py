@@ -1,1 +1,32 @@
 """fedrobust: Byzantine-robust and adversarially robust federated learning on Flower."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from experiments.results import Results
+
+__version__ = "0.1.0"
+
+
+def simulate(experiment: Any, *, grid: str = "in_process", **overrides: Any) -> Results:
+    """Run one experiment and return its results.
+
+    Parameters
+    ----------
+    experiment
+        A TOML file, TOML text, a plain table, or an ``Experiment``.
+    grid
+        ``"in_process"``, or ``"flower"`` for Flower's own simulation engine on Ray.
+    **overrides
+        Keys of the configuration set on top; ``__`` stands for the dot: ``server__lr=0.05``.
+
+    Raises
+    ------
+    ConfigError
+        With everything that is wrong with the configuration.
+    """
+    from experiments.simulation import simulate as run  # upward on purpose: a door, not a wall
+
+    return run(experiment, grid=grid, **overrides)

@@ -1,0 +1,106 @@
+"""The adversary of an experiment: which attack, on what, knowing what.
+
+An attack is one of four kinds, told apart by its name alone: none; a model attack (``ATTACKS``),
+a data attack (``POISONS``), or a fault (``FAULTS``) of the reply itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedrobust.attacks import ATTACKS, POISONS, place
+from fedrobust.spec import SpecError, resolve, split, suggest
+
+NONE = "none"
+LEVELS = ("own", "colluding", "omniscient")
+CRAFT_SUPPLIED = ("n", "f", "round", "rule", "generator", "previous", "own")
+POISON_SUPPLIED = ("generator", "classes")
+
+# What each attack's paper lets it see; everything else is omniscient unless the spec says so.
+KNOWLEDGE = {
+    "alie": "colluding",
+    "sign_flip": "own",
+    "gaussian": "own",
+    "constant": "own",
+    "zero": "own",
+    "nan": "own",
+    "inf": "own",
+    "free_rider": "own",
+}
+
+# Faults of the reply, with one line each; the malicious client commits them.
+FAULTS = {
+    "missing_key": "the reply holds no update",
+    "extra_key": "the reply holds a key that nobody asked for",
+    "wrong_shape": "the update has one coordinate too many",
+    "wrong_dtype": "the update is float64",
+    "oversized": "the update is twice as long",
+    "nan_value": "one coordinate is NaN",
+    "inf_value": "one coordinate is infinite",
+    "huge": "every coordinate is 1e30",
+    "many_examples": "num-examples claims 1e9",
+    "negative_examples": "num-examples claims -14",
+    "garbage": "the array's bytes are not the array that its header declares",
+    "exception": "the client raises",
+    "silence": "the client never answers",
+}
+
+
+def kind(name: str) -> str:
+    """Return "none", "craft", "poison" or "fault"."""
+    for label, table in (("craft", ATTACKS), ("poison", POISONS), ("fault", FAULTS)):
+        if name in table:
+            return label
+    if name == NONE:
+        return NONE
+    allowed = [NONE, *ATTACKS, *POISONS, *FAULTS]
+    raise SpecError(f"unknown attack {name!r}; {suggest(name, allowed)}")
+
+
+def knowledge(spec: Mapping[str, Any]) -> str:
+    """Return what the attacker sees: its spec's ``knowledge``, or the attack's own default."""
+    name, settings = split(spec)
+    level = settings.get("knowledge", KNOWLEDGE.get(name, "omniscient"))
+    if level not in LEVELS:
+        raise SpecError(f"unknown knowledge {level!r}; {suggest(str(level), list(LEVELS))}")
+    return level
+
+
+def plain(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the spec without ``knowledge``: what the attack's function itself takes."""
+    return {key: value for key, value in spec.items() if key != "knowledge"}
+
+
+def check(spec: Mapping[str, Any], *, n: int, f: int) -> None:
+    """Check an attack's name, parameters and knowledge level.
+
+    Raises
+    ------
+    SpecError
+        With what is wrong and what is allowed.
+    """
+    name, settings = split(spec)
+    label = kind(name)
+    if label == "craft":
+        knowledge(spec)
+        resolve(ATTACKS, plain(spec), kind="attack", supplied=CRAFT_SUPPLIED)
+    elif label == "poison":
+        resolve(POISONS, spec, kind="attack", supplied=POISON_SUPPLIED)
+    elif settings:
+        raise SpecError(f"attack {name!r} has no parameters, got {', '.join(settings)}")
+
+
+def members(experiment: Any, *, round: int = 0) -> tuple[int, ...]:
+    """Return the Byzantine clients of a round; none where there is no attack."""
+    if experiment.attack["name"] == NONE:
+        return ()
+    return tuple(
+        place(
+            experiment.placement,
+            clients=experiment.clients,
+            byzantine=experiment.byzantine,
+            seed=experiment.seed,
+            round=round,
+        )
+    )

@@ -1,0 +1,95 @@
+"""What must hold before an experiment starts: names, ranges, and what the rules need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fedrobust import adversary, aggregation, attacks
+from fedrobust.data import DATASETS, PARTITIONERS
+from fedrobust.data.partitions import SUPPLIED
+from fedrobust.models import MODELS
+from fedrobust.spec import SpecError, parameters, resolve, split, suggest
+from fedrobust.training import OPTIMIZERS
+
+if TYPE_CHECKING:
+    from fedrobust.config import Experiment
+
+
+def rule_needs_f(name: str) -> bool:
+    """Whether a rule has a parameter f."""
+    return name in aggregation.RULES and "f" in parameters(aggregation.RULES[name])
+
+
+def pre_needs_f(name: str) -> bool:
+    """Whether a pre-aggregator has a parameter f."""
+    table = aggregation.PREAGGREGATORS
+    return name in table and "f" in parameters(table[name])
+
+
+def check(experiment: Experiment, errors: list[str]) -> None:
+    """Append everything that is wrong with the experiment's values to ``errors``."""
+    for condition, sentence in _ranges(experiment):
+        if not condition:
+            errors.append(sentence)
+    for name, table, kind in (
+        (experiment.data, DATASETS, "data set"),
+        (experiment.model, MODELS, "model"),
+        (experiment.training.optimizer, OPTIMIZERS, "optimizer"),
+    ):
+        if name not in table:
+            errors.append(f"unknown {kind} {name!r}; {suggest(name, list(table))}")
+    for part in (_partition, _placement, _attack, _defence):
+        try:
+            part(experiment)
+        except (SpecError, ValueError, TypeError) as error:
+            errors.append(str(error))
+
+
+def _ranges(e: Experiment) -> list[tuple[bool, str]]:
+    t, s = e.training, e.server
+    modes = ["gradient", "update"]
+    return [
+        (e.clients >= 1, f"clients needs at least 1, got {e.clients}"),
+        (
+            0 <= e.byzantine < e.clients,
+            f"byzantine must lie in 0..clients-1 = 0..{e.clients - 1}, got {e.byzantine}",
+        ),
+        (e.rounds >= 1, f"rounds needs at least 1, got {e.rounds}"),
+        (0 <= e.worker_momentum < 1, f"worker_momentum needs [0, 1), got {e.worker_momentum}"),
+        (t.mode in modes, f"unknown training.mode {t.mode!r}; {suggest(t.mode, modes)}"),
+        (t.batch_size >= 1, f"training.batch_size needs at least 1, got {t.batch_size}"),
+        (t.epochs >= 1, f"training.epochs needs at least 1, got {t.epochs}"),
+        (t.steps >= 0, f"training.steps needs at least 0, got {t.steps}"),
+        (t.lr > 0, f"training.lr needs a positive number, got {t.lr}"),
+        (0 <= t.momentum < 1, f"training.momentum needs [0, 1), got {t.momentum}"),
+        (s.lr > 0, f"server.lr needs a positive number, got {s.lr}"),
+        (0 <= s.momentum < 1, f"server.momentum needs [0, 1), got {s.momentum}"),
+        (s.evaluate_every >= 1, f"server.evaluate_every needs at least 1, got {s.evaluate_every}"),
+        (s.deadline > 0, f"server.deadline needs a positive number, got {s.deadline}"),
+    ]
+
+
+def _partition(e: Experiment) -> None:
+    resolve(PARTITIONERS, e.partition, kind="partition", supplied=SUPPLIED)
+
+
+def _placement(e: Experiment) -> None:
+    attacks.place(e.placement, clients=e.clients, byzantine=e.byzantine, seed=e.seed)
+
+
+def _attack(e: Experiment) -> None:
+    adversary.check(e.attack, n=e.clients, f=e.byzantine)
+
+
+def _defence(e: Experiment) -> None:
+    for p in e.pre:
+        resolve(aggregation.PREAGGREGATORS, p, kind="pre-aggregator", supplied=("generator",))
+    _resolved(aggregation.RULES, e.rule, "rule")
+    if 0 <= e.byzantine < e.clients:
+        aggregation.check(e.rule, n=e.clients, pre=e.pre)
+
+
+def _resolved(table: dict[str, Callable[..., Any]], spec: dict[str, Any], kind: str) -> None:
+    resolve(table, spec, kind=kind, supplied=("generator", "memory"))
+    split(spec)

@@ -1,0 +1,333 @@
+"""One experiment: TOML -> frozen dataclasses, every error reported at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fedrobust import checks
+from fedrobust.spec import SpecError, split, suggest
+from fedrobust.training import Recipe
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration, one line each."""
+
+    def __init__(self, errors: list[str]) -> None:
+        self.errors = errors
+        super().__init__("\n".join(errors))
+
+
+@dataclass(frozen=True)
+class Server:
+    """What the server does with the aggregate.
+
+    Attributes
+    ----------
+    lr, momentum
+        v <- momentum v + aggregate; w <- w - lr v.
+    evaluate_every
+        Rounds between central evaluations; the last round is always evaluated.
+    deadline
+        Seconds to wait for replies of one round.
+    min_replies
+        Fewest accepted replies; below it, or below what the rule needs, the model is kept.
+    largest
+        A reply with a value beyond this magnitude is refused.
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    evaluate_every: int = 5
+    deadline: float = 600.0
+    min_replies: int = 1
+    largest: float = 1e10
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides the numbers of one run.
+
+    Attributes
+    ----------
+    clients, byzantine
+        n and the true number of Byzantine clients; `placement` says who they are.
+    rule, pre, attack, placement, partition
+        Specs: a name, or ``{"name": ..., **parameters}``. A rule or pre-aggregator that needs f
+        and was given none gets f = byzantine, written out in the resolved configuration.
+    worker_momentum
+        beta of m <- beta m + (1 - beta) update, kept by every client; 0 sends the update itself.
+    """
+
+    data: str
+    model: str
+    clients: int
+    byzantine: int
+    rounds: int
+    seed: int
+    rule: dict[str, Any]
+    attack: dict[str, Any]
+    pre: tuple[dict[str, Any], ...] = ()
+    partition: dict[str, Any] = field(default_factory=lambda: {"name": "iid"})
+    placement: dict[str, Any] = field(default_factory=lambda: {"name": "random"})
+    worker_momentum: float = 0.0
+    training: Recipe = Recipe()
+    server: Server = Server()
+
+    @property
+    def name(self) -> str:
+        """Attack against pre-aggregators and rule, for tables: ``alie / nnm+krum``."""
+        return f"{self.attack['name']} / {self.defence}"
+
+    @property
+    def defence(self) -> str:
+        """Pre-aggregators and rule: ``nnm+trimmed_mean``."""
+        return "+".join([p["name"] for p in self.pre] + [self.rule["name"]])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain tables, fully resolved."""
+        document = dataclasses.asdict(self)
+        return document | {"pre": list(document["pre"])}
+
+    def to_toml(self) -> str:
+        """Return the resolved configuration as TOML."""
+        return tomli_w.dumps(self.to_dict())
+
+    @property
+    def run_id(self) -> str:
+        """Hash of the resolved configuration: equal settings, equal folder."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Experiment:
+        """Validate a table and build the experiment.
+
+        Raises
+        ------
+        ConfigError
+            With every error found, not only the first.
+        """
+        errors: list[str] = []
+        values = _typed(cls, document, "", errors)
+        if not errors:
+            experiment = cls(**values)
+            checks.check(experiment, errors)
+        if errors:
+            raise ConfigError(errors)
+        return experiment
+
+
+SPECS = ("rule", "attack", "partition", "placement")
+NESTED = {"training": Recipe, "server": Server}
+
+
+def read(source: str | Path) -> dict[str, Any]:
+    """Parse a TOML file, or TOML text, into one document.
+
+    Raises
+    ------
+    ConfigError
+        If the file is not there or the TOML is malformed (with line and column).
+    """
+    is_file = isinstance(source, Path) or "\n" not in source and "=" not in source
+    name = str(source) if is_file else "the given text"
+    try:
+        text = Path(source).read_text(encoding="utf-8") if is_file else str(source)
+        return tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError([f"cannot read {name!r}: {error.strerror}"]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"malformed TOML in {name!r}: {error}"]) from error
+
+
+def override(document: Mapping[str, Any], assignments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document with dotted keys set: ``{"server.lr": 0.01}``.
+
+    A key named in ``[sweep]`` leaves the sweep: what is said last holds.
+    """
+    result: dict[str, Any] = json.loads(json.dumps(document))
+    for key, value in assignments.items():
+        *path, last = key.split(".")
+        place = result
+        for part in path:
+            inner = place.get(part, {})
+            place[part] = {"name": inner} if isinstance(inner, str) else inner
+            place = place[part]
+        place[last] = value
+        result.get("sweep", {}).pop(key, None)
+    return result
+
+
+def expand(document: Mapping[str, Any], *, seeds: int | None = None) -> list[Experiment]:
+    """Expand ``[sweep]`` lists into experiments, first key outermost.
+
+    Parameters
+    ----------
+    document
+        A parsed configuration; ``[sweep]`` maps keys to lists of values.
+    seeds
+        Repeat every run with this many seeds, counting up from the configured one.
+
+    Raises
+    ------
+    ConfigError
+        With the errors of all runs, each once.
+    """
+    base = {key: value for key, value in document.items() if key != "sweep"}
+    sweep = _flat(document.get("sweep", {}))
+    if seeds:
+        sweep["seed"] = [base.get("seed", 1) + i for i in range(seeds)]
+    wrong = [f"sweep key {k!r} needs a list of values, got {v!r}" for k, v in sweep.items()
+             if not isinstance(v, list) or not v]  # fmt: skip
+    if wrong:
+        raise ConfigError(wrong)
+    runs, errors = [], []
+    for values in itertools.product(*sweep.values()):
+        try:
+            table = override(base, dict(zip(sweep, values, strict=True)))
+            runs.append(Experiment.from_dict(table))
+        except ConfigError as error:
+            errors += [line for line in error.errors if line not in errors]
+    if errors:
+        raise ConfigError(errors)
+    return runs
+
+
+def parse_value(text: str) -> Any:
+    """Read a command-line value as TOML, or as the bare string that it is."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def parse_spec(value: Any) -> dict[str, Any]:
+    """Turn a spec in any notation into its table: ``"alie"``, ``"alie:z=1.5"``, or a table."""
+    if isinstance(value, str):
+        name, _, settings = value.partition(":")
+        pairs = [pair.partition("=") for pair in settings.split(",") if pair]
+        return {"name": name.strip()} | {k.strip(): parse_value(v.strip()) for k, _, v in pairs}
+    name, settings = split(value)
+    return {"name": name} | settings
+
+
+def resolve_f(spec: dict[str, Any], needs_f: bool, byzantine: int) -> dict[str, Any]:
+    """Write f out where the plug-in needs it and the spec is silent."""
+    return spec | {"f": byzantine} if needs_f and "f" not in spec else spec
+
+
+def _typed(
+    kind: type, document: Mapping[str, Any], prefix: str, errors: list[str]
+) -> dict[str, Any]:
+    """Check keys and types of one table; collect what is wrong."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    values: dict[str, Any] = {}
+    for key, value in document.items():
+        if key not in fields:
+            errors.append(f"unknown key {prefix + key!r}; {suggest(key, list(fields))}")
+            continue
+        try:
+            values[key] = _convert(key, value, str(fields[key].type), prefix, errors)
+        except (TypeError, ValueError) as error:
+            errors.append(f"{prefix + key}: {error}")
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in document:
+            errors.append(f"the key {prefix + name!r} is missing")
+    return _defended(values) if kind is Experiment else values
+
+
+def _convert(key: str, value: Any, kind: str, prefix: str, errors: list[str]) -> Any:
+    if key in NESTED and not prefix:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"needs a table, got {value!r}")
+        return NESTED[key](**_typed(NESTED[key], value, f"{key}.", errors))
+    if key in SPECS:
+        return parse_spec(value)
+    if key == "pre":
+        return tuple(parse_spec(item) for item in ([value] if isinstance(value, str) else value))
+    return PARSERS[kind](value)
+
+
+def _defended(values: dict[str, Any]) -> dict[str, Any]:
+    """Unfold ``rule = "nnm+krum"`` and write f out where it is implied."""
+    if "rule" not in values or not isinstance(values.get("byzantine"), int):
+        return values
+    *before, rule = values["rule"]["name"].split("+")
+    chain = [*values.get("pre", ()), *({"name": name} for name in before)]
+    f = values["byzantine"]
+    return values | {
+        "rule": resolve_f(values["rule"] | {"name": rule}, checks.rule_needs_f(rule), f),
+        "pre": tuple(resolve_f(p, checks.pre_needs_f(p["name"]), f) for p in chain),
+    }
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"needs a whole number, got {value!r}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"needs a number, got {value!r}")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"needs a name, got {value!r}")
+    return value
+
+
+PARSERS: dict[str, Callable[[Any], Any]] = {"int": _integer, "float": _number, "str": _text}
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested tables into dotted keys; lists are values."""
+    result: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            result |= _flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value
+    return result
+
+
+def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
+    """Build the experiment from Flower's flat run configuration.
+
+    ``experiment`` holds a whole TOML text; every other non-empty key overrides one field, with
+    dots for tables. Keys of the runtime itself (``RUNTIME_KEYS``) are not part of the experiment.
+    """
+    document = read(text) if (text := str(run_config.get("experiment", ""))) else {}
+    given = {
+        key: value
+        for key, value in run_config.items()
+        if key != "experiment" and key not in RUNTIME_KEYS and value != ""
+    }
+    return Experiment.from_dict(override(document, given))
+
+
+RUNTIME_KEYS = ("hosts", "data-root", "output")
+
+
+def slug(text: str) -> str:
+    """Make a folder name of letters, digits, dots and dashes."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-").lower()
+
+
+def lines(errors: ConfigError | SpecError | ValueError) -> Iterator[str]:
+    """Yield an error's lines for the terminal."""
+    yield from str(errors).splitlines()
