@@ -1,0 +1,70 @@
+"""The honest client: train on its own share, answer with an update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from clients.workshop import Workshop
+from fedrobust.flower import array_of, tensor_of
+from fedrobust.seeds import generator
+from fedrobust.training import one_thread, train_local
+
+MOMENTUM = "momentum"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training message, read: the global model, the round, and whose turn it is."""
+
+    vector: Tensor
+    round: int
+    client: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training gave: the update (d,), and the claims that go with it."""
+
+    update: Tensor
+    examples: int
+    loss: float
+
+
+def read_task(message: Message, context: Context) -> Task:
+    """Read a training message."""
+    vector = tensor_of(message.content["arrays"]["model"])
+    client = int(context.node_config["partition-id"])
+    return Task(vector, int(message.content["config"]["round"]), client)
+
+
+def train(
+    workshop: Workshop, task: Task, context: Context, images: Tensor, labels: Tensor
+) -> Trained:
+    """Train on the given images and labels; worker momentum lives in the client's state."""
+    experiment = workshop.experiment
+    source = generator(experiment.seed, "batches", round=task.round, client=task.client)
+    with one_thread():
+        update, loss = train_local(
+            workshop.model, task.vector, images, labels, experiment.training, generator=source
+        )
+    return Trained(_momentum(update, experiment.worker_momentum, context), len(labels), loss)
+
+
+def respond(message: Message, trained: Trained) -> Message:
+    """Build the reply: one flat update and two metrics, nothing else."""
+    metrics = MetricRecord({"num-examples": trained.examples, "loss": trained.loss})
+    content = RecordDict({"arrays": array_of(update=trained.update), "metrics": metrics})
+    return Message(content, reply_to=message)
+
+
+def _momentum(update: Tensor, beta: float, context: Context) -> Tensor:
+    """m <- beta m + (1 - beta) update (Karimireddy et al., ICML 2021, section 5)."""
+    if not beta:
+        return update
+    if MOMENTUM in context.state:
+        update = beta * tensor_of(context.state[MOMENTUM]["m"]) + (1 - beta) * update
+    context.state[MOMENTUM] = array_of(m=update)
+    return update

@@ -1,0 +1,167 @@
+"""The malicious client: an honest client, wrapped.
+
+What it does is decided by the attack's kind alone: its data are poisoned, its update is crafted,
+or its reply is broken. Which clients are malicious follows from the experiment's seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from clients import honest
+from clients.honest import Task, Trained
+from clients.workshop import Workshop
+from fedrobust import adversary
+from fedrobust.aggregation import aggregate
+from fedrobust.attacks import ATTACKS, POISONS, craft
+from fedrobust.flower import array_of, tensor_of
+from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, VIEW
+from fedrobust.seeds import generator
+from fedrobust.spec import parameters, split
+
+OWN_VIEWS = 4  # disjoint parts of its own data that a lone attacker estimates the spread from
+
+
+def answer(workshop: Workshop, task: Task, message: Message, context: Context) -> Message | None:
+    """Answer a training message as a Byzantine client would."""
+    name, settings = split(workshop.experiment.attack)
+    images, labels = workshop.share(task.client)
+    order = message.content[ADVERSARY]["task"] if ADVERSARY in message.content else None
+    if order == "craft":
+        return _craft_for_all(workshop, task, message)
+    kind = adversary.kind(name)
+    if kind == "poison":
+        images, labels = _poison(workshop, task, images, labels, name, settings)
+    trained = honest.train(workshop, task, context, images, labels)
+    if kind == "fault":
+        return FAULTY[name](message, trained)
+    if kind == "craft" and order != "rehearse":
+        trained = _craft_alone(workshop, task, trained, images, labels, context)
+    return honest.respond(message, trained)
+
+
+def _craft_for_all(workshop: Workshop, task: Task, message: Message) -> Message:
+    """Craft one row for each colluder from the view that the side channel carried."""
+    f = int(message.content[ADVERSARY]["colluders"])
+    rows = _crafted(workshop, task, tensor_of(message.content[VIEW]["view"]), f)
+    metrics = MetricRecord({"num-examples": len(workshop.shares[task.client]), "loss": 1.0})
+    record = RecordDict({"arrays": array_of(**{CRAFTED: rows}), "metrics": metrics})
+    return Message(record, reply_to=message)
+
+
+def _craft_alone(
+    workshop: Workshop,
+    task: Task,
+    trained: Trained,
+    images: Tensor,
+    labels: Tensor,
+    context: Context,
+) -> Trained:
+    """Craft from what one client knows by itself: its own update, or those of its data's parts."""
+    view = trained.update.unsqueeze(0)
+    if workshop.experiment.attack["name"] in SPREAD:
+        parts = zip(images.chunk(OWN_VIEWS), labels.chunk(OWN_VIEWS), strict=True)
+        alone = replace(context, state=RecordDict())
+        view = torch.stack([honest.train(workshop, task, alone, *p).update for p in parts])
+    return replace(trained, update=_crafted(workshop, task, view, 1)[0])
+
+
+# Attacks that need the spread of several honest updates, so that one own update tells nothing.
+SPREAD = ("alie", "seesaw", "finite_norm", "min_max", "min_sum", "fang", "rop", "opt_alie")
+
+
+def _crafted(workshop: Workshop, task: Task, view: Tensor, f: int) -> Tensor:
+    experiment = workshop.experiment
+    return craft(
+        view,
+        adversary.plain(experiment.attack),
+        n=experiment.clients,
+        f=f,
+        round=task.round,
+        rule=lambda rows: aggregate(rows, experiment.rule, pre=experiment.pre),
+        generator=generator(experiment.seed, "attack", round=task.round, client=task.client),
+    )
+
+
+def _poison(
+    workshop: Workshop, task: Task, images: Tensor, labels: Tensor, name: str, settings: dict
+) -> tuple[Tensor, Tensor]:
+    """Poison the client's own data; the same way in each round."""
+    poison = POISONS[name]
+    offered = {
+        "classes": workshop.dataset.classes,
+        "generator": generator(workshop.experiment.seed, "poison", client=task.client),
+    }
+    taken = {key: value for key, value in offered.items() if key in parameters(poison)}
+    return poison(images, labels, **settings, **taken)
+
+
+def _reply(message: Message, trained: Trained, **arrays: Array) -> Message:
+    reply = honest.respond(message, trained)
+    record = ArrayRecord()
+    for key, array in arrays.items():
+        record[key] = array
+    reply.content["arrays"] = record
+    return reply
+
+
+def _with_update(change: Callable[[Tensor], Tensor]) -> Callable[[Message, Trained], Message]:
+    def fault(message: Message, trained: Trained) -> Message:
+        return honest.respond(message, replace(trained, update=change(trained.update)))
+
+    return fault
+
+
+def _with_examples(claim: int) -> Callable[[Message, Trained], Message]:
+    return lambda message, trained: honest.respond(message, replace(trained, examples=claim))
+
+
+def _missing_key(message: Message, trained: Trained) -> Message:
+    return _reply(message, trained)
+
+
+def _extra_key(message: Message, trained: Trained) -> Message:
+    update = Array(trained.update.numpy())
+    return _reply(message, trained, update=update, surprise=update)
+
+
+def _garbage(message: Message, trained: Trained) -> Message:
+    array = Array("float32", tuple(trained.update.shape), "numpy.ndarray", b"\x93NUMPY garbage")
+    return _reply(message, trained, update=array)
+
+
+def _exception(message: Message, trained: Trained) -> Message:
+    raise RuntimeError("a malicious client raises on purpose")
+
+
+def _silence(message: Message, trained: Trained) -> None:
+    return None
+
+
+def _first_becomes(value: float) -> Callable[[Tensor], Tensor]:
+    return lambda update: torch.cat([update.new_tensor([value]), update[1:]])
+
+
+FAULTY: dict[str, Callable[[Message, Trained], Message | None]] = {
+    "missing_key": _missing_key,
+    "extra_key": _extra_key,
+    "wrong_shape": _with_update(lambda update: torch.cat([update, update[:1]])),
+    "wrong_dtype": _with_update(lambda update: update.double()),
+    "oversized": _with_update(lambda update: torch.cat([update, update])),
+    "nan_value": _with_update(_first_becomes(float("nan"))),
+    "inf_value": _with_update(_first_becomes(float("inf"))),
+    "huge": _with_update(lambda update: torch.full_like(update, 1e30)),
+    "many_examples": _with_examples(10**9),
+    "negative_examples": _with_examples(-14),
+    "garbage": _garbage,
+    "exception": _exception,
+    "silence": _silence,
+}
+
+assert set(FAULTY) == set(adversary.FAULTS), "each declared fault needs its client"
+assert not set(FAULTY) & (set(ATTACKS) | set(POISONS)), "a fault may not shadow an attack"

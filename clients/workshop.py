@@ -1,0 +1,64 @@
+"""What a node keeps between messages: the experiment, its data, a scratch model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from fedrobust import data, models
+from fedrobust.config import Experiment, from_run_config
+from fedrobust.vector import FlatModel
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """One experiment, set up on one node.
+
+    Attributes
+    ----------
+    shares
+        Index tensors into the training set, one a client.
+    model
+        Scratch model: whoever trains overwrites it.
+    """
+
+    experiment: Experiment
+    dataset: data.Dataset
+    shares: tuple[Tensor, ...]
+    model: FlatModel
+
+    def share(self, client: int) -> tuple[Tensor, Tensor]:
+        """Return a client's own images and labels."""
+        indices = self.shares[client]
+        return self.dataset.train_images[indices], self.dataset.train_labels[indices]
+
+
+def open_workshop(run_config: Mapping[str, Any]) -> Workshop:
+    """Return the workshop of a run; built once per process and run configuration."""
+    return _open(tuple(sorted(run_config.items())))
+
+
+@lru_cache(maxsize=1)
+def _open(items: tuple[tuple[str, Any], ...]) -> Workshop:
+    run_config = dict(items)
+    experiment = from_run_config(run_config)
+    dataset = data.load(experiment.data, root=run_config.get("data-root") or None)
+    shares = data.partition(
+        dataset.train_labels,
+        experiment.partition,
+        clients=experiment.clients,
+        seed=experiment.seed,
+    )
+    module = models.build(
+        experiment.model,
+        shape=dataset.shape,
+        classes=dataset.classes,
+        mean=dataset.mean,
+        std=dataset.std,
+        seed=experiment.seed,
+    )
+    return Workshop(experiment, dataset, tuple(shares), FlatModel(module))

@@ -1,0 +1,202 @@
+"""One strategy for every rule and pre-aggregator: screen, aggregate, step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fedrobust import aggregation
+from fedrobust.attacks import bypass, impact
+from fedrobust.config import Experiment
+from fedrobust.flower import Rejected, array_of, screen, tensor_of
+from fedrobust.flower.screening import Reply
+from fedrobust.seeds import generator
+
+Row = dict[str, Any]
+SILENT = "no reply before the deadline"
+
+
+@dataclass
+class Round:
+    """What came back in one round."""
+
+    accepted: dict[int, Reply] = field(default_factory=dict)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+
+    def matrix(self) -> Tensor:
+        """Return the accepted updates (n, d), in the order of the clients."""
+        return torch.stack([self.accepted[client].update for client in self.clients])
+
+    @property
+    def clients(self) -> list[int]:
+        """The clients whose replies were accepted, in order."""
+        return sorted(self.accepted)
+
+
+class RobustStrategy(Strategy):
+    """Aggregate screened replies with a robust rule and take one server step.
+
+    Parameters
+    ----------
+    experiment
+        Names the rule, its pre-aggregators and the server's settings.
+    clients
+        Node id -> client, from the roll call. Votes are per node: one reply each.
+    most_examples
+        Size of the whole training set; no reply may claim more.
+    members
+        Round -> the clients known to be Byzantine, for the report only (simulation).
+    on_row
+        Called with each round's row when it is complete.
+
+    Notes
+    -----
+    A bad reply costs its sender the vote. With fewer replies than the rule needs the model is
+    kept, and the row says so. What clients claim of themselves is never a weight.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        clients: Mapping[int, int],
+        most_examples: int,
+        members: Callable[[int], Iterable[int]] = lambda round: (),
+        on_row: Callable[[Row], None] = lambda row: None,
+    ) -> None:
+        self._experiment = experiment
+        self._clients = dict(clients)
+        self._most_examples = most_examples
+        self._members = members
+        self._on_row = on_row
+        self._rule = aggregation.build(experiment.rule, pre=experiment.pre)
+        self._memory = self._rule.init()
+        self._velocity: Tensor | None = None
+        self._model: Tensor | None = None
+        self._sent: list[Message] = []
+        self._row: Row = {"round": 0}
+        self._started = time.perf_counter()
+
+    def summary(self) -> None:
+        """Say nothing: the caller prints the resolved experiment."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Send the model to every node; all messages share one content."""
+        self._started = time.perf_counter()
+        self._model = tensor_of(arrays["model"])
+        setting = ConfigRecord({**config, "round": server_round})
+        content = RecordDict({"arrays": arrays, "config": setting})
+        ttl = self._experiment.server.deadline
+        self._sent = [
+            Message(content, node, "train", group_id=str(server_round), ttl=ttl)
+            for node in self._clients
+        ]
+        return self._sent
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Screen the replies, aggregate what is left, and step."""
+        assert self._model is not None, "aggregate_train follows configure_train"
+        heard = self._screen(replies)
+        self._row = {
+            "round": server_round,
+            "replies": len(heard.accepted),
+            "rejected": heard.rejected,
+        }
+        try:
+            stepped = self._step(server_round, heard)
+        except ValueError as error:  # the rule's own refusal: too few updates, nothing finite
+            self._row["kept"] = str(error)
+            return None, None
+        return array_of(model=stepped), None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Ask nobody: the evaluation is central."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return nothing: the evaluation is central."""
+        return None
+
+    def close_round(self, server_round: int, metrics: Mapping[str, float]) -> None:
+        """Complete the round's row with the central evaluation and hand it out."""
+        self._row |= {**metrics, "seconds": round(time.perf_counter() - self._started, 4)}
+        self._on_row(self._row)
+        self._row = {"round": server_round + 1}
+
+    def _screen(self, replies: Iterable[Message]) -> Round:
+        """Accept at most one reply a node; name who lost the vote and why."""
+        node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in self._sent}
+        d, heard = self._model.numel(), Round()  # type: ignore[union-attr]
+        missing = set(self._clients)
+        server = self._experiment.server
+        for reply in replies:
+            node = node_of.get(reply.metadata.reply_to_message_id)
+            if node is None or node not in missing:
+                continue  # a reply to nothing that was asked in this round
+            missing.discard(node)
+            try:
+                checked = screen(
+                    reply, d=d, most_examples=self._most_examples, largest=server.largest
+                )
+                heard.accepted[self._clients[node]] = checked
+            except Rejected as reason:
+                heard.rejected.append(self._named(node, str(reason)))
+        heard.rejected += [self._named(node, SILENT) for node in missing]
+        heard.rejected.sort(key=lambda entry: entry["client"])
+        return heard
+
+    def _named(self, node: int, reason: str) -> dict[str, Any]:
+        return {"node": node, "client": self._clients[node], "reason": reason}
+
+    def _step(self, server_round: int, heard: Round) -> Tensor:
+        """v <- momentum v + aggregate; w <- w - lr v."""
+        server = self._experiment.server
+        if len(heard.accepted) < server.min_replies:
+            raise ValueError(
+                f"server.min_replies asks for {server.min_replies}, got {len(heard.accepted)}"
+            )
+        updates = heard.matrix()
+        source = generator(self._experiment.seed, "rule", round=server_round)
+        outcome = self._rule.apply(updates, self._memory, source)
+        velocity = outcome.aggregate
+        if self._velocity is not None:
+            velocity = server.momentum * self._velocity + velocity
+        stepped = self._model - server.lr * velocity  # type: ignore[operator]
+        if not bool(torch.isfinite(stepped).all()):
+            raise ValueError("the step would make the model non-finite")
+        self._memory, self._velocity = outcome.state, velocity
+        self._row |= self._report(server_round, heard, updates, outcome)
+        return stepped
+
+    def _report(self, server_round: int, heard: Round, updates: Tensor, outcome: Any) -> Row:
+        """Describe who counted how much, and how much of that was the attackers'."""
+        clients = heard.clients
+        bad = set(self._members(server_round))
+        malicious = torch.tensor([client in bad for client in clients])
+        losses = [heard.accepted[c].loss for c in clients if c not in bad]
+        row: Row = {"train_loss": round(sum(losses) / len(losses), 6) if losses else None}
+        if outcome.weights is not None:
+            row["weights"] = [round(w, 6) for w in outcome.weights.tolist()]
+        if bad:
+            row |= {"byzantine": sorted(bad)}
+            if outcome.weights is not None:
+                row["bypass"] = bypass(outcome.weights, malicious)
+            if not bool(malicious.all()):
+                row["impact"] = impact(outcome.aggregate, updates[~malicious])
+        return row

@@ -1,0 +1,53 @@
+"""fedrobust's Flower server app: ``flwr run .`` starts here."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from logging import INFO
+
+from flwr.app import Context
+from flwr.common import log
+from flwr.serverapp import Grid, ServerApp
+
+from fedrobust.config import from_run_config
+from fedrobust.flower import CohortGrid
+from fedrobust.rundir import RunFolder
+from strategies.robust import Row
+from strategies.session import run
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment of the run configuration; nodes are cohort hosts."""
+    config = context.run_config
+    experiment = from_run_config(config)
+    log(INFO, "fedrobust: %s, %s clients", experiment.name, experiment.clients)
+    hosts = int(config.get("hosts", 0))
+    cohort = CohortGrid(grid, clients=experiment.clients, hosts=hosts)
+    with ExitStack() as stack:
+        folder = None
+        if output := str(config.get("output", "")):
+            folder = stack.enter_context(RunFolder(output, experiment).recording())
+
+        def on_row(row: Row) -> None:
+            log(INFO, "%s", sentence(row))
+            if folder is not None:
+                folder.append(row)
+
+        root = str(config.get("data-root", "")) or None
+        run(cohort, experiment, data_root=root, on_row=on_row)
+
+
+def sentence(row: Row) -> str:
+    """Say a round in one line."""
+    words = [f"round {row['round']}"]
+    if "accuracy" in row:
+        words.append(f"accuracy {row['accuracy']:.4f}, loss {row['loss']:.4f}")
+    if row.get("rejected"):
+        names = ", ".join(f"{r['client']} ({r['reason'][:60]})" for r in row["rejected"][:3])
+        words.append(f"{len(row['rejected'])} rejected: {names}")
+    if "kept" in row:
+        words.append(f"model kept: {row['kept']}")
+    return "; ".join(words)
