@@ -1,0 +1,228 @@
+"""Run an experiment through ``flwr run``, without the traps of a shared local SuperLink.
+
+The SuperLink is this run's own: own home, own ports, started in a neutral directory, no per-run
+installation, no telemetry, and gone with its whole process group at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+import clients
+import strategies
+from fedrobust import __version__
+from fedrobust.config import Experiment
+from fedrobust.rundir import RunFolder, read_rows
+
+Row = dict[str, Any]
+POLL = 0.5
+START_LIMIT = 60.0
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+class FlowerRunError(RuntimeError):
+    """A run that Flower did not complete."""
+
+
+def run_on_flower(
+    experiment: Experiment,
+    *,
+    data_root: str | None = None,
+    folder: RunFolder | None = None,
+    on_row: Callable[[Row], None] = lambda row: None,
+    hosts: int = 2,
+) -> list[Row]:
+    """Run one experiment on Flower's simulation engine (Ray) and return its rows.
+
+    Parameters
+    ----------
+    hosts
+        Cohort hosts: nodes of the simulation, one CPU each.
+
+    Raises
+    ------
+    FlowerRunError
+        If the run ends in any other state than completed; the end of its log is in the message.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedrobust-flower-") as temporary:
+        home = Path(temporary)
+        output = folder.path.parent if folder is not None else home / "results"
+        target = RunFolder(output.resolve(), experiment)
+        config = {
+            "experiment": experiment.to_toml(),
+            "output": str(output.resolve()),
+            "data-root": str(Path(data_root).resolve()) if data_root else "",
+            "hosts": hosts,
+        }
+        app = _write_app(home / "app", config)
+        with _superlink(home) as environment:
+            run_id = _submit(app, environment, hosts)
+            seen = _follow(run_id, environment, home, target, on_row)
+    return seen
+
+
+def _write_app(path: Path, config: Mapping[str, Any]) -> Path:
+    """Lay out the thin app: strategies/, clients/, and the run's configuration as defaults."""
+    for package in (strategies, clients):
+        source = Path(str(package.__file__)).parent
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, path / source.name, ignore=ignore)
+    document = {
+        "project": {"name": "fedrobust", "version": __version__, "dependencies": []},
+        "tool": {
+            "flwr": {
+                "app": {
+                    "publisher": "fedrobust",
+                    "components": {
+                        "serverapp": "strategies.server_app:app",
+                        "clientapp": "clients.client_app:app",
+                    },
+                    "config": dict(config),
+                }
+            }
+        },
+    }
+    (path / "pyproject.toml").write_text(tomli_w.dumps(document))
+    return path
+
+
+@contextmanager
+def _superlink(home: Path) -> Iterator[dict[str, str]]:
+    """Start a SuperLink of this run's own; yield the environment in which ``flwr`` finds it."""
+    port = _free_port()
+    environment = os.environ | QUIET | {"FLWR_HOME": str(home)}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment.pop("OMP_NUM_THREADS", None)
+    connection = {"address": f"127.0.0.1:{port}", "insecure": True}
+    settings = {"superlink": {"default": "own", "own": connection}}
+    (home / "config.toml").write_text(tomli_w.dumps(settings))
+    command = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1",
+               "--port", str(port), "--log-file", str(home / "superlink.log")]  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        cwd=home,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        _wait_for_port(port, process, home)
+        yield environment
+    finally:
+        _end(process)
+
+
+def _submit(app: Path, environment: dict[str, str], hosts: int) -> str:
+    nodes = f"num-supernodes={hosts} client-resources-num-cpus=1"
+    answer = _flwr(["run", str(app), "--federation-config", nodes], environment)
+    if "run-id" not in answer:
+        raise FlowerRunError(f"Flower did not accept the run: {answer}")
+    return str(answer["run-id"])
+
+
+def _follow(
+    run_id: str,
+    environment: dict[str, str],
+    home: Path,
+    target: RunFolder,
+    on_row: Callable[[Row], None],
+) -> list[Row]:
+    """Report rows as they are written; return when the run has ended."""
+    seen = 0
+    while True:
+        status = _status(run_id, environment)
+        rows = read_rows(target.path / "rounds.jsonl")
+        for row in rows[seen:]:
+            on_row(row)
+        seen = len(rows)
+        if status.startswith("finished"):
+            break
+        time.sleep(POLL)
+    if status != "finished:completed":
+        raise FlowerRunError(f"the run ended as {status!r}:\n{_log(run_id, environment)}")
+    return rows
+
+
+def _status(run_id: str, environment: dict[str, str]) -> str:
+    answer = _flwr(["ls", "--run-id", run_id], environment)
+    return str(answer["runs"][0]["status"])
+
+
+def _log(run_id: str, environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        ["flwr", "log", run_id, "--show"],
+        env=environment,
+        cwd=environment["FLWR_HOME"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return "\n".join((done.stdout + done.stderr).splitlines()[-40:])
+
+
+def _flwr(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    done = subprocess.run(
+        ["flwr", *arguments, "--format", "json"],
+        env=environment,
+        cwd=environment["FLWR_HOME"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    start = done.stdout.find("{")
+    try:
+        return json.loads(done.stdout[start:])
+    except json.JSONDecodeError as error:
+        raise FlowerRunError(f"flwr {arguments[0]}: {done.stdout}{done.stderr}") from error
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for_port(port: int, process: subprocess.Popen, home: Path) -> None:
+    end = time.monotonic() + START_LIMIT
+    while time.monotonic() < end and process.poll() is None:
+        with socket.socket() as probe:
+            probe.settimeout(POLL)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(POLL)
+    log = home / "superlink.log"
+    raise FlowerRunError(f"no SuperLink: {log.read_text()[-2000:] if log.is_file() else ''}")
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End the SuperLink and everything that it started."""
+    for word in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, word)
+            process.wait(timeout=10)
+        except ProcessLookupError:
+            break
+        except subprocess.TimeoutExpired:
+            continue

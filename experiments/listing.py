@@ -1,0 +1,91 @@
+"""What there is: every table of plug-ins, read off its functions' own docstrings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fedrobust import adversary, aggregation, attacks, data, models
+from fedrobust.config import Experiment
+from fedrobust.spec import SpecError, parameters, suggest
+
+Entry = dict[str, str]
+SUPPLIED = {*adversary.CRAFT_SUPPLIED, *adversary.POISON_SUPPLIED, "memory", "clients", "seed"} - {
+    "f"
+}
+
+
+def tables(kind: str | None = None) -> dict[str, list[Entry]]:
+    """Return kind -> entries with name, what, parameters, paper.
+
+    Raises
+    ------
+    SpecError
+        For an unknown kind.
+    """
+    every: dict[str, Mapping[str, Callable[..., Any]]] = {
+        "rules": aggregation.RULES,
+        "pre-aggregators": aggregation.PREAGGREGATORS,
+        "attacks": attacks.ATTACKS,
+        "data attacks": attacks.POISONS,
+        "placements": attacks.PLACEMENTS,
+        "partitions": data.PARTITIONERS,
+        "data sets": data.DATASETS,
+        "models": models.MODELS,
+    }
+    result = {title: [entry(n, f) for n, f in table.items()] for title, table in every.items()}
+    result["faults"] = [_line(name, what) for name, what in adversary.FAULTS.items()]
+    if kind is None:
+        return result
+    if kind not in result:
+        raise SpecError(f"unknown kind {kind!r}; {suggest(kind, list(result))}")
+    return {kind: result[kind]}
+
+
+def entry(name: str, function: Callable[..., Any]) -> Entry:
+    """Describe one plug-in from its signature and docstring."""
+    text = inspect.getdoc(function) or ""
+    settings = [
+        key if p.default is inspect.Parameter.empty else f"{key}={p.default!r}"
+        for key, p in parameters(function).items()
+        if key not in SUPPLIED
+    ]
+    return {
+        "name": name,
+        "what": text.split("\n\n")[0].replace("\n", " ").strip(),
+        "parameters": ", ".join(settings),
+        "paper": paper(text),
+    }
+
+
+def paper(text: str) -> str:
+    """Return the References section of a numpydoc docstring on one line."""
+    lines = text.splitlines()
+    if "References" not in lines:
+        return ""
+    start = lines.index("References") + 2
+    taken = []
+    for line in lines[start:]:
+        if set(line.strip()) == {"-"} and line.strip():
+            taken.pop()
+            break
+        taken.append(line.strip())
+    return " ".join(part for part in taken if part)
+
+
+def defence(experiment: Experiment) -> str:
+    """Write pre-aggregators and rule with their settings."""
+    chain = [*experiment.pre, experiment.rule]
+    return " + ".join(
+        s["name"] + "".join(f" {k}={v}" for k, v in s.items() if k != "name") for s in chain
+    )
+
+
+def tolerated(experiment: Experiment) -> str:
+    """Return the largest f that the experiment's defence admits at its n."""
+    return str(aggregation.tolerated(experiment.rule, n=experiment.clients, pre=experiment.pre))
+
+
+def _line(name: str, what: str) -> Entry:
+    return {"name": name, "what": what, "parameters": "", "paper": ""}

@@ -1,0 +1,37 @@
+"""Pictures of results; drawn without a display."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+
+def heat_map(table: pd.DataFrame) -> Figure:
+    """Draw a defence x attack table of accuracies in [0, 1]; the last column is the worst case."""
+    rows, columns = table.shape
+    figure = Figure(figsize=(1.6 + 1.1 * columns, 1.4 + 0.55 * rows), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(table.to_numpy() * 100, cmap="RdYlGn", vmin=10, vmax=90, aspect="auto")
+    axes.set_xticks(range(columns), list(table.columns), rotation=30, ha="right")
+    axes.set_yticks(range(rows), list(table.index))
+    for i in range(rows):
+        for j in range(columns):
+            axes.text(j, i, f"{table.iat[i, j] * 100:.1f}", ha="center", va="center")
+    axes.axvline(columns - 1.5, color="black", linewidth=1.5)
+    axes.set_title("final test accuracy (%)")
+    figure.colorbar(image, ax=axes)
+    return figure
+
+
+def curves(frame: pd.DataFrame) -> Figure:
+    """Draw test accuracy over rounds, one line a run."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    measured = frame.dropna(subset=["accuracy"])
+    for (attack, defence, seed), part in measured.groupby(["attack", "defence", "seed"]):
+        label = f"{attack} / {defence}, seed {seed}"
+        axes.plot(part["round"], part["accuracy"] * 100, label=label)
+    axes.set(xlabel="round", ylabel="test accuracy (%)", ylim=(0, 100))
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return figure

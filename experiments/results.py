@@ -1,0 +1,97 @@
+"""Results of one run or of a sweep: frames, tables, pictures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from fedrobust.config import Experiment, read
+from fedrobust.rundir import read_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rounds of one or more experiments.
+
+    Attributes
+    ----------
+    runs
+        (experiment, rows) pairs; a row is one line of rounds.jsonl.
+    """
+
+    runs: tuple[tuple[Experiment, list[dict[str, Any]]], ...]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One line per run and round, with the run's attack, defence and seed beside it."""
+        return pd.DataFrame(
+            {
+                "run": e.run_id,
+                "attack": e.attack["name"],
+                "defence": e.defence,
+                "seed": e.seed,
+                **row,
+            }
+            for e, rows in self.runs
+            for row in rows
+        )
+
+    @property
+    def accuracy(self) -> float:
+        """Final clean accuracy in [0, 1], mean over the runs."""
+        return statistics.fmean(final_accuracy(rows) for _, rows in self.runs)
+
+    def table(self) -> pd.DataFrame:
+        """Final accuracy, defence x attack: the mean over seeds; last column the worst attack."""
+        return self._pivot("mean").pipe(_with_worst)
+
+    def spread(self) -> pd.DataFrame:
+        """Standard deviation over seeds (ddof 1) of each cell; NaN for a single seed."""
+        return self._pivot("std")
+
+    def plot(self) -> Figure:
+        """Draw accuracy over rounds for one run, the heat map of the table for several."""
+        from experiments.pictures import curves, heat_map
+
+        several = len({e.name for e, _ in self.runs}) > 1
+        return heat_map(self.table()) if several else curves(self.frame)
+
+    def _pivot(self, statistic: str) -> pd.DataFrame:
+        finals = pd.DataFrame(
+            {"attack": e.attack["name"], "defence": e.defence, "value": final_accuracy(rows)}
+            for e, rows in self.runs
+        )
+        table = finals.pivot_table(
+            index="defence", columns="attack", values="value", aggfunc=statistic, dropna=False
+        )
+        return table.reindex(
+            index=list(dict.fromkeys(finals["defence"])),
+            columns=list(dict.fromkeys(finals["attack"])),
+        )
+
+
+def load(folders: Iterable[Path]) -> Results:
+    """Read run folders back."""
+    return Results(
+        tuple(
+            (Experiment.from_dict(read(path / "config.toml")), read_rows(path / "rounds.jsonl"))
+            for path in folders
+        )
+    )
+
+
+def final_accuracy(rows: list[dict[str, Any]]) -> float:
+    """Return the last measured accuracy of a run; NaN before the first."""
+    return next((row["accuracy"] for row in reversed(rows) if "accuracy" in row), float("nan"))
+
+
+def _with_worst(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(worst=table.min(axis=1))

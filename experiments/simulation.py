@@ -1,0 +1,98 @@
+"""Run an experiment: in this process, or through Flower's own engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from clients.client_app import app
+from experiments.results import Results
+from fedrobust.config import ConfigError, Experiment, expand, override, read
+from fedrobust.flower import InProcessGrid
+from fedrobust.rundir import RunFolder
+from fedrobust.spec import suggest
+from strategies.session import run
+
+Row = dict[str, Any]
+GRIDS = ("in_process", "flower")
+
+
+def simulate(
+    experiment: str | Path | Mapping[str, Any] | Experiment,
+    *,
+    grid: str = "in_process",
+    data_root: str | None = None,
+    **overrides: Any,
+) -> Results:
+    """Run one experiment (or each of its sweep) and return the results; see ``fedrobust``."""
+    check_grid(grid)
+    runs = resolve(experiment, {k.replace("__", "."): v for k, v in overrides.items()})
+    return Results(tuple((e, run_one(e, grid=grid, data_root=data_root)) for e in runs))
+
+
+def resolve(
+    source: str | Path | Mapping[str, Any] | Experiment, overrides: Mapping[str, Any]
+) -> list[Experiment]:
+    """Turn any notation of an experiment into resolved experiments."""
+    if isinstance(source, Experiment):
+        source = source.to_dict()
+    document = read(source) if isinstance(source, str | Path) else dict(source)
+    return expand(override(document, overrides))
+
+
+def check_grid(grid: str) -> None:
+    """Refuse an unknown grid.
+
+    Raises
+    ------
+    ConfigError
+        With what is allowed.
+    """
+    if grid not in GRIDS:
+        raise ConfigError([f"unknown grid {grid!r}; {suggest(grid, list(GRIDS))}"])
+
+
+def run_one(
+    experiment: Experiment,
+    *,
+    grid: str = "in_process",
+    data_root: str | None = None,
+    folder: RunFolder | None = None,
+    on_row: Callable[[Row], None] = lambda row: None,
+) -> list[Row]:
+    """Run one resolved experiment and return its rows; ``folder`` records them as they come."""
+    if grid == "flower":
+        from experiments.flower_run import run_on_flower
+
+        return run_on_flower(experiment, data_root=data_root, folder=folder, on_row=on_row)
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(folder.recording())
+
+        def keep(row: Row) -> None:
+            rows.append(row)
+            if folder is not None:
+                folder.append(row)
+            on_row(row)
+
+        stack.enter_context(quiet("flwr"))
+        run_config = {"experiment": experiment.to_toml(), "data-root": data_root or ""}
+        nodes = InProcessGrid(app, clients=experiment.clients, run_config=run_config)
+        run(nodes, experiment, data_root=data_root, on_row=keep)
+    return rows
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Keep a logger to its warnings inside the block."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,107 @@
+"""Many runs at once: one process a core, finished runs skipped, rows reported as they come."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.simulation import run_one
+from fedrobust.config import Experiment
+from fedrobust.rundir import RunFolder
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to run, and where it goes.
+
+    Attributes
+    ----------
+    workers
+        Processes; 0 means one a core.
+    """
+
+    experiments: list[Experiment]
+    output: Path
+    grid: str = "in_process"
+    data_root: str | None = None
+    workers: int = 0
+
+    def folders(self) -> list[Path]:
+        """Return each run's folder, in order."""
+        return [RunFolder(self.output, e).path for e in self.experiments]
+
+    def run(self, on_row: Callable[[Experiment, Row], None]) -> None:
+        """Run what is not finished; ``on_row`` is called in this process."""
+        waiting = [e for e in self.experiments if not RunFolder(self.output, e).finished]
+        workers = min(self.workers or os.cpu_count() or 1, len(waiting))
+        if workers <= 1 or self.grid != "in_process":
+            for experiment in waiting:
+                self._run_here(experiment, lambda row, e=experiment: on_row(e, row))  # type: ignore[misc]
+        else:
+            self._run_parallel(waiting, workers, on_row)
+
+    def _run_here(self, experiment: Experiment, on_row: Callable[[Row], None]) -> None:
+        folder = RunFolder(self.output, experiment)
+        run_one(
+            experiment, grid=self.grid, data_root=self.data_root, folder=folder, on_row=on_row
+        )
+
+    def _run_parallel(
+        self, waiting: list[Experiment], workers: int, on_row: Callable[[Experiment, Row], None]
+    ) -> None:
+        context = get_context("spawn")
+        with context.Manager() as manager, one_thread_per_process():
+            rows = manager.Queue()
+            with ProcessPoolExecutor(workers, context, initializer=_pin) as pool:
+                tasks = [pool.submit(_work, self, i, e, rows) for i, e in enumerate(waiting)]
+                while not all(task.done() for task in tasks) or not rows.empty():
+                    try:
+                        index, row = rows.get(timeout=0.2)
+                        on_row(waiting[index], row)
+                    except queue.Empty:
+                        _raise_first(tasks)
+                _raise_first(tasks)
+
+
+def _raise_first(tasks: list) -> None:
+    """Raise a worker's error at once instead of after the whole sweep."""
+    for task in tasks:
+        if task.done() and (error := task.exception()):
+            for other in tasks:
+                other.cancel()
+            raise error
+
+
+def _work(sweep: Sweep, index: int, experiment: Experiment, rows: Any) -> None:
+    sweep._run_here(experiment, lambda row: rows.put((index, row)))
+
+
+def _pin() -> None:
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def one_thread_per_process() -> Iterator[None]:
+    """Give child processes one BLAS, OpenMP and numba thread each."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value

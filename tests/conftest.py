@@ -1,0 +1,43 @@
+"""Shared fixtures: small experiments, and the full data sets where they are at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SMALL: dict[str, Any] = {
+    "data": "digits",
+    "model": "linear",
+    "clients": 10,
+    "byzantine": 2,
+    "rounds": 3,
+    "seed": 3,
+    "rule": "trimmed_mean",
+    "attack": "none",
+    "training": {"batch_size": 16},
+    "server": {"lr": 0.5, "evaluate_every": 1},
+}
+
+
+@pytest.fixture
+def small() -> dict[str, Any]:
+    """Ten clients on the digits, three rounds."""
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in SMALL.items()}
+
+
+@pytest.fixture(scope="session")
+def data_root() -> str:
+    """Root of the full data sets; tests that need it are skipped without one."""
+    root = os.environ.get("FEDROBUST_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("needs the full data sets: set FEDROBUST_DATA")
+    return root
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
