@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedrobust.attacks import alie, finite_norm, seesaw, simple
+from fedrobust.attacks import (
+    alie,
+    coupled,
+    fang,
+    finite_norm,
+    min_max,
+    optimised,
+    seesaw,
+    simple,
+)
 from fedrobust.attacks.probe import Rule
 from fedrobust.spec import Spec, SpecError, parameters, resolve, split, suggest
 
@@ -22,6 +31,15 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {
     "constant": simple.constant,
     "zero": simple.zero,
     "gaussian": simple.gaussian,
+    "mimic": coupled.mimic,
+    "min_max": min_max.min_max,
+    "min_sum": min_max.min_sum,
+    "fang": fang.fang,
+    "rop": coupled.rop,
+    "byzmean": coupled.byzmean,
+    "sensitivity_curve": optimised.sensitivity_curve,
+    "opt_alie": optimised.opt_alie,
+    "opt_ipm": optimised.opt_ipm,
     "model_replacement": simple.model_replacement,
     "free_rider": simple.free_rider,
     "nan": simple.nan,
@@ -145,4 +163,6 @@ def settings(spec: Spec, n: int, f: int) -> dict[str, Any]:
             used[key] = given.get(key, parameter.default)
     if "z" in used:
         used["z"] = alie.shift(n, f, z=used["z"], formula=used.get("formula", "neurips"))
+    if "inner" in used:
+        used["inner"] = settings(used["inner"], n, f)
     return used if level is None else {**used, "knowledge": level}

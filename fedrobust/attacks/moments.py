@@ -23,8 +23,8 @@ def blocks(updates: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def repeat(vector: Tensor, f: int, like: Tensor) -> Tensor:
-    """Give all f attackers the same vector: (f, d) in ``like``'s dtype, one row in memory."""
-    return vector.to(like).expand(f, -1)
+    """Give all f attackers one vector: (f, d) in ``like``'s dtype, one new row in memory."""
+    return vector.to(dtype=like.dtype, device=like.device, copy=True).expand(f, -1)
 
 
 def mean(honest: Tensor) -> Tensor:
@@ -91,6 +91,13 @@ def along(honest: Tensor, point: Tensor, direction: Tensor) -> tuple[Tensor, Ten
         squares += gap.square().sum(dim=1)
         products += gap @ direction[columns]
     return squares, products
+
+
+def reject(vector: Tensor, axis: Tensor) -> Tensor:
+    """Return the part of a vector orthogonal to an axis of norm 1; exactly zero if only noise."""
+    rest = vector - (vector @ axis) * axis
+    noise = 1e-12 * torch.linalg.vector_norm(vector)
+    return rest if torch.linalg.vector_norm(rest) > noise else torch.zeros_like(rest)
 
 
 def unit(vector: Tensor) -> Tensor:

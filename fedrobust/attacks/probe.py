@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +46,8 @@ def prober(rule: Rule | None, honest: Tensor, f: int, attack: str) -> Callable[[
 
     def probe(vector: Tensor) -> Tensor:
         stack[rows:] = vector.to(stack)
-        return ask(stack).double()
+        # A copy: rules that select a row may answer with a view of the stack.
+        return ask(stack).to(torch.float64, copy=True)
 
     return probe
 
@@ -63,13 +64,18 @@ def line_search(
 
     Every trial is at the best point plus the step. While trials are strictly better the step
     doubles; from the first failure on it shrinks after each trial. One-sided: never below
-    ``start``. Returns the best point and its value; NaN is never better.
+    ``start``. Returns the best point and its value; NaN counts as minus infinity.
     """
-    best, best_value = start, value(start)
+
+    def score(point: float) -> float:
+        found = value(point)
+        return -math.inf if math.isnan(found) else found
+
+    best, best_value = start, score(start)
     expanding = True
     for _ in range(evaluations - 1):
-        trial = value(best + step)
-        better = trial > best_value or best_value != best_value
+        trial = score(best + step)
+        better = trial > best_value
         if better:
             best, best_value = best + step, trial
         expanding = expanding and better
@@ -100,7 +106,9 @@ def largest_accepted(
     return low
 
 
-def draws(generator: torch.Generator | None, like: Tensor, attack: str, round: int) -> Any:
+def draws(
+    generator: torch.Generator | None, like: Tensor, attack: str, round: int
+) -> torch.Generator:
     """Return the generator to draw from: the given one, else one fixed by attack and round."""
     if generator is not None:
         return generator

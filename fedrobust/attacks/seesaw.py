@@ -10,6 +10,7 @@ the default is chosen by measurement, not by name.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -73,8 +74,7 @@ def coordinate(pivot: Tensor, std: Tensor, *, amplitude: float, sign: int, **_: 
 def rotation(pivot: Tensor, std: Tensor, *, angle: float, sign: int, **_: object) -> Tensor:
     """Turn the pivot by ``angle`` degrees and keep its norm, to one side, then to the other."""
     forward = moments.unit(pivot)
-    side = alternating(std) * std
-    side = moments.unit(side - (side @ forward) * forward)
+    side = moments.unit(moments.reject(alternating(std) * std, forward))
     if not side.any():
         return pivot
     radians = math.radians(angle)
@@ -82,7 +82,12 @@ def rotation(pivot: Tensor, std: Tensor, *, angle: float, sign: int, **_: object
     return norm * (math.cos(radians) * forward + sign * math.sin(radians) * side)
 
 
-MODES = {"temporal": temporal, "split": split, "coordinate": coordinate, "rotation": rotation}
+MODES: dict[str, Callable[..., Tensor]] = {
+    "temporal": temporal,
+    "split": split,
+    "coordinate": coordinate,
+    "rotation": rotation,
+}
 SWINGS = ("temporal", "rotation")
 
 

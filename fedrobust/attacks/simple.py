@@ -21,7 +21,7 @@ def finite(value: float, attack: str, setting: str, *, low: float = -math.inf) -
 
 def own_or_mean(honest: Tensor, own: Tensor | None, f: int) -> Tensor:
     """Return the attackers' own honest updates if known, else f times the honest mean."""
-    return repeat(mean(honest), f, honest) if own is None else own
+    return repeat(mean(honest), f, honest) if own is None else own.to(honest)
 
 
 def ipm(honest: Tensor, *, n: int, f: int, epsilon: float = 0.1) -> Tensor:
@@ -168,7 +168,8 @@ def model_replacement(
             raise ValueError(f"model_replacement needs rate > 0, got {rate}")
         scale = n / (rate * f)
     factor = finite(scale, "model_replacement", "scale")
-    sent = factor * (-own_or_mean(honest, None, f) if own is None else own)
+    target = -own_or_mean(honest, None, f) if own is None else own.to(honest)
+    sent = factor * target
     if bound is None:
         return sent
     norms = torch.linalg.vector_norm(sent, dim=1, keepdim=True)

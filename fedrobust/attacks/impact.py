@@ -1,0 +1,96 @@
+"""What an attack achieved in a round, as numbers for the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedrobust.attacks.moments import blocks, moments
+
+
+@dataclass(frozen=True)
+class Impact:
+    """How far the aggregate is from the honest mean.
+
+    Attributes
+    ----------
+    deviation
+        ||aggregate - honest mean|| over the honest spread; inf if the spread is 0.
+    cosine
+        Between the aggregate and the honest mean, in [-1, 1]; 0 if one of them is zero.
+    """
+
+    deviation: float
+    cosine: float
+
+
+def spread(honest: Tensor) -> float:
+    """Root mean squared distance of the honest updates (h, d) from their mean."""
+    total = sum(float((b - b.mean(dim=0)).square().sum()) for _, b in blocks(honest))
+    return (total / honest.shape[0]) ** 0.5
+
+
+def impact(aggregate: Tensor, honest_mean: Tensor, *, spread: float) -> Impact:
+    """Compare an aggregate with the mean of the honest updates, (d,) each.
+
+    Parameters
+    ----------
+    spread
+        Of the honest updates, see ``spread``.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or the spread is negative.
+    """
+    if aggregate.shape != honest_mean.shape or not spread >= 0:
+        shapes = f"{tuple(aggregate.shape)} and {tuple(honest_mean.shape)}"
+        raise ValueError(f"impact needs equal shapes and spread >= 0, got {shapes}, {spread}")
+    sent, goal = aggregate.double(), honest_mean.double()
+    moved = float(torch.linalg.vector_norm(sent - goal))
+    norms = float(torch.linalg.vector_norm(sent) * torch.linalg.vector_norm(goal))
+    cosine = max(-1.0, min(1.0, float(sent @ goal) / norms)) if norms > 0 else 0.0
+    if spread == 0:
+        return Impact(0.0 if moved == 0 else float("inf"), cosine)
+    return Impact(moved / spread, cosine)
+
+
+def bypass(weights: Tensor, malicious: Tensor) -> float:
+    """Share of a rule's total weight that malicious rows got: in [0, 1], f / n for the mean.
+
+    Parameters
+    ----------
+    weights
+        (n,), not negative; a selection is 0 and 1. All zero gives 0.
+    malicious
+        (n,) bool.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or a weight is negative or not finite.
+    """
+    if weights.shape != malicious.shape or malicious.dtype != torch.bool:
+        raise ValueError(
+            "bypass needs (n,) weights and a bool mask, got "
+            f"{tuple(weights.shape)} and {tuple(malicious.shape)} {malicious.dtype}"
+        )
+    if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+        raise ValueError("bypass needs finite weights that are not negative")
+    total = float(weights.double().sum())
+    return float(weights[malicious].double().sum()) / total if total > 0 else 0.0
+
+
+def flippable(honest: Tensor, z: float) -> float:
+    """Fraction of coordinates whose sign z standard deviations can flip: |mean| < z * std.
+
+    References
+    ----------
+    Baruch, Baruch, Goldberg, A Little Is Enough, NeurIPS 2019, figure 2 (z in 0.5, 1, 2).
+    """
+    if not z >= 0:
+        raise ValueError(f"flippable needs z >= 0, got {z}")
+    centre, std = moments(honest)
+    return float((centre.abs() < z * std).double().mean())

@@ -1,0 +1,82 @@
+"""Whom the adversary corrupts: which client ids are Byzantine in a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from fedrobust.seeds import generator
+from fedrobust.spec import Spec, resolve
+
+Ids = tuple[int, ...]
+
+
+def drawn(clients: int, byzantine: int, seed: int, draw: int) -> Ids:
+    """Draw ids without replacement, sorted."""
+    order = torch.randperm(clients, generator=generator(seed, "placement", round=draw))
+    return tuple(sorted(order[:byzantine].tolist()))
+
+
+def random(*, clients: int, byzantine: int, seed: int, round: int = 0) -> Ids:
+    """Drawn from the seed, once for the whole run."""
+    return drawn(clients, byzantine, seed, 0)
+
+
+def first(*, clients: int, byzantine: int, seed: int, round: int = 0) -> Ids:
+    """Clients 0 .. byzantine - 1, as in ALIE's released code."""
+    return tuple(range(byzantine))
+
+
+def fixed(*, ids: Sequence[int], clients: int, byzantine: int, seed: int, round: int = 0) -> Ids:
+    """Clients of a given list.
+
+    Raises
+    ------
+    ValueError
+        Unless the list holds ``byzantine`` different ids of existing clients.
+    """
+    chosen = sorted(set(ids))
+    if len(ids) != byzantine or len(chosen) != byzantine:
+        raise ValueError(f"placement 'fixed' needs {byzantine} different ids, got {list(ids)}")
+    if chosen and not 0 <= chosen[0] <= chosen[-1] < clients:
+        raise ValueError(f"placement 'fixed' needs ids below {clients}, got {list(ids)}")
+    return tuple(chosen)
+
+
+def window(*, length: int, clients: int, byzantine: int, seed: int, round: int = 0) -> Ids:
+    """Drawn anew for every ``length`` rounds: the adversary moves on.
+
+    Raises
+    ------
+    ValueError
+        If length < 1.
+    """
+    if length < 1:
+        raise ValueError(f"placement 'window' needs length >= 1, got {length}")
+    return drawn(clients, byzantine, seed, 1 + round // length)
+
+
+PLACEMENTS: dict[str, Callable[..., Ids]] = {
+    "random": random,
+    "first": first,
+    "fixed": fixed,
+    "window": window,
+}
+SUPPLIED = ("clients", "byzantine", "seed", "round")
+
+
+def place(spec: Spec, *, clients: int, byzantine: int, seed: int, round: int = 0) -> Ids:
+    """Return the sorted ids of the Byzantine clients in this round.
+
+    Raises
+    ------
+    SpecError
+        For an unknown placement or setting.
+    ValueError
+        Unless 0 <= byzantine <= clients.
+    """
+    function, given = resolve(PLACEMENTS, spec, kind="placement", supplied=SUPPLIED)
+    if not 0 <= byzantine <= clients:
+        raise ValueError(f"placement needs 0 <= byzantine <= {clients} clients, got {byzantine}")
+    return function(**given, clients=clients, byzantine=byzantine, seed=seed, round=round)
