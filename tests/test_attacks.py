@@ -810,3 +810,247 @@ def test_sensitivity_attack_stops_where_the_curve_is_flat(rule, base, wanted):
         2000,
     )
     assert sent.item() == pytest.approx(grid, abs=0.05)
+
+
+# What breaks them
+
+
+def moved_by(rule, spec, honest: Tensor, f: int) -> float:
+    sent = craft(honest, spec, n=len(honest) + f, f=f, rule=rule)
+    out = rule(torch.cat([honest, sent])) - honest.mean(dim=0)
+    return float(torch.linalg.vector_norm(out))
+
+
+def test_large_vectors_break_the_mean_and_not_the_median():
+    honest = sample(15, 40, dtype=torch.float64)
+    radius = float(torch.linalg.vector_norm(moments(honest)[1]))
+    for spec in ({"name": "ipm", "epsilon": 1e6}, {"name": "constant", "value": 1e6}, "gaussian"):
+        assert moved_by(mean_rule, spec, honest, 5) > 10 * radius
+        assert moved_by(median_rule, spec, honest, 5) < radius
+
+
+def test_a_crash_breaks_the_mean():
+    for name in CRASHES:
+        rows = torch.cat([H3, craft(H3, name, n=4, f=1)])
+        assert not torch.isfinite(mean_rule(rows)).all()
+
+
+def test_more_attackers_do_more_harm_with_alie():
+    honest = sample(20, 40, dtype=torch.float64)
+    spec = {"name": "alie", "z": 1.5}
+    harm = [moved_by(median_rule, spec, honest, f) for f in (1, 4, 8)]
+    assert textbook.increasing(harm) and harm[-1] > harm[0]
+
+
+def test_a_large_spread_is_what_alie_lives_on():
+    honest = sample(20, 40, dtype=torch.float64)
+    calm = honest.mean(dim=0) + (honest - honest.mean(dim=0)) * 1e-3
+    spec = {"name": "alie", "z": 1.5}
+    assert moved_by(median_rule, spec, calm, 5) < 2e-3 * moved_by(median_rule, spec, honest, 5)
+
+
+# Placement
+
+
+def test_placements_over_the_table():
+    seen = 0
+    for name in attacks.PLACEMENTS:
+        extra = {"fixed": {"ids": [7, 1, 4]}, "window": {"length": 5}}.get(name, {})
+        spec = {"name": name, **extra}
+        rounds = [attacks.place(spec, clients=20, byzantine=3, seed=1, round=t) for t in range(50)]
+        assert all(len(set(ids)) == 3 and list(ids) == sorted(ids) for ids in rounds)
+        assert all(0 <= i < 20 for ids in rounds for i in ids)
+        assert rounds[7] == attacks.place(spec, clients=20, byzantine=3, seed=1, round=7)
+        assert (len(set(rounds)) > 1) == (name == "window")
+        seen += 1
+    assert seen == 4
+
+
+def test_placements_worked():
+    place = attacks.place
+    assert place("first", clients=5, byzantine=2, seed=1) == (0, 1)
+    assert place({"name": "fixed", "ids": [7, 1]}, clients=8, byzantine=2, seed=1) == (1, 7)
+    window = {"name": "window", "length": 5}
+    drawn = [place(window, clients=50, byzantine=9, seed=3, round=t) for t in range(15)]
+    assert [drawn.index(ids) for ids in drawn] == [0] * 5 + [5] * 5 + [10] * 5
+    seeds = {place("random", clients=50, byzantine=9, seed=seed) for seed in range(20)}
+    assert len(seeds) == 20
+    counts = np.bincount(
+        [i for s in range(300) for i in place("random", clients=10, byzantine=3, seed=s)]
+    )
+    assert counts.min() > 55 and counts.max() < 125
+    for name in ("random", "first"):
+        assert place(name, clients=4, byzantine=0, seed=1) == ()
+        assert place(name, clients=4, byzantine=4, seed=1) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("randm", "did you mean 'random'"),
+        ("fixed", "needs the parameter 'ids'"),
+        ({"name": "fixed", "ids": [1]}, "needs 2 different ids"),
+        ({"name": "fixed", "ids": [1, 1]}, "needs 2 different ids"),
+        ({"name": "fixed", "ids": [1, 9]}, "needs ids below 5"),
+        ({"name": "fixed", "ids": [-1, 2]}, "needs ids below 5"),
+        ({"name": "window", "length": 0}, "length >= 1"),
+    ],
+)
+def test_bad_placements(spec, message):
+    with pytest.raises(ValueError, match=message):
+        attacks.place(spec, clients=5, byzantine=2, seed=1)
+    with pytest.raises(ValueError, match="0 <= byzantine <= 1"):
+        attacks.place("first", clients=1, byzantine=2, seed=1)
+
+
+# Impact
+
+
+def test_bypass():
+    mask = torch.tensor([False, False, True, True])
+    assert attacks.bypass(torch.ones(4), mask) == 0.5
+    assert attacks.bypass(torch.tensor([0.0, 0.0, 0.0, 1.0]), mask) == 1.0
+    assert attacks.bypass(torch.tensor([1.0, 2.0, 1.0, 0.0]), mask) == 0.25
+    assert attacks.bypass(torch.zeros(4), mask) == 0.0
+    for weights in (torch.tensor([1.0, 1, 1, -1]), torch.tensor([1.0, 1, 1, math.nan])):
+        with pytest.raises(ValueError, match="finite weights"):
+            attacks.bypass(weights, mask)
+    with pytest.raises(ValueError, match="bool mask"):
+        attacks.bypass(torch.ones(3), mask)
+
+
+def test_impact_worked():
+    assert attacks.spread(H3) == pytest.approx(math.sqrt(32 / 3))
+    mean = H3.mean(dim=0)
+    spread = attacks.spread(H3)
+    found = attacks.impact(torch.tensor([3.0, 0.0]), mean, spread=spread)
+    assert found.deviation == pytest.approx(4 / math.sqrt(32 / 3))
+    assert found.cosine == pytest.approx(0.6)
+    assert attacks.impact(-mean, mean, spread=spread).cosine == -1
+    assert attacks.impact(mean, mean, spread=0.0) == attacks.Impact(0.0, pytest.approx(1.0))
+    assert attacks.impact(mean + 1, mean, spread=0.0).deviation == math.inf
+    assert attacks.impact(mean * 0, mean, spread=spread).cosine == 0
+    with pytest.raises(ValueError, match="equal shapes"):
+        attacks.impact(torch.zeros(3), mean, spread=1.0)
+
+
+def test_flippable_worked():
+    honest = torch.tensor([[-1.0, 9.0, 3.0], [1.0, 11.0, 5.0], [0.0, 10.0, -2.0]])
+    assert attacks.flippable(honest, 0.0) == 0
+    assert attacks.flippable(honest, 0.5) == pytest.approx(1 / 3)
+    assert attacks.flippable(honest, 1.0) == pytest.approx(2 / 3)
+    assert attacks.flippable(honest, 20.0) == 1
+    with pytest.raises(ValueError, match="z >= 0"):
+        attacks.flippable(honest, -1.0)
+    shares = [attacks.flippable(sample(), z) for z in (0.5, 1.0, 2.0)]
+    assert textbook.increasing(shares)
+
+
+# Data poisoning
+
+
+def images(count: int = 12, channels: int = 3) -> tuple[Tensor, Tensor]:
+    source = generator(0, "images")
+    shape = (count, channels, 8, 9)
+    pixels = torch.randint(0, 200, shape, generator=source, dtype=torch.uint8)
+    return pixels, torch.arange(count) % 10
+
+
+def test_poisons_over_the_table():
+    seen = 0
+    for name in attacks.POISONS:
+        pixels, labels = images()
+        kept = pixels.clone(), labels.clone()
+        first = attacks.poison(pixels, labels, name, classes=10, generator=generator(1, "p"))
+        again = attacks.poison(pixels, labels, name, classes=10, generator=generator(1, "p"))
+        assert torch.equal(pixels, kept[0]) and torch.equal(labels, kept[1])
+        for a, b, like in zip(first, again, kept, strict=True):
+            assert torch.equal(a, b) and a.shape == like.shape and a.dtype == like.dtype
+        assert first[1].min() >= 0 and first[1].max() < 10
+        assert not torch.equal(first[1], labels)
+        seen += 1
+    assert seen == 3
+    with pytest.raises(SpecError, match="did you mean 'label_flip'"):
+        attacks.poison(*images(), "label_flp", classes=10)
+
+
+def test_label_flips_worked():
+    labels = torch.tensor([0, 1, 9, 4])
+    assert attacks.label_flip(labels, classes=10).tolist() == [9, 8, 0, 5]
+    assert attacks.label_flip(labels, classes=10, mode="pair").tolist() == [1, 2, 0, 5]
+    many = torch.arange(5000) % 10
+    flipped = attacks.label_flip(many, classes=10, mode="random", generator=generator(1, "p"))
+    assert not bool((flipped == many).any())
+    assert torch.bincount((flipped - many) % 10, minlength=10)[1:].min() > 400
+    for bad in ({"mode": "swap"}, {"classes": 1}, {"classes": 5}):
+        with pytest.raises(ValueError):
+            attacks.label_flip(labels, **{"classes": 10, **bad})
+
+
+def test_backdoor_stamps_and_relabels_its_share():
+    pixels, labels = images(11)
+    marked, changed = attacks.backdoor(pixels, labels, share=0.25, target=7)
+    touched = (marked != pixels).flatten(1).any(dim=1)
+    assert int(touched.sum()) == 3
+    assert bool((marked[touched][:, :, :5, :5] == 255).all())
+    assert torch.equal(marked[:, :, 5:], pixels[:, :, 5:])
+    assert torch.equal(marked[:, :, :, 5:], pixels[:, :, :, 5:])
+    assert bool((changed[touched] == 7).all())
+    assert torch.equal(changed[~touched], labels[~touched])
+    everything, zeros = attacks.backdoor(pixels, labels, share=1)
+    assert torch.equal(everything, attacks.stamp(pixels)) and not zeros.any()
+    nothing, same = attacks.backdoor(pixels, labels, share=0)
+    assert torch.equal(nothing, pixels) and torch.equal(same, labels)
+
+
+def test_bad_backdoors():
+    pixels, labels = images()
+    for bad in (
+        {"share": 1.5},
+        {"target": -1},
+        {"target": 10, "classes": 10},
+        {"size": 0},
+        {"size": 9},
+        {"value": 256},
+    ):
+        with pytest.raises(ValueError):
+            attacks.backdoor(pixels, labels, **bad)
+    with pytest.raises(ValueError, match="uint8"):
+        attacks.backdoor(pixels.float(), labels)
+    with pytest.raises(ValueError, match="index below 12"):
+        attacks.sample_backdoor(pixels, labels, index=12)
+
+
+def test_sample_backdoor_relabels_one_image():
+    pixels, labels = images()
+    same, changed = attacks.sample_backdoor(pixels, labels, index=4)
+    assert torch.equal(same, pixels)
+    assert changed[4] == 0 and int((changed != labels).sum()) == 1
+
+
+def test_alie_backdoor_clips_into_the_spread():
+    centre, std = moments(H3)
+    for aim, wanted in (
+        (centre + 10, centre + 0.2 * std),
+        (centre - 10, centre - 0.2 * std),
+        (centre + 0.1, centre + 0.1),
+    ):
+        close(attacks.alie_backdoor(H3, aim), wanted)
+    close(attacks.alie_backdoor(H3, 2.9 * centre, z=1.0, released_code=True), 0.9 * centre)
+    close(attacks.alie_backdoor(H3, centre, released_code=True), centre - 0.2 * std)
+    assert attacks.alie_backdoor(H3.float(), centre.float()).dtype == torch.float32
+    with pytest.raises(ValueError, match="z >= 0"):
+        attacks.alie_backdoor(H3, centre, z=-0.1)
+
+
+def test_backdoor_loss_worked():
+    start = [torch.zeros(2, 2), torch.zeros(3)]
+    now = [torch.ones(2, 2, requires_grad=True), torch.full((3,), 2.0)]
+    delta = attacks.delta_loss(now, start)
+    assert delta.item() == 1 + 4
+    loss = attacks.backdoor_loss(torch.tensor(3.0), delta)
+    assert loss.item() == pytest.approx(0.2 * 3 + 0.8 * 5)
+    loss.backward()
+    close(now[0].grad, torch.full((2, 2), 0.8 * 2 / 4))
+    with pytest.raises(ValueError, match="alpha"):
+        attacks.backdoor_loss(delta, delta, alpha=1.1)
