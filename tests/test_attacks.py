@@ -248,6 +248,9 @@ def test_bad_settings_are_errors():
     for spec in cases:
         with pytest.raises(ValueError):
             make(sample(), spec)
+        if spec.get("coordinate") is None:
+            with pytest.raises(ValueError):
+                settings(spec, 12, 3)
     assert {case["name"] for case in cases} == set(ATTACKS) - {"sign_flip", "zero", "nan"}
 
 
@@ -274,6 +277,15 @@ def test_settings_say_which_z_is_used():
     assert settings("byzmean", 50, 24)["inner"]["z"] == pytest.approx(1.426077, abs=1e-6)
     assert settings("rop", 25, 5)["z"] == pytest.approx(0.253347, abs=1e-6)
     assert len([settings(name, 25, 5) for name in ATTACKS]) == COUNT
+    assert len([settings(name, 25, 0) for name in ATTACKS]) == COUNT
+    assert settings("alie", 25, 0)["z"] is None
+    assert settings({"name": "finite_norm", "coordinate": 99}, 25, 5)["coordinate"] == 99
+
+
+def test_settings_find_bad_values_before_the_run():
+    for spec in ({"name": "ipm", "epsilon": "much"}, {"name": "mimic", "target": 20}, "alie"):
+        with pytest.raises(ValueError):
+            settings(spec, 25, 5 if spec != "alie" else 13)
 
 
 # What an attacker measures
@@ -658,10 +670,15 @@ def test_mimic_warm_up_worked():
     close(centre, (3, 4))
 
 
-def test_mimic_sends_an_honest_update():
-    honest = sample()
-    sent = make(honest, "mimic")[0]
-    assert any(torch.equal(sent, row) for row in honest)
+def test_mimic_copies_the_row_furthest_along_the_direction_of_most_variance():
+    from fedrobust.attacks.coupled import oja_step
+
+    honest = sample(dtype=torch.float64)
+    centre = honest.mean(dim=0)
+    z = honest[(honest - centre).square().sum(dim=1).argmax()] - centre
+    for _ in range(11):
+        _, z = oja_step(honest, centre, z / z.norm(), round=0)
+    assert torch.equal(make(honest, "mimic")[0], honest[(honest @ z).argmax()])
 
 
 @pytest.mark.parametrize(
@@ -1054,3 +1071,19 @@ def test_backdoor_loss_worked():
     close(now[0].grad, torch.full((2, 2), 0.8 * 2 / 4))
     with pytest.raises(ValueError, match="alpha"):
         attacks.backdoor_loss(delta, delta, alpha=1.1)
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_crafts_the_same_vectors():
+    honest = sample(dtype=torch.float64)
+    for name in ATTACKS:
+        found = make(honest.cuda(), name, previous=honest[0].cuda())
+        assert found.is_cuda
+        wanted = make(honest, name, previous=honest[0])
+        torch.testing.assert_close(found.cpu(), wanted, equal_nan=True, msg=name)
+        alone = craft(honest.cuda(), name, n=12, f=3, rule=median_rule)
+        assert alone.is_cuda and alone.shape == wanted.shape

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedrobust.attacks.alie import shift
-from fedrobust.attacks.moments import blocks, mean, reject, repeat, unit
+from fedrobust.attacks.moments import blocks, centred_gram, mean, reject, repeat, unit
 from fedrobust.attacks.probe import Rule
 from fedrobust.spec import Spec
 
@@ -73,12 +73,12 @@ def mimic(
         return repeat(honest[target], f, honest)
     if iterations < 1:
         raise ValueError(f"mimic needs iterations >= 1, got {iterations}")
-    centre = mean(honest)
-    gaps = torch.stack([torch.linalg.vector_norm(x.double() - centre) for x in honest])
-    z = unit(honest[gaps.argmax()].double() - centre)
+    # The direction is a sum of centred rows, so its products with them are all that is needed.
+    gram = centred_gram(honest)
+    scores = gram[gram.diagonal().argmax()]
     for _ in range(iterations):
-        _, z = oja_step(honest, centre, z, round=0)
-    return repeat(honest[torch.stack([x.double() @ z for x in honest]).argmax()], f, honest)
+        scores = unit(gram @ scores)
+    return repeat(honest[scores.argmax()], f, honest)
 
 
 def rop(

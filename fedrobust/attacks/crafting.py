@@ -153,15 +153,41 @@ def check(
                 raise ValueError(f"{name} needs finite {what} updates, got NaN or Inf")
 
 
+def rehearse(name: str, function: Callable[..., Tensor], given: dict[str, Any], **who: int) -> None:
+    """Run an attack once on a small invented matrix, so that bad values raise before the run."""
+    width = 8 + int(given.get("coordinate") or 0)
+    honest = torch.arange(max(1, who["n"] - who["f"]), dtype=torch.float64)[:, None]
+    supplied = {**who, "rule": lambda rows: rows[0]}
+    wanted = parameters(function)
+    try:
+        function(
+            honest.expand(-1, width),
+            **given,
+            **{k: v for k, v in supplied.items() if k in wanted},
+        )
+    except TypeError as error:
+        raise SpecError(f"attack {name!r} with {given}: {error}") from error
+
+
 def settings(spec: Spec, n: int, f: int) -> dict[str, Any]:
-    """Return every setting of an attack as it will be used, defaults and ALIE's z included."""
+    """Return every setting of an attack as it will be used, defaults and ALIE's z included.
+
+    Raises
+    ------
+    SpecError
+        For an unknown attack or setting, or a value of the wrong type.
+    ValueError
+        For any other value that the attack refuses.
+    """
     plain, level = knowledge(spec)
     function, given = resolve(ATTACKS, plain, kind="attack", supplied=SUPPLIED)
     used: dict[str, Any] = {"name": split(spec)[0]}
     for key, parameter in parameters(function).items():
         if key not in SUPPLIED:
             used[key] = given.get(key, parameter.default)
-    if "z" in used:
+    if f > 0:
+        rehearse(used["name"], function, given, n=n, f=f)
+    if "z" in used and (f > 0 or used["z"] is not None):
         used["z"] = alie.shift(n, f, z=used["z"], formula=used.get("formula", "neurips"))
     if "inner" in used:
         used["inner"] = settings(used["inner"], n, f)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,22 +58,35 @@ def moments(honest: Tensor, *, ddof: int = 0) -> tuple[Tensor, Tensor]:
     return centre, std
 
 
+def ascending(lines: Tensor) -> Tensor:
+    """Sort each line; numpy does short lines about ten times faster than torch on a CPU."""
+    if lines.device.type == "cpu":
+        return torch.from_numpy(np.sort(lines.numpy(), axis=1))
+    return lines.sort(dim=1).values
+
+
 def median(honest: Tensor) -> Tensor:
     """Coordinate-wise median, (d,) float64; for even h the mean of the two middle values."""
     low, high = (honest.shape[0] - 1) // 2, honest.shape[0] // 2
     out = honest.new_empty(honest.shape[1], dtype=torch.float64)
     for columns, block in blocks(honest):
-        ordered = block.t().contiguous().sort(dim=1).values
+        ordered = ascending(block.t().contiguous())
         out[columns] = (ordered[:, low] + ordered[:, high]) / 2
     return out
 
 
-def squared_distances(honest: Tensor) -> Tensor:
-    """Squared Euclidean distance of every pair of rows, (h, h) float64."""
+def centred_gram(honest: Tensor) -> Tensor:
+    """Products of all pairs of rows, each less the mean row: (h, h) float64."""
     gram = honest.new_zeros((honest.shape[0],) * 2, dtype=torch.float64)
     for _, block in blocks(honest):
         centred = block - block.mean(dim=0)
-        gram += centred @ centred.t()
+        gram.addmm_(centred, centred.t())
+    return gram
+
+
+def squared_distances(honest: Tensor) -> Tensor:
+    """Squared Euclidean distance of every pair of rows, (h, h) float64."""
+    gram = centred_gram(honest)
     norms = gram.diagonal()
     return (norms[:, None] + norms[None, :] - 2 * gram).clamp_(min=0).fill_diagonal_(0)
 
