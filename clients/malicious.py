@@ -18,25 +18,31 @@ from clients.honest import Task, Trained
 from clients.workshop import Workshop
 from fedrobust import adversary
 from fedrobust.aggregation import aggregate
-from fedrobust.attacks import ATTACKS, POISONS, craft
+from fedrobust.attacks import ATTACKS, POISONS, craft, poison
 from fedrobust.flower import array_of, tensor_of
 from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, VIEW
 from fedrobust.seeds import generator
-from fedrobust.spec import parameters, split
+from fedrobust.spec import split
 
 OWN_VIEWS = 4  # disjoint parts of its own data that a lone attacker estimates the spread from
 
 
 def answer(workshop: Workshop, task: Task, message: Message, context: Context) -> Message | None:
     """Answer a training message as a Byzantine client would."""
-    name, settings = split(workshop.experiment.attack)
+    name, _ = split(workshop.experiment.attack)
     images, labels = workshop.share(task.client)
     order = message.content[ADVERSARY]["task"] if ADVERSARY in message.content else None
     if order == "craft":
         return _craft_for_all(workshop, task, message)
     kind = adversary.kind(name)
     if kind == "poison":
-        images, labels = _poison(workshop, task, images, labels, name, settings)
+        images, labels = poison(
+            images,
+            labels,
+            workshop.experiment.attack,
+            classes=workshop.dataset.classes,
+            generator=generator(workshop.experiment.seed, "poison", client=task.client),
+        )
     trained = honest.train(workshop, task, context, images, labels)
     if kind == "fault":
         return FAULTY[name](message, trained)
@@ -79,26 +85,13 @@ def _crafted(workshop: Workshop, task: Task, view: Tensor, f: int) -> Tensor:
     experiment = workshop.experiment
     return craft(
         view,
-        adversary.plain(experiment.attack),
+        experiment.attack,
         n=experiment.clients,
         f=f,
-        round=task.round,
+        round=task.round - 1,
         rule=lambda rows: aggregate(rows, experiment.rule, pre=experiment.pre),
         generator=generator(experiment.seed, "attack", round=task.round, client=task.client),
     )
-
-
-def _poison(
-    workshop: Workshop, task: Task, images: Tensor, labels: Tensor, name: str, settings: dict
-) -> tuple[Tensor, Tensor]:
-    """Poison the client's own data; the same way in each round."""
-    poison = POISONS[name]
-    offered = {
-        "classes": workshop.dataset.classes,
-        "generator": generator(workshop.experiment.seed, "poison", client=task.client),
-    }
-    taken = {key: value for key, value in offered.items() if key in parameters(poison)}
-    return poison(images, labels, **settings, **taken)
 
 
 def _reply(message: Message, trained: Trained, **arrays: Array) -> Message:

@@ -11,8 +11,14 @@ from fedrobust.config import Experiment
 from fedrobust.spec import SpecError, parameters, suggest
 
 Entry = dict[str, str]
-SUPPLIED = {*adversary.CRAFT_SUPPLIED, *adversary.POISON_SUPPLIED, "memory", "clients", "seed"} - {
-    "f"
+# What the system hands in: no setting of the plug-in, so nothing to list. f is one, of the rules.
+SUPPLIED = {
+    "rules": {"generator", "memory"},
+    "pre-aggregators": {"generator"},
+    "attacks": {"n", "f", "round", "rule", "generator", "previous", "own"},
+    "data attacks": set(adversary.POISON_SUPPLIED),
+    "placements": {"clients", "byzantine", "seed", "round"},
+    "partitions": {"clients", "seed"},
 }
 
 
@@ -34,7 +40,7 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
         "data sets": data.DATASETS,
         "models": models.MODELS,
     }
-    result = {title: [entry(n, f) for n, f in table.items()] for title, table in every.items()}
+    result = {title: [entry(n, f, SUPPLIED.get(title, set())) for n, f in table.items()] for title, table in every.items()}
     result["faults"] = [_line(name, what) for name, what in adversary.FAULTS.items()]
     if kind is None:
         return result
@@ -43,13 +49,13 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
     return {kind: result[kind]}
 
 
-def entry(name: str, function: Callable[..., Any]) -> Entry:
+def entry(name: str, function: Callable[..., Any], supplied: set[str]) -> Entry:
     """Describe one plug-in from its signature and docstring."""
     text = inspect.getdoc(function) or ""
     settings = [
         key if p.default is inspect.Parameter.empty else f"{key}={p.default!r}"
         for key, p in parameters(function).items()
-        if key not in SUPPLIED
+        if key not in supplied
     ]
     return {
         "name": name,

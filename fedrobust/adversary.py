@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedrobust import attacks
 from fedrobust.attacks import ATTACKS, POISONS, place
 from fedrobust.spec import SpecError, resolve, split, suggest
 
 NONE = "none"
-LEVELS = ("own", "colluding", "omniscient")
-CRAFT_SUPPLIED = ("n", "f", "round", "rule", "generator", "previous", "own")
 POISON_SUPPLIED = ("generator", "classes")
 
 # What each attack's paper lets it see; everything else is omniscient unless the spec says so.
-KNOWLEDGE = {
+DEFAULT_KNOWLEDGE = {
     "alie": "colluding",
     "sign_flip": "own",
     "gaussian": "own",
@@ -60,16 +59,8 @@ def kind(name: str) -> str:
 
 def knowledge(spec: Mapping[str, Any]) -> str:
     """Return what the attacker sees: its spec's ``knowledge``, or the attack's own default."""
-    name, settings = split(spec)
-    level = settings.get("knowledge", KNOWLEDGE.get(name, "omniscient"))
-    if level not in LEVELS:
-        raise SpecError(f"unknown knowledge {level!r}; {suggest(str(level), list(LEVELS))}")
-    return level
-
-
-def plain(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the spec without ``knowledge``: what the attack's function itself takes."""
-    return {key: value for key, value in spec.items() if key != "knowledge"}
+    _, level = attacks.knowledge(spec)
+    return level or DEFAULT_KNOWLEDGE.get(split(spec)[0], "omniscient")
 
 
 def check(spec: Mapping[str, Any], *, n: int, f: int) -> None:
@@ -83,8 +74,7 @@ def check(spec: Mapping[str, Any], *, n: int, f: int) -> None:
     name, settings = split(spec)
     label = kind(name)
     if label == "craft":
-        knowledge(spec)
-        resolve(ATTACKS, plain(spec), kind="attack", supplied=CRAFT_SUPPLIED)
+        attacks.settings(spec, n, f)
     elif label == "poison":
         resolve(POISONS, spec, kind="attack", supplied=POISON_SUPPLIED)
     elif settings:

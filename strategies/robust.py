@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedrobust import aggregation
-from fedrobust.attacks import bypass, impact
+from fedrobust.attacks import bypass, impact, spread
 from fedrobust.config import Experiment
 from fedrobust.flower import Rejected, array_of, screen, tensor_of
 from fedrobust.flower.screening import Reply
@@ -198,5 +198,14 @@ class RobustStrategy(Strategy):
             if outcome.weights is not None:
                 row["bypass"] = bypass(outcome.weights, malicious)
             if not bool(malicious.all()):
-                row["impact"] = impact(outcome.aggregate, updates[~malicious])
+                row["impact"] = _impact(outcome.aggregate, updates[~malicious])
         return row
+
+
+def _impact(aggregate: Tensor, honest: Tensor) -> dict[str, float]:
+    """How far the aggregate is from the honest mean, in honest spreads, and its direction."""
+    measured = impact(aggregate, honest.mean(0), spread=spread(honest))
+    return {
+        "deviation": round(min(measured.deviation, 1e9), 6),
+        "cosine": round(measured.cosine, 6),
+    }

@@ -73,15 +73,16 @@ def run(
         strategy.close_round(server_round, metrics)
         return MetricRecord(metrics) if metrics else None
 
+    initial = array_of(model=model.vector.clone())
     with one_thread():
         result = strategy.start(
             grid=_with_adversary(grid, experiment, clients, members),
-            initial_arrays=array_of(model=model.vector.clone()),
+            initial_arrays=initial,
             num_rounds=experiment.rounds,
             timeout=experiment.server.deadline,
             evaluate_fn=evaluate_round,
         )
-    return result.arrays
+    return result.arrays or initial  # empty where no round could step
 
 
 def roll_call(grid: Grid, *, expected: int, deadline: float) -> dict[int, int]:

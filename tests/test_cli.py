@@ -1,0 +1,166 @@
+"""The command line, as its users meet it: exit codes, sentences, files."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from experiments import listing
+from experiments.cli import markdown
+from experiments.results import load
+from fedrobust import aggregation, attacks
+from fedrobust.config import Experiment, expand, read
+from fedrobust.rundir import FolderError, RunFolder
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(*arguments, cwd):
+    environment = {k: v for k, v in os.environ.items() if k != "FEDROBUST_DATA"}
+    environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-m", "experiments", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture
+def file(small, tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(tomli_w.dumps(small))
+    return path
+
+
+def test_run_writes_what_it_promises_and_skips_what_is_done(small, tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(tomli_w.dumps(small | {"sweep": {"rule": ["mean", "krum"],
+                                                     "attack": ["none", "nan"]}}))  # fmt: skip
+    done = call("run", path, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert list(report["table"]) == ["mean", "krum"]
+    assert set(report["table"]["krum"]) == {"none", "nan", "worst"}
+    assert len(report["runs"]) == 4
+    for entry in report["runs"]:
+        folder = tmp_path / entry["folder"]
+        config = tomllib.loads((folder / "config.toml").read_text())
+        assert Experiment.from_dict(config).run_id == entry["run"]
+        environment = json.loads((folder / "environment.json").read_text())
+        assert environment["packages"]["torch"]
+        rows = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+        assert [row["round"] for row in rows] == [0, 1, 2, 3]
+    output = tmp_path / "results" / "tiny"
+    assert (output / "heat_map.png").read_bytes().startswith(b"\x89PNG")
+    assert (output / "table.md").read_text().count("\n") == 4
+    before = {p: p.stat().st_mtime_ns for p in output.rglob("rounds.jsonl")}
+    again = call("run", path, "--json", cwd=tmp_path)
+    assert json.loads(again.stdout)["table"] == report["table"]
+    assert {p: p.stat().st_mtime_ns for p in output.rglob("rounds.jsonl")} == before
+
+
+def wrong(*arguments, cwd):
+    done = call(*arguments, cwd=cwd)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("rle=mean", "unknown key 'rle'; did you mean 'rule'?"),
+        ("rule=krun", "unknown rule 'krun'; did you mean 'krum'?"),
+        ("rule=krum:f=5", "krum with f=5 needs at least 13 updates, got 10"),
+        ("data=fashionmist", "unknown data set 'fashionmist'; did you mean 'fashionmnist'?"),
+        ("data=cifar10", "--data-root"),
+        ("clients=5000", "needs as many images, got 1437"),
+        ("nonsense", "an override is key=value, got 'nonsense'"),
+    ],
+)
+def test_each_error_is_one_clear_message(file, tmp_path, override, sentence):
+    assert sentence in wrong("run", file, "-o", override, cwd=tmp_path)
+
+
+def test_malformed_file_missing_file_unknown_grid(file, tmp_path):
+    bad = tmp_path / "bad.toml"
+    bad.write_text("clients = = 3")
+    assert "malformed TOML" in wrong("run", bad, cwd=tmp_path)
+    assert "cannot read" in wrong("run", tmp_path / "absent.toml", cwd=tmp_path)
+    assert "did you mean 'flower'" in wrong("run", file, "--grid", "flour", cwd=tmp_path)
+
+
+def test_check_and_list(file, tmp_path):
+    done = call("check", file, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "trimmed_mean f=2" in done.stdout
+    listed = json.loads(call("list", "--json", cwd=tmp_path).stdout)
+    assert {e["name"] for e in listed["rules"]} == set(aggregation.RULES)
+    assert {e["name"] for e in listed["attacks"]} == set(attacks.ATTACKS)
+    assert "did you mean 'rules'" in wrong("list", "rule", cwd=tmp_path)
+
+
+def test_every_plugin_says_what_it_does():
+    entries = [e for table in listing.tables().values() for e in table]
+    assert len(entries) > 60
+    assert all(e["what"] for e in entries)
+
+
+def test_shipped_configurations_build():
+    shipped = sorted((ROOT / "experiments").rglob("*.toml"))
+    experiments = [p for p in shipped if "attack" in (document := read(p)) and "rule" in document]
+    assert ROOT / "experiments" / "quickstart.toml" in experiments
+    assert len(experiments) >= 2
+    for path in experiments:
+        assert expand(read(path))
+
+
+def test_the_default_flower_app_builds():
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    config = document["tool"]["flwr"]["app"]["config"]
+    assert Experiment.from_dict(tomllib.loads(config["experiment"])).clients == 20
+    overridden = {d.split(" ")[0] for d in document["tool"]["uv"]["override-dependencies"]}
+    needed = [*document["project"]["dependencies"],
+              *(d for extra in document["project"]["optional-dependencies"].values()
+                for d in extra)]  # fmt: skip
+    names = {d.split(">")[0].split("[")[0] for d in needed}
+    assert names == overridden, "what `uv sync` would install for each run"
+
+
+def test_two_processes_cannot_hold_one_folder(small, tmp_path):
+    experiment = Experiment.from_dict(small)
+    with (
+        RunFolder(tmp_path, experiment).recording(),
+        pytest.raises(FolderError, match="another process"),
+        RunFolder(tmp_path, experiment).recording(),
+    ):
+        pass
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out(small, tmp_path):
+    folder = RunFolder(tmp_path, Experiment.from_dict(small))
+    with folder.recording():
+        folder.append({"round": 0})
+        with (folder.path / "rounds.jsonl").open("a") as file:
+            file.write('{"round": 1, "accu')
+    assert folder.rows() == [{"round": 0}]
+    assert not folder.finished
+
+
+def test_a_single_run_draws_its_curve(file, tmp_path):
+    done = call("run", file, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "final test accuracy" in done.stdout
+    output = tmp_path / "results" / "small"
+    assert (output / "accuracy.png").is_file()
+    results = load(p.parent for p in output.rglob("rounds.jsonl"))
+    assert markdown(results.table() * 100).startswith("|  | none | worst |")

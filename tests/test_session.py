@@ -1,0 +1,160 @@
+"""Whole runs: each fault costs its sender the vote, every attack runs, every grid agrees."""
+
+import math
+
+import pytest
+
+from experiments.simulation import run_one
+from fedrobust import adversary, simulate
+from fedrobust.attacks import ATTACKS, KNOWLEDGE, POISONS
+from fedrobust.config import ConfigError, Experiment
+from fedrobust.flower import CohortGrid, InProcessGrid
+from strategies.session import ProtocolError, roll_call, run
+
+REASONS = {
+    "missing_key": "missing arrays: update",
+    "extra_key": "extra arrays: surprise",
+    "wrong_shape": "update of shape (651,), expected (650,)",
+    "wrong_dtype": "dtype float64, expected float32",
+    "oversized": "update of shape (1300,), expected (650,)",
+    "nan_value": "not finite",
+    "inf_value": "not finite",
+    "huge": "magnitude 1e+30",
+    "many_examples": "num-examples 1000000000 outside",
+    "negative_examples": "num-examples -14 outside",
+    "garbage": "no npy array",
+    "exception": "a malicious client raises on purpose",
+    "silence": "no reply before the deadline",
+}
+
+
+def experiment(small, **changes):
+    return Experiment.from_dict(small | changes)
+
+
+def test_every_fault_is_tried():
+    assert set(REASONS) == set(adversary.FAULTS)
+    assert len(REASONS) == 13
+
+
+@pytest.mark.parametrize("fault", REASONS)
+def test_a_faulty_reply_costs_its_sender_the_vote(small, fault):
+    bad = experiment(small, attack=fault)
+    rows = run_one(bad)
+    assert [row["round"] for row in rows] == [0, 1, 2, 3]
+    for row in rows[1:]:
+        assert row["replies"] == 8
+        named = {entry["client"]: entry for entry in row["rejected"]}
+        assert set(named) == set(adversary.members(bad))
+        for client, entry in named.items():
+            assert REASONS[fault] in entry["reason"]
+            assert entry["node"] == client + 1
+    assert rows[-1]["accuracy"] > rows[0]["accuracy"]
+
+
+def test_too_few_replies_keep_the_model(small):
+    rows = run_one(experiment(small, attack="silence", server={"min_replies": 9, "lr": 0.5}))
+    assert all("server.min_replies asks for 9, got 8" in row["kept"] for row in rows[1:])
+    starved = experiment(small, byzantine=3, attack="silence", rule={"name": "krum", "f": 3})
+    rows = run_one(starved)
+    assert all("krum" in row["kept"] and "got 7" in row["kept"] for row in rows[1:])
+    assert rows[-1]["accuracy"] == rows[0]["accuracy"]
+
+
+@pytest.mark.parametrize("attack", [*ATTACKS, *POISONS])
+def test_every_attack_runs_and_no_model_ends_as_nan(small, attack):
+    rows = run_one(experiment(small, rule="median", attack=attack, rounds=2))
+    assert math.isfinite(rows[-1]["loss"])
+    assert rows[-1]["byzantine"]
+
+
+@pytest.mark.parametrize("knowledge", KNOWLEDGE)
+def test_knowledge_changes_what_is_crafted(small, knowledge):
+    attack = {"name": "alie", "z": 1.5, "knowledge": knowledge}
+    rows = run_one(experiment(small, rule="mean", attack=attack, rounds=2))
+    others = [
+        run_one(experiment(small, rule="mean", attack=attack | {"knowledge": k}, rounds=2))
+        for k in KNOWLEDGE
+        if k != knowledge
+    ]
+    assert all(rows[-1]["loss"] != other[-1]["loss"] for other in others)
+
+
+def without_time(rows):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def through_cohorts(e, hosts):
+    from clients.client_app import app
+
+    rows = []
+    nodes = InProcessGrid(app, clients=hosts, run_config={"experiment": e.to_toml()})
+    run(CohortGrid(nodes, clients=e.clients), e, on_row=rows.append)
+    return rows
+
+
+@pytest.mark.parametrize("worker_momentum", [0.0, 0.9])
+def test_every_grid_gives_the_same_rounds(small, worker_momentum):
+    e = experiment(small, attack="alie", rule="nnm+krum", worker_momentum=worker_momentum)
+    here = without_time(run_one(e))
+    for hosts in (1, 2, 4):
+        assert without_time(through_cohorts(e, hosts)) == here
+
+
+class Shuffled(InProcessGrid):
+    """Replies come back in another order."""
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return super().send_and_receive(messages, timeout=timeout)[::-1]
+
+
+def test_the_order_of_replies_does_not_matter(small):
+    from clients.client_app import app
+
+    e = experiment(small, attack="alie", rule="krum")
+    rows = []
+    nodes = Shuffled(app, clients=10, run_config={"experiment": e.to_toml()})
+    run(nodes, e, on_row=rows.append)
+    assert without_time(rows) == without_time(run_one(e))
+
+
+def test_simulate_takes_text_and_overrides(small):
+    text = experiment(small).to_toml()
+    results = simulate(text, rounds=1, rule="mean", server__lr=0.1)
+    assert list(results.frame["round"]) == [0, 1]
+    assert results.runs[0][0].server.lr == 0.1
+    assert 0 < results.accuracy < 1
+    with pytest.raises(ConfigError, match="did you mean 'in_process'"):
+        simulate(text, grid="in_proces")
+
+
+def test_sign_flip_breaks_the_mean_and_not_the_median(small):
+    harsh = {"attack": "sign_flip", "byzantine": 4, "rounds": 15, "worker_momentum": 0.0}
+    mean = simulate(small | harsh, rule="mean").accuracy
+    clean = simulate(small | harsh, rule="mean", attack="none").accuracy
+    assert clean > 0.8
+    assert mean < clean
+
+
+def test_worker_momentum_changes_the_run(small):
+    plain, heavy = (run_one(experiment(small, worker_momentum=m))[-1]["loss"] for m in (0, 0.9))
+    assert plain != heavy
+
+
+def test_roll_call_needs_the_clients(small):
+    from clients.client_app import app
+
+    e = experiment(small)
+    nodes = InProcessGrid(app, clients=3, run_config={"experiment": e.to_toml()})
+    with pytest.raises(ProtocolError, match="4 clients are needed, 3 nodes"):
+        roll_call(nodes, expected=4, deadline=0.01)
+    assert roll_call(nodes, expected=3, deadline=1) == {1: 0, 2: 1, 3: 2}
+
+
+def test_another_protocol_is_refused(small, monkeypatch):
+    from clients import client_app
+
+    monkeypatch.setattr(client_app, "PROTOCOL", 999)
+    nodes = InProcessGrid(client_app.app, clients=2, run_config={})
+    with pytest.raises(ProtocolError, match="install one version everywhere"):
+        roll_call(nodes, expected=2, deadline=1)
