@@ -249,7 +249,7 @@ def test_bad_settings_are_errors():
         with pytest.raises(ValueError):
             make(sample(), spec)
         if spec.get("coordinate") is None:
-            with pytest.raises(ValueError):
+            with pytest.raises(SpecError):
                 settings(spec, 12, 3)
     assert {case["name"] for case in cases} == set(ATTACKS) - {"sign_flip", "zero", "nan"}
 
@@ -284,7 +284,7 @@ def test_settings_say_which_z_is_used():
 
 def test_settings_find_bad_values_before_the_run():
     for spec in ({"name": "ipm", "epsilon": "much"}, {"name": "mimic", "target": 20}, "alie"):
-        with pytest.raises(ValueError):
+        with pytest.raises(SpecError):
             settings(spec, 25, 5 if spec != "alie" else 13)
 
 

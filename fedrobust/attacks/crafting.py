@@ -165,8 +165,8 @@ def rehearse(name: str, function: Callable[..., Tensor], given: dict[str, Any], 
             **given,
             **{k: v for k, v in supplied.items() if k in wanted},
         )
-    except TypeError as error:
-        raise SpecError(f"attack {name!r} with {given}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"attack {name!r}: {error}") from error
 
 
 def settings(spec: Spec, n: int, f: int) -> dict[str, Any]:
@@ -175,9 +175,7 @@ def settings(spec: Spec, n: int, f: int) -> dict[str, Any]:
     Raises
     ------
     SpecError
-        For an unknown attack or setting, or a value of the wrong type.
-    ValueError
-        For any other value that the attack refuses.
+        For an unknown attack or setting, or a value that the attack refuses.
     """
     plain, level = knowledge(spec)
     function, given = resolve(ATTACKS, plain, kind="attack", supplied=SUPPLIED)
