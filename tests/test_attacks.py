@@ -760,7 +760,8 @@ def test_fang_against_krum_is_picked_and_matches_the_textbook(seed):
 
 @pytest.mark.parametrize("peak", [3.0, 21.0, 55.0, 66.6, 100.0, 177.0, 200.0, 1000.0])
 def test_line_search_matches_the_textbook(peak):
-    for value in (lambda x: -abs(x - peak), lambda x: min(x, peak), lambda x: 0.0):
+    accepted = lambda x: x if x <= peak else -1.0  # noqa: E731
+    for value in (lambda x: -abs(x - peak), lambda x: min(x, peak), lambda x: 0.0, accepted):
         for evaluations in (1, 2, 9, 20):
             found = line_search(value, evaluations=evaluations)
             assert found == pytest.approx(textbook.line_search(value, evaluations))
