@@ -208,6 +208,21 @@ def test_rule_sees_a_copy_and_the_attackers_rows():
         assert torch.equal(honest, kept) and 12 in seen
 
 
+def test_a_rule_spec_is_asked_through_aggregate(monkeypatch):
+    asked = []
+
+    def aggregate(updates, spec, *, pre=(), state=None, generator=None):
+        asked.append((spec, state, generator.initial_seed()))
+        return updates.mean(dim=0)
+
+    monkeypatch.setattr("fedrobust.aggregation.aggregate", aggregate, raising=False)
+    spec = {"name": "krum", "f": 3}
+    for name in TUNED:
+        assert torch.equal(make(sample(), name, rule=spec), make(sample(), name, rule=mean_rule))
+    assert len(asked) > 4 * 20 and all(a[:2] == (spec, None) for a in asked)
+    assert len({seed for *_, seed in asked}) == 1
+
+
 def test_bad_settings_are_errors():
     cases = [
         {"name": "alie", "formula": "v1"},
