@@ -24,6 +24,7 @@ from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, VIEW
 from fedrobust.seeds import generator
 from fedrobust.spec import split
 
+LAST = "last-model"
 OWN_VIEWS = 4  # disjoint parts of its own data that a lone attacker estimates the spread from
 
 
@@ -33,14 +34,14 @@ def answer(workshop: Workshop, task: Task, message: Message, context: Context) -
     images, labels = workshop.share(task.client)
     order = message.content[ADVERSARY]["task"] if ADVERSARY in message.content else None
     if order == "craft":
-        return _craft_for_all(workshop, task, message)
+        return _craft_for_all(workshop, task, message, context)
     kind = adversary.kind(name)
     if kind == "poison":
         images, labels = poison(
             images,
             labels,
             workshop.experiment.attack,
-            classes=workshop.dataset.classes,
+            classes=workshop.classes,
             generator=generator(workshop.experiment.seed, "poison", client=task.client),
         )
     trained = honest.train(workshop, task, context, images, labels)
@@ -51,11 +52,11 @@ def answer(workshop: Workshop, task: Task, message: Message, context: Context) -
     return honest.respond(message, trained)
 
 
-def _craft_for_all(workshop: Workshop, task: Task, message: Message) -> Message:
+def _craft_for_all(workshop: Workshop, task: Task, message: Message, context: Context) -> Message:
     """Craft one row for each colluder from the view that the side channel carried."""
     f = int(message.content[ADVERSARY]["colluders"])
-    rows = _crafted(workshop, task, tensor_of(message.content[VIEW]["view"]), f)
-    metrics = MetricRecord({"num-examples": len(workshop.shares[task.client]), "loss": 1.0})
+    rows = _crafted(workshop, task, tensor_of(message.content[VIEW]["view"]), f, context)
+    metrics = MetricRecord({"num-examples": len(workshop.labels[task.client]), "loss": 1.0})
     record = RecordDict({"arrays": array_of(**{CRAFTED: rows}), "metrics": metrics})
     return Message(record, reply_to=message)
 
@@ -74,14 +75,16 @@ def _craft_alone(
         parts = zip(images.chunk(OWN_VIEWS), labels.chunk(OWN_VIEWS), strict=True)
         alone = replace(context, state=RecordDict())
         view = torch.stack([honest.train(workshop, task, alone, *p).update for p in parts])
-    return replace(trained, update=_crafted(workshop, task, view, 1)[0])
+    colluders = adversary.members(workshop.experiment, round=task.round)
+    rows = _crafted(workshop, task, view, len(colluders), context)
+    return replace(trained, update=rows[colluders.index(task.client)].clone())
 
 
 # Attacks that need the spread of several honest updates, so that one own update tells nothing.
 SPREAD = ("alie", "seesaw", "finite_norm", "min_max", "min_sum", "fang", "rop", "opt_alie")
 
 
-def _crafted(workshop: Workshop, task: Task, view: Tensor, f: int) -> Tensor:
+def _crafted(workshop: Workshop, task: Task, view: Tensor, f: int, context: Context) -> Tensor:
     experiment = workshop.experiment
     return craft(
         view,
@@ -91,7 +94,15 @@ def _crafted(workshop: Workshop, task: Task, view: Tensor, f: int) -> Tensor:
         round=task.round - 1,
         rule=lambda rows: aggregate(rows, experiment.rule, pre=experiment.pre),
         generator=generator(experiment.seed, "attack", round=task.round, client=task.client),
+        previous=_last_step(task, context, experiment.server.lr),
     )
+
+
+def _last_step(task: Task, context: Context, lr: float) -> Tensor | None:
+    """Return the server's last step direction, read off two global models; None at first."""
+    last = context.state.get(LAST)
+    context.state[LAST] = array_of(model=task.vector)
+    return None if last is None else (tensor_of(last["model"]) - task.vector) / lr
 
 
 def _reply(message: Message, trained: Trained, **arrays: Array) -> Message:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedrobust import data, models
@@ -20,21 +21,21 @@ class Workshop:
 
     Attributes
     ----------
-    shares
-        Index tensors into the training set, one a client.
+    images, labels
+        Each client's share: slices of one reordered training set, so that no round gathers them.
     model
         Scratch model: whoever trains overwrites it.
     """
 
     experiment: Experiment
-    dataset: data.Dataset
-    shares: tuple[Tensor, ...]
+    classes: int
+    images: tuple[Tensor, ...]
+    labels: tuple[Tensor, ...]
     model: FlatModel
 
     def share(self, client: int) -> tuple[Tensor, Tensor]:
         """Return a client's own images and labels."""
-        indices = self.shares[client]
-        return self.dataset.train_images[indices], self.dataset.train_labels[indices]
+        return self.images[client], self.labels[client]
 
 
 def open_workshop(run_config: Mapping[str, Any]) -> Workshop:
@@ -61,4 +62,7 @@ def _open(items: tuple[tuple[str, Any], ...]) -> Workshop:
         std=dataset.std,
         seed=experiment.seed,
     )
-    return Workshop(experiment, dataset, tuple(shares), FlatModel(module))
+    order, sizes = torch.cat(shares), [len(share) for share in shares]
+    images = dataset.train_images[order].split(sizes)
+    labels = dataset.train_labels[order].split(sizes)
+    return Workshop(experiment, dataset.classes, images, labels, FlatModel(module))

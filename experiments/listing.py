@@ -40,7 +40,10 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
         "data sets": data.DATASETS,
         "models": models.MODELS,
     }
-    result = {title: [entry(n, f, SUPPLIED.get(title, set())) for n, f in table.items()] for title, table in every.items()}
+    result = {
+        title: [entry(n, f, SUPPLIED.get(title, set())) for n, f in table.items()]
+        for title, table in every.items()
+    }
     result["faults"] = [_line(name, what) for name, what in adversary.FAULTS.items()]
     if kind is None:
         return result

@@ -53,9 +53,7 @@ class Sweep:
 
     def _run_here(self, experiment: Experiment, on_row: Callable[[Row], None]) -> None:
         folder = RunFolder(self.output, experiment)
-        run_one(
-            experiment, grid=self.grid, data_root=self.data_root, folder=folder, on_row=on_row
-        )
+        run_one(experiment, grid=self.grid, data_root=self.data_root, folder=folder, on_row=on_row)
 
     def _run_parallel(
         self, waiting: list[Experiment], workers: int, on_row: Callable[[Experiment, Row], None]

@@ -83,7 +83,7 @@ def wrong(*arguments, cwd):
         ("rule=krum:f=5", "krum with f=5 needs at least 13 updates, got 10"),
         ("data=fashionmist", "unknown data set 'fashionmist'; did you mean 'fashionmnist'?"),
         ("data=cifar10", "--data-root"),
-        ("clients=5000", "needs as many images, got 1437"),
+        ("clients=5000", "needs as many images, got 1438"),
         ("nonsense", "an override is key=value, got 'nonsense'"),
     ],
 )

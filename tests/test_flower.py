@@ -123,7 +123,10 @@ def metrics(examples=10, loss=0.5, **more):
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (Message(Error(code=2, reason="boom\nbang"), reply_to=question()), "error reply: boom bang"),
+        (
+            Message(Error(code=2, reason="boom\nbang"), reply_to=question()),
+            "error reply: boom bang",
+        ),
         (Message(RecordDict(), reply_to=question()), "missing records: arrays, metrics"),
         (reply_with(extra=ConfigRecord()), "extra records: extra"),
         (reply_with(arrays=ArrayRecord()), "missing arrays: update"),
@@ -163,7 +166,9 @@ def echo(message, context):
     if client == 3:
         return None
     vector = torch.tensor([float(client), float(context.state["calls"]["n"])])
-    content = RecordDict({"arrays": array_of(update=vector), "metrics": MetricRecord({"loss": 0.0})})
+    content = RecordDict(
+        {"arrays": array_of(update=vector), "metrics": MetricRecord({"loss": 0.0})}
+    )
     return Message(content, reply_to=message)
 
 

@@ -71,7 +71,7 @@ def fashionmnist_sample(root: Path | None, download: bool) -> Dataset:
 
 
 def digits(root: Path | None, download: bool) -> Dataset:
-    """The 8x8 digits of scikit-learn (1,437 train, 360 test), for toys and tests."""
+    """The 8x8 digits of scikit-learn (1,438 train, 359 test), for toys and tests."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -103,7 +103,9 @@ def cifar10(root: Path | None, download: bool) -> Dataset:
     from torchvision.datasets import CIFAR10
 
     train, test = _torchvision(CIFAR10, "cifar10", root, download)
-    images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
+    images = [
+        torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)
+    ]
     labels = [torch.tensor(part.targets) for part in (train, test)]
     return Dataset(
         "cifar10",

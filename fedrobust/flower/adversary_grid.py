@@ -141,13 +141,14 @@ class AdversaryGrid(Grid):
             for row, message in zip(rows, ranked, strict=True)
         ]
 
-
     def _client(self, message: Message) -> int:
         return self._clients[message.metadata.dst_node_id]
 
     def _stack(self, replies: list[Message]) -> Tensor | None:
         """Stack the updates in the clients' order; None where there are none."""
-        ranked = sorted(replies, key=lambda reply: self._clients.get(reply.metadata.src_node_id, -1))
+        ranked = sorted(
+            replies, key=lambda reply: self._clients.get(reply.metadata.src_node_id, -1)
+        )
         rows = [tensor_of(array) for reply in ranked if (array := _update(reply)) is not None]
         return torch.stack(rows) if rows else None
 

@@ -88,7 +88,8 @@ def _update(arrays: ArrayRecord, d: int, largest: float) -> Tensor:
         raise Rejected(f"update: {error}") from error
     if tuple(update.shape) != (d,):
         raise Rejected(f"update of shape {tuple(update.shape)}, expected ({d},)")
-    greatest = float(torch.linalg.vector_norm(update, ord=math.inf)) if d else 0.0
+    low, high = (float(bound) for bound in torch.aminmax(update))
+    greatest = max(-low, high) if low == low and high == high else math.nan
     if not math.isfinite(greatest):
         raise Rejected("update holds values that are not finite")
     if greatest > largest:
