@@ -61,7 +61,7 @@ def respond(message: Message, trained: Trained) -> Message:
 
 
 def _momentum(update: Tensor, beta: float, context: Context) -> Tensor:
-    """m <- beta m + (1 - beta) update (Karimireddy et al., ICML 2021, section 5)."""
+    """M <- beta m + (1 - beta) update (Karimireddy et al., ICML 2021, section 5)."""
     if not beta:
         return update
     if MOMENTUM in context.state:

@@ -19,10 +19,11 @@ from clients.workshop import Workshop
 from fedrobust import adversary
 from fedrobust.aggregation import aggregate
 from fedrobust.attacks import ATTACKS, POISONS, craft, poison
+from fedrobust.config import Experiment
 from fedrobust.flower import array_of, tensor_of
 from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, VIEW
 from fedrobust.seeds import generator
-from fedrobust.spec import split
+from fedrobust.spec import parameters, split
 
 LAST = "last-model"
 OWN_VIEWS = 4  # disjoint parts of its own data that a lone attacker estimates the spread from
@@ -94,15 +95,20 @@ def _crafted(workshop: Workshop, task: Task, view: Tensor, f: int, context: Cont
         round=task.round - 1,
         rule=lambda rows: aggregate(rows, experiment.rule, pre=experiment.pre),
         generator=generator(experiment.seed, "attack", round=task.round, client=task.client),
-        previous=_last_step(task, context, experiment.server.lr),
+        previous=_last_step(experiment, task, context),
     )
 
 
-def _last_step(task: Task, context: Context, lr: float) -> Tensor | None:
-    """Return the server's last step direction, read off two global models; None at first."""
+def _last_step(experiment: Experiment, task: Task, context: Context) -> Tensor | None:
+    """Return the server's last step direction, read off two global models; None at first.
+
+    Only attacks that ask for it pay for remembering a model.
+    """
+    if "previous" not in parameters(ATTACKS[experiment.attack["name"]]):
+        return None
     last = context.state.get(LAST)
     context.state[LAST] = array_of(model=task.vector)
-    return None if last is None else (tensor_of(last["model"]) - task.vector) / lr
+    return None if last is None else (tensor_of(last["model"]) - task.vector) / experiment.server.lr
 
 
 def _reply(message: Message, trained: Trained, **arrays: Array) -> Message:

@@ -81,8 +81,8 @@ class Experiment:
     partition: dict[str, Any] = field(default_factory=lambda: {"name": "iid"})
     placement: dict[str, Any] = field(default_factory=lambda: {"name": "random"})
     worker_momentum: float = 0.0
-    training: Recipe = Recipe()
-    server: Server = Server()
+    training: Recipe = field(default_factory=Recipe)
+    server: Server = field(default_factory=Server)
 
     @property
     def name(self) -> str:
@@ -140,7 +140,7 @@ def read(source: str | Path) -> dict[str, Any]:
     ConfigError
         If the file is not there or the TOML is malformed (with line and column).
     """
-    is_file = isinstance(source, Path) or "\n" not in source and "=" not in source
+    is_file = isinstance(source, Path) or ("\n" not in source and "=" not in source)
     name = str(source) if is_file else "the given text"
     try:
         text = Path(source).read_text(encoding="utf-8") if is_file else str(source)
@@ -218,8 +218,8 @@ def parse_spec(value: Any) -> dict[str, Any]:
         name, _, settings = value.partition(":")
         pairs = [pair.partition("=") for pair in settings.split(",") if pair]
         return {"name": name.strip()} | {k.strip(): parse_value(v.strip()) for k, _, v in pairs}
-    name, settings = split(value)
-    return {"name": name} | settings
+    name, given = split(value)
+    return {"name": name} | given
 
 
 def resolve_f(spec: dict[str, Any], needs_f: bool, byzantine: int) -> dict[str, Any]:

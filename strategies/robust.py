@@ -165,7 +165,7 @@ class RobustStrategy(Strategy):
         return {"node": node, "client": self._clients[node], "reason": reason}
 
     def _step(self, server_round: int, heard: Round) -> Tensor:
-        """v <- momentum v + aggregate; w <- w - lr v."""
+        """Step: v <- momentum v + aggregate, w <- w - lr v."""
         server = self._experiment.server
         if len(heard.accepted) < server.min_replies:
             raise ValueError(

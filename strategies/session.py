@@ -100,7 +100,7 @@ def roll_call(grid: Grid, *, expected: int, deadline: float) -> dict[int, int]:
     """
     nodes = _wait_for(grid, expected, deadline)
     asked = [Message(RecordDict(), node, "query.hello", ttl=deadline) for node in nodes]
-    claims = {node: 2**62 for node in nodes}
+    claims = dict.fromkeys(nodes, 2**62)
     errors = []
     for reply in grid.send_and_receive(asked, timeout=deadline):
         node = reply.metadata.src_node_id

@@ -60,7 +60,7 @@ def test_unknown_set():
 def test_absent_set_names_the_options(tmp_path, monkeypatch):
     monkeypatch.delenv("FEDROBUST_DATA", raising=False)
     for root in (None, tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(DataError, match="--data-root.*--download.*fashionmnist-sample"):
+        with pytest.raises(DataError, match=r"--data-root.*--download.*fashionmnist-sample"):
             load("cifar10", root=root)
 
 

@@ -1,5 +1,6 @@
 """The wire, the screening, and the grids."""
 
+import contextlib
 import pickle
 
 import numpy as np
@@ -100,10 +101,8 @@ def test_a_header_that_claims_a_terabyte_takes_no_memory():
 @given(st.binary(max_size=300), st.booleans())
 def test_no_bytes_break_the_reader(data, magic):
     prefix = b"\x93NUMPY\x01\x00" if magic else b""
-    try:
+    with contextlib.suppress(ValueError):
         tensor_of(Array("float32", (D,), "numpy.ndarray", prefix + data))
-    except ValueError:
-        pass
 
 
 def test_a_good_reply_passes():
@@ -114,6 +113,10 @@ def test_a_good_reply_passes():
 
 def update(tensor):
     return reply_with(array_of(update=tensor))
+
+
+def failed(words):
+    return Message(Error(code=2, reason=words), reply_to=question())
 
 
 def metrics(examples=10, loss=0.5, **more):

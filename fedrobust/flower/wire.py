@@ -87,7 +87,7 @@ def _header(data: bytes) -> tuple[int, tuple[int, ...]]:
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     except Exception as error:
         raise ValueError(f"the bytes are no npy array: {str(error)[:80]}") from error
-    if fortran and len(shape) > 1 or dtype != np.dtype("<f4"):
+    if (fortran and len(shape) > 1) or dtype != np.dtype("<f4"):
         raise ValueError(f"the bytes hold {dtype}, expected float32 in C order")
     size = 4
     for extent in shape:
