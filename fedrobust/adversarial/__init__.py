@@ -1,0 +1,65 @@
+"""Perturbed inputs: white-box and transfer attacks, losses against them, and their measurement."""
+
+from fedrobust.adversarial.evaluation import (
+    Robustness,
+    attacks_at,
+    auto_attack,
+    catastrophic_overfitting,
+    evaluate_attacks,
+    masking_alarms,
+    overfitting_probe,
+    robustness,
+)
+from fedrobust.adversarial.hold import frozen, predict
+from fedrobust.adversarial.images import quantise_images
+from fedrobust.adversarial.objective import (
+    LOSSES,
+    PERTURBATIONS,
+    TRANSFER_ATTACKS,
+    adversarial_loss,
+    perturb,
+    perturb_on_surrogates,
+)
+from fedrobust.adversarial.probes import (
+    gradient_similarity,
+    independent_vote_failure,
+    input_curvature,
+    loss_gradient,
+)
+from fedrobust.adversarial.semi import pseudo_labels, semi_batches
+from fedrobust.adversarial.transfer import mi_cse, mi_cwa, mi_fgsm, mi_sam
+from fedrobust.adversarial.white_box import CRITERIA, fgsm, pgd, trades_kl
+
+__all__ = [
+    "CRITERIA",
+    "LOSSES",
+    "PERTURBATIONS",
+    "TRANSFER_ATTACKS",
+    "Robustness",
+    "adversarial_loss",
+    "attacks_at",
+    "auto_attack",
+    "catastrophic_overfitting",
+    "evaluate_attacks",
+    "fgsm",
+    "frozen",
+    "gradient_similarity",
+    "independent_vote_failure",
+    "input_curvature",
+    "loss_gradient",
+    "masking_alarms",
+    "mi_cse",
+    "mi_cwa",
+    "mi_fgsm",
+    "mi_sam",
+    "overfitting_probe",
+    "perturb",
+    "perturb_on_surrogates",
+    "pgd",
+    "predict",
+    "pseudo_labels",
+    "quantise_images",
+    "robustness",
+    "semi_batches",
+    "trades_kl",
+]

@@ -1,0 +1,122 @@
+"""Perturbation and loss together: what one step of adversarial training minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fedrobust.adversarial.hold import Model
+from fedrobust.adversarial.images import as_images
+from fedrobust.adversarial.losses import mart, natural, standard, trades
+from fedrobust.adversarial.transfer import mi_cse, mi_cwa, mi_fgsm, mi_sam
+from fedrobust.adversarial.white_box import fgsm, pgd, trades_kl, unperturbed
+from fedrobust.spec import Spec, parameters, resolve
+
+PERTURBATIONS: dict[str, Callable[..., Tensor]] = {
+    "none": unperturbed,
+    "fgsm": fgsm,
+    "pgd": pgd,
+    "trades": trades_kl,
+}
+TRANSFER_ATTACKS: dict[str, Callable[..., Tensor]] = {
+    "mi_fgsm": mi_fgsm,
+    "mi_sam": mi_sam,
+    "mi_cse": mi_cse,
+    "mi_cwa": mi_cwa,
+}
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "natural": natural,
+    "standard": standard,
+    "trades": trades,
+    "mart": mart,
+}
+_SUPPLIED = ("generator", "start")
+
+
+def perturb(
+    model: Model, x: Tensor, y: Tensor, spec: Spec, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Perturb images (B, ...) in [0, 1] by a spec of ``PERTURBATIONS``.
+
+    Raises
+    ------
+    ValueError
+        If the spec is unknown or does not fit, or the images leave [0, 1].
+    """
+    function, settings = resolve(PERTURBATIONS, spec, kind="perturbation", supplied=_SUPPLIED)
+    return _call(function, model, x, y, settings, generator)
+
+
+def perturb_on_surrogates(
+    models: Model | Sequence[Model],
+    x: Tensor,
+    y: Tensor,
+    spec: Spec,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Perturb images (B, ...) in [0, 1] on surrogates, by a spec of ``TRANSFER_ATTACKS``.
+
+    Raises
+    ------
+    ValueError
+        If the spec is unknown or does not fit, or the images leave [0, 1].
+    """
+    function, settings = resolve(TRANSFER_ATTACKS, spec, kind="transfer attack", supplied=_SUPPLIED)
+    return _call(function, models, x, y, settings, generator)
+
+
+def adversarial_loss(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    perturbation: Spec,
+    loss: Spec = "standard",
+    fraction: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Perturb a batch at the present parameters and return the training loss, ready for backward.
+
+    Parameters
+    ----------
+    model
+        Images in [0, 1] to logits, in the mode in which it trains; the attack sets its own.
+    x, y
+        Images (B, ...) in [0, 1] and labels (B,); -1 is unlabelled.
+    perturbation, loss
+        Specs of ``PERTURBATIONS`` and ``LOSSES``. TRADES goes with the perturbation "trades".
+    fraction
+        Share of the batch that is perturbed: the first round(fraction * B) rows, as in federated
+        adversarial training (k of B; Zizzo et al., 2020, where the batch is shuffled too).
+    generator
+        Draws the random starts; None: the draws of seed 0 at every call.
+
+    Raises
+    ------
+    ValueError
+        If a spec is unknown or does not fit, the fraction leaves [0, 1], or the images do.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction needs a value in [0, 1], got {fraction}")
+    function, settings = resolve(LOSSES, loss, kind="loss")
+    images, count = as_images(x, y), round(fraction * len(x))
+    attacked = images
+    if count:
+        head = perturb(model, images[:count], y[:count], perturbation, generator=generator)
+        attacked = torch.cat([head, images[count:]])
+    return function(model, images, y, attacked, **settings)
+
+
+def _call(
+    function: Callable[..., Tensor],
+    models: Model | Sequence[Model],
+    x: Tensor,
+    y: Tensor,
+    settings: dict[str, object],
+    generator: torch.Generator | None,
+) -> Tensor:
+    drawn = {"generator": generator} if "generator" in parameters(function) else {}
+    return function(models, x, y, **settings, **drawn)

@@ -1,0 +1,5 @@
+"""Distributed inference: members answer a query, a vote combines their answers."""
+
+from fedrobust.inference.votes import VOTES, combine, one_hot, scores
+
+__all__ = ["VOTES", "combine", "one_hot", "scores"]
