@@ -285,6 +285,19 @@ def test_literal_versions(seed: int) -> None:
     torch.testing.assert_close(once, literal_fgsm(net, x, y, start), rtol=0, atol=1e-12)
 
 
+def test_clipped_pixels_move_only_without_the_clip() -> None:
+    net, y = Linear(torch.ones(2, dtype=torch.float64)), torch.zeros(1).long()
+    x, start = torch.tensor([[0.0, 0.5]]).double(), torch.full((1, 2), -0.1).double()
+    still = fgsm(net, x, y, eps=0.1, start=start)
+    moved = fgsm(net, x, y, eps=0.1, start=start, clip_start=False)
+    torch.testing.assert_close(
+        still, torch.tensor([[0.0, 0.525]], dtype=torch.float64), rtol=0, atol=1e-8
+    )
+    torch.testing.assert_close(
+        moved, torch.tensor([[0.025, 0.525]], dtype=torch.float64), rtol=0, atol=1e-8
+    )
+
+
 def test_an_image_does_not_depend_on_its_batch() -> None:
     net, (x, y) = network().double(), batch(10, dtype=torch.float64)
     settings = {"eps": EPS, "step_size": EPS / 4, "steps": 5, "random_start": False}

@@ -1,5 +1,6 @@
 """Perturbed inputs: white-box and transfer attacks, losses against them, and their measurement."""
 
+from fedrobust.adversarial.criteria import CRITERIA
 from fedrobust.adversarial.evaluation import (
     Robustness,
     attacks_at,
@@ -28,7 +29,7 @@ from fedrobust.adversarial.probes import (
 )
 from fedrobust.adversarial.semi import pseudo_labels, semi_batches
 from fedrobust.adversarial.transfer import mi_cse, mi_cwa, mi_fgsm, mi_sam
-from fedrobust.adversarial.white_box import CRITERIA, fgsm, pgd, trades_kl
+from fedrobust.adversarial.white_box import fgsm, pgd, trades_kl
 
 __all__ = [
     "CRITERIA",

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedrobust.adversarial.criteria import cross_entropy, kl
 from fedrobust.adversarial.hold import Model
-from fedrobust.adversarial.white_box import cross_entropy, kl
 
 
 def masked_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ import math
 import torch
 from torch import Tensor
 
+from fedrobust.adversarial.criteria import Criterion, cross_entropy
 from fedrobust.adversarial.hold import Model, frozen, input_gradient
 from fedrobust.adversarial.images import as_images, as_labels, column
-from fedrobust.adversarial.white_box import Criterion, cross_entropy
 
 
 def loss_gradient(
