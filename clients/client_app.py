@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -14,13 +16,13 @@ from fedrobust.flower.wire import PROTOCOL
 app = ClientApp()
 
 
-@app.train()
+@app.train()  # type: ignore[arg-type]  # None is a client that stays silent
 def train(message: Message, context: Context) -> Message | None:
     """Train one client, or every client of a cohort."""
     return serve_cohort(train_one, message, context)
 
 
-@app.query("hello")
+@app.query("hello")  # type: ignore[arg-type]
 def hello(message: Message, context: Context) -> Message | None:
     """Say which client this node is and which protocol it speaks."""
     return serve_cohort(greet, message, context)
@@ -38,7 +40,7 @@ def train_one(message: Message, context: Context) -> Message | None:
 
 def greet(message: Message, context: Context) -> Message:
     """Answer the roll call."""
-    words = {
+    words: dict[str, Any] = {
         "client": int(context.node_config.get("partition-id", -1)),
         "protocol": PROTOCOL,
         "version": __version__,

@@ -8,7 +8,7 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from clients.workshop import Workshop
-from fedrobust.flower import array_of, tensor_of
+from fedrobust.flower import array_of, read_setting, read_tensor
 from fedrobust.seeds import generator
 from fedrobust.training import one_thread, train_local
 
@@ -35,9 +35,9 @@ class Trained:
 
 def read_task(message: Message, context: Context) -> Task:
     """Read a training message."""
-    vector = tensor_of(message.content["arrays"]["model"])
+    vector = read_tensor(message.content, "arrays", "model")
     client = int(context.node_config["partition-id"])
-    return Task(vector, int(message.content["config"]["round"]), client)
+    return Task(vector, int(read_setting(message.content, "config", "round")), client)
 
 
 def train(
@@ -65,6 +65,6 @@ def _momentum(update: Tensor, beta: float, context: Context) -> Tensor:
     if not beta:
         return update
     if MOMENTUM in context.state:
-        update = beta * tensor_of(context.state[MOMENTUM]["m"]) + (1 - beta) * update
+        update = beta * read_tensor(context.state, MOMENTUM, "m") + (1 - beta) * update
     context.state[MOMENTUM] = array_of(m=update)
     return update

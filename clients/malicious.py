@@ -20,7 +20,7 @@ from fedrobust import adversary
 from fedrobust.aggregation import aggregate
 from fedrobust.attacks import ATTACKS, POISONS, craft, poison
 from fedrobust.config import Experiment
-from fedrobust.flower import array_of, tensor_of
+from fedrobust.flower import array_of, read_setting, read_tensor
 from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, VIEW
 from fedrobust.seeds import generator
 from fedrobust.spec import parameters, split
@@ -33,7 +33,7 @@ def answer(workshop: Workshop, task: Task, message: Message, context: Context) -
     """Answer a training message as a Byzantine client would."""
     name, _ = split(workshop.experiment.attack)
     images, labels = workshop.share(task.client)
-    order = message.content[ADVERSARY]["task"] if ADVERSARY in message.content else None
+    order = read_setting(message.content, ADVERSARY, "task")
     if order == "craft":
         return _craft_for_all(workshop, task, message, context)
     kind = adversary.kind(name)
@@ -55,8 +55,8 @@ def answer(workshop: Workshop, task: Task, message: Message, context: Context) -
 
 def _craft_for_all(workshop: Workshop, task: Task, message: Message, context: Context) -> Message:
     """Craft one row for each colluder from the view that the side channel carried."""
-    f = int(message.content[ADVERSARY]["colluders"])
-    rows = _crafted(workshop, task, tensor_of(message.content[VIEW]["view"]), f, context)
+    f = int(read_setting(message.content, ADVERSARY, "colluders"))
+    rows = _crafted(workshop, task, read_tensor(message.content, VIEW, "view"), f, context)
     metrics = MetricRecord({"num-examples": len(workshop.labels[task.client]), "loss": 1.0})
     record = RecordDict({"arrays": array_of(**{CRAFTED: rows}), "metrics": metrics})
     return Message(record, reply_to=message)
@@ -106,9 +106,9 @@ def _last_step(experiment: Experiment, task: Task, context: Context) -> Tensor |
     """
     if "previous" not in parameters(ATTACKS[experiment.attack["name"]]):
         return None
-    last = context.state.get(LAST)
+    last = read_tensor(context.state, LAST, "model") if LAST in context.state else None
     context.state[LAST] = array_of(model=task.vector)
-    return None if last is None else (tensor_of(last["model"]) - task.vector) / experiment.server.lr
+    return None if last is None else (last - task.vector) / experiment.server.lr
 
 
 def _reply(message: Message, trained: Trained, **arrays: Array) -> Message:

@@ -25,6 +25,13 @@ from fedrobust.models import ModelError
 from fedrobust.rundir import FolderError
 from fedrobust.spec import SpecError
 
+NEXT = """next:
+  fedrobust check FILE                    your own TOML, checked (model: quickstart.toml)
+  fedrobust run FILE -o attack=ipm        one thing changed
+  fedrobust run FILE --grid flower        the same rounds through Flower's engine
+  flwr run . --stream                     the default app on Flower, live
+  fedrobust list                          every rule, attack, partition, with its paper
+  experiments/notebooks/compare_strategies.ipynb       the same from Python"""
 WRONG_INPUT = (ConfigError, DataError, FolderError, ModelError, SpecError)
 
 app = typer.Typer(
@@ -72,6 +79,7 @@ def run(
         typer.echo(json.dumps(_as_json(results, sweep)))
     else:
         _show(results, written)
+        console.print(NEXT, highlight=False, soft_wrap=True)
 
 
 @app.command("list")

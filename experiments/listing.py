@@ -74,7 +74,7 @@ def paper(text: str) -> str:
     if "References" not in lines:
         return ""
     start = lines.index("References") + 2
-    taken = []
+    taken: list[str] = []
     for line in lines[start:]:
         if set(line.strip()) == {"-"} and line.strip():
             taken.pop()

@@ -1,6 +1,7 @@
 """Make the balanced FashionMNIST sample that ships with the package, from the full set.
 
-``python -m experiments.make_sample --data-root FOLDER`` writes the npz beside the loaders: 800 training and 150 test images of each class, in the order of the full set.
+``python -m experiments.make_sample --data-root FOLDER`` writes the npz beside the loaders: the
+first 800 training and 150 test images of each class, in the order of the full set.
 """
 
 from __future__ import annotations

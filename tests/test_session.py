@@ -3,13 +3,16 @@
 import math
 
 import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from experiments.simulation import run_one
 from fedrobust import adversary, simulate
 from fedrobust.attacks import ATTACKS, KNOWLEDGE, POISONS
 from fedrobust.config import ConfigError, Experiment
 from fedrobust.flower import CohortGrid, InProcessGrid
-from strategies.session import ProtocolError, roll_call, run
+from fedrobust.flower.wire import PROTOCOL
+from strategies.roll_call import ProtocolError, roll_call
+from strategies.session import run
 
 REASONS = {
     "missing_key": "missing arrays: update",
@@ -151,10 +154,35 @@ def test_roll_call_needs_the_clients(small):
     assert roll_call(nodes, expected=3, deadline=1) == {1: 0, 2: 1, 3: 2}
 
 
-def test_another_protocol_is_refused(small, monkeypatch):
-    from clients import client_app
+def greeting_grid(greetings):
+    """Build a grid whose node i + 1 greets with ``greetings[i]``; None raises."""
 
-    monkeypatch.setattr(client_app, "PROTOCOL", 999)
-    nodes = InProcessGrid(client_app.app, clients=2, run_config={})
-    with pytest.raises(ProtocolError, match="install one version everywhere"):
-        roll_call(nodes, expected=2, deadline=1)
+    def greet(message, context):
+        words = greetings[context.node_config["partition-id"]]
+        if words is None:
+            raise RuntimeError("no greeting")
+        return Message(RecordDict({"hello": ConfigRecord(words)}), reply_to=message)
+
+    return InProcessGrid(greet, clients=len(greetings), run_config={})
+
+
+def test_a_claim_is_a_place_and_nothing_else():
+    ours = {"protocol": PROTOCOL, "version": "x"}
+    greetings = [ours | {"client": 2}, ours | {"client": 2}, ours | {"client": 0}, {"client": 99}]
+    assert roll_call(greeting_grid(greetings), expected=4) == {3: 0, 2: 1, 1: 2, 4: 3}
+    nonsense = [ours | {"client": 1}, ours | {"client": "me"}, None]
+    assert roll_call(greeting_grid(nonsense), expected=3) == {2: 0, 1: 1, 3: 2}
+
+
+def test_one_stranger_is_left_out_and_many_are_an_error():
+    ours = {"protocol": PROTOCOL, "version": "x"}
+    other = {"protocol": PROTOCOL + 1, "version": "y", "client": 0}
+    greetings = [other, ours | {"client": 1}, ours | {"client": 2}]
+    assert roll_call(greeting_grid(greetings), expected=3, needed=2) == {2: 1, 3: 2}
+    with pytest.raises(ProtocolError, match=r"runs fedrobust 'y'.*install one version everywhere"):
+        roll_call(greeting_grid(greetings), expected=3, needed=3)
+
+
+def test_a_roll_call_that_nobody_answers_says_why():
+    with pytest.raises(ProtocolError, match="RuntimeError: no greeting"):
+        roll_call(greeting_grid([None, None]), expected=2)

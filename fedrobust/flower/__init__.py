@@ -4,7 +4,7 @@ from fedrobust.flower.adversary_grid import AdversaryGrid
 from fedrobust.flower.cohort_grid import CohortGrid, serve_cohort
 from fedrobust.flower.in_process import InProcessGrid
 from fedrobust.flower.screening import Rejected, screen
-from fedrobust.flower.wire import TensorArray, array_of, tensor_of
+from fedrobust.flower.wire import TensorArray, array_of, read_setting, read_tensor, tensor_of
 
 __all__ = [
     "AdversaryGrid",
@@ -13,6 +13,8 @@ __all__ = [
     "Rejected",
     "TensorArray",
     "array_of",
+    "read_setting",
+    "read_tensor",
     "screen",
     "serve_cohort",
     "tensor_of",

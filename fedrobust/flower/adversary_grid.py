@@ -7,12 +7,12 @@ from itertools import count
 from typing import Any
 
 import torch
-from flwr.app import Array, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedrobust.flower.in_process import stamp
-from fedrobust.flower.wire import array_of, tensor_of
+from fedrobust.flower.wire import array_of, read_setting, read_tensor
 
 ADVERSARY = "fedrobust.adversary"
 VIEW = "fedrobust.view"
@@ -101,8 +101,8 @@ class AdversaryGrid(Grid):
         def colludes(message: Message) -> bool:
             if message.metadata.message_type.split(".")[0] != "train":
                 return False
-            malicious = self._members(int(message.content["config"]["round"]))
-            return self._clients.get(message.metadata.dst_node_id) in malicious
+            malicious = set(self._members(int(read_setting(message.content, "config", "round"))))
+            return self._clients.get(message.metadata.dst_node_id, -1) in malicious
 
         return [m for m in messages if not colludes(m)], [m for m in messages if colludes(m)]
 
@@ -131,7 +131,7 @@ class AdversaryGrid(Grid):
             return []
         if crafted.has_error():
             return [Message(crafted.error, reply_to=message) for message in colluders]
-        rows = tensor_of(crafted.content["arrays"][CRAFTED])
+        rows = read_tensor(crafted.content, "arrays", CRAFTED)
         ranked = sorted(colluders, key=self._client)
         return [
             Message(
@@ -149,7 +149,7 @@ class AdversaryGrid(Grid):
         ranked = sorted(
             replies, key=lambda reply: self._clients.get(reply.metadata.src_node_id, -1)
         )
-        rows = [tensor_of(array) for reply in ranked if (array := _update(reply)) is not None]
+        rows = [row for reply in ranked if (row := _update(reply)) is not None]
         return torch.stack(rows) if rows else None
 
 
@@ -158,7 +158,9 @@ def _copy(message: Message, content: RecordDict) -> Message:
     return Message(content, m.dst_node_id, m.message_type, ttl=m.ttl, group_id=m.group_id)
 
 
-def _update(reply: Message) -> Array | None:
-    if reply.has_error() or "arrays" not in reply.content:
+def _update(reply: Message) -> Tensor | None:
+    """Return a reply's update, or None: what colluders cannot read they do without."""
+    try:
+        return read_tensor(reply.content, "arrays", "update")
+    except ValueError:
         return None
-    return reply.content["arrays"].get("update")

@@ -11,8 +11,10 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrobust.flower.in_process import RAISED, answer, stamp
+from fedrobust.flower.wire import read_setting
 
 COHORT = "fedrobust.cohort"
+UNMENTIONED = "error: the host did not mention this client"
 Handler = Callable[[Message, Context], Message | None]
 
 
@@ -112,12 +114,13 @@ def serve_cohort(handler: Handler, message: Message, context: Context) -> Messag
     """
     if COHORT not in message.content:
         return handler(message, context)
-    cohort = message.content[COHORT]
+    clients = list(read_setting(message.content, COHORT, "clients"))
+    of = int(read_setting(message.content, COHORT, "of"))
     shared = {key: record for key, record in message.content.items() if key != COHORT}
     reply = RecordDict()
-    status: dict[str, str] = {}
-    for client in cohort["clients"]:
-        own = _own_context(context, client, int(cohort["of"]))
+    status: dict[str, Any] = {}
+    for client in clients:
+        own = _own_context(context, client, of)
         inner = Message(RecordDict(dict(shared)), reply_to=message)
         stamp(inner, f"{message.metadata.message_id}/{client}")
         status[str(client)] = _collect(reply, client, answer(handler, inner, own))
@@ -158,7 +161,6 @@ def _unpack(reply: Message, members: list[Message]) -> list[Message]:
     if reply.has_error():
         return [Message(reply.error, reply_to=member) for member in members]
     content = reply.content
-    status = content["status"]
     parts: dict[str, dict[str, Any]] = defaultdict(dict)
     for key, record in content.items():
         client, _, name = key.partition("/")
@@ -167,7 +169,7 @@ def _unpack(reply: Message, members: list[Message]) -> list[Message]:
     result = []
     for member in members:
         client = str(member.metadata.dst_node_id - 1)
-        word = str(status.get(client, "error: the host did not mention this client"))
+        word = str(read_setting(content, "status", client) or UNMENTIONED)
         if word == "ok":
             result.append(Message(RecordDict(parts[client]), reply_to=member))
         elif word != "silent":

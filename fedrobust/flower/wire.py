@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 PROTOCOL = 1
@@ -75,6 +75,26 @@ def tensor_of(array: Array) -> Tensor:
         raise ValueError(f"declared shape {tuple(array.shape)} but the bytes hold {shape}")
     flat = np.frombuffer(array.data, dtype="<f4", offset=offset)
     return torch.from_numpy(flat.copy() if len(flat) else flat.reshape(0).copy()).view(shape)
+
+
+def read_tensor(content: RecordDict, record: str, key: str) -> Tensor:
+    """Read one tensor of a message that this side trusts.
+
+    Raises
+    ------
+    ValueError
+        If it is not there, or is no float32 array.
+    """
+    found = content.get(record)
+    if not isinstance(found, ArrayRecord) or key not in found:
+        raise ValueError(f"the message holds no array {record}/{key}")
+    return tensor_of(found[key])
+
+
+def read_setting(content: RecordDict, record: str, key: str) -> Any:
+    """Read one setting of a message; None where it is not there."""
+    found = content.get(record)
+    return found.get(key) if isinstance(found, ConfigRecord) else None
 
 
 def _header(data: bytes) -> tuple[int, tuple[int, ...]]:

@@ -20,6 +20,9 @@ class ModelError(ValueError):
 class Normalise(nn.Module):
     """(x - mean) / std per channel; constants, not parameters."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
