@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation.selection import weighted
 from fedrobust.aggregation.tables import (
     MINIMUM,
     MIXINGS,
