@@ -115,12 +115,6 @@ def test_inputs_and_old_state_stay_as_they_are() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
 @pytest.mark.parametrize("direction", ["lamb", "lars"])
 def test_a_bad_gradient_never_becomes_the_model(bad: float, direction: str) -> None:
-    if bad == 1e30 and direction == "lars":
-        (after,), _ = lalr_step(
-            [THETA], [torch.tensor([bad, 0.0])], None, lr=0.1, direction=direction
-        )
-        assert bool(torch.isfinite(after).all())
-        return
     with pytest.raises(ValueError, match="finite"):
         lalr_step([THETA], [torch.tensor([bad, 0.0])], None, lr=0.1, direction=direction)
 

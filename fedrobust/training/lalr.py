@@ -73,18 +73,21 @@ def lalr_step(
     _check(params, grads, clip, direction)
     state = state or _first_state(params, direction)
     _check_state(state, len(params), direction)
-    means = [_decay(m, g, betas[0]) for m, g in zip(state.means, grads, strict=False)]
-    squares = [_decay(v, g * g, betas[1]) for v, g in zip(state.squares, grads, strict=False)]
+    means = [
+        torch.lerp(m, g.detach(), 1 - betas[0]) for m, g in zip(state.means, grads, strict=False)
+    ]
+    squares = [_decay_square(v, g, betas[1]) for v, g in zip(state.squares, grads, strict=False)]
     if direction == "lamb":
-        updates = [m / (v.sqrt() + eps) for m, v in zip(means, squares, strict=True)]
+        updates = [_lamb(m, v, eps) for m, v in zip(means, squares, strict=True)]
     else:
-        updates = means if direction == "lars" else list(grads)
-    updates = [u + weight_decay * p for u, p in zip(updates, params, strict=True)]
+        updates = [u.detach().clone() for u in (means if direction == "lars" else grads)]
+    layers = [p.detach() for p in params]
+    updates = [u.add_(p, alpha=weight_decay) for u, p in zip(updates, layers, strict=True)]
     lengths = [_norm(u) for u in updates]
-    _check_finite(lengths + [_norm(v) for v in squares])
+    _check_finite(lengths + [v.sum() for v in squares])
     after = [
-        (p - lr * _ratio(_norm(p), length, clip) * u).detach()
-        for p, u, length in zip(params, updates, lengths, strict=True)
+        u.mul_(-lr * _ratio(_norm(p), length, clip)).add_(p)
+        for u, p, length in zip(updates, layers, lengths, strict=True)
     ]
     return after, LalrState(state.step + 1, tuple(means), tuple(squares))
 
@@ -157,12 +160,18 @@ def _check_state(state: LalrState, count: int, direction: str) -> None:
         )
 
 
-def _decay(old: Tensor, new: Tensor, beta: float) -> Tensor:
-    return beta * old + (1 - beta) * new.detach()
+def _decay_square(old: Tensor, grad: Tensor, beta: float) -> Tensor:
+    grad = grad.detach()
+    return (beta * old).addcmul_(grad, grad, value=1 - beta)
+
+
+def _lamb(mean: Tensor, square: Tensor, eps: float) -> Tensor:
+    floor = square.sqrt().add_(eps)
+    return torch.div(mean, floor, out=floor)
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)
+    return torch.linalg.vector_norm(tensor)
 
 
 def _ratio(size: Tensor, length: Tensor, clip: tuple[float, float]) -> Tensor:
