@@ -18,12 +18,14 @@ from clients.honest import Task, Trained
 from clients.workshop import Workshop
 from fedrobust import adversary
 from fedrobust.aggregation import aggregate
-from fedrobust.attacks import ATTACKS, POISONS, craft, poison
+from fedrobust.attacks import ATTACKS, POISONS, craft, knowledge, poison
+from fedrobust.attacks.backdoor import TRAINED, TRAINED_SUPPLIED
 from fedrobust.config import Experiment
 from fedrobust.flower import array_of, read_setting, read_tensor
 from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, VIEW
 from fedrobust.seeds import generator
-from fedrobust.spec import parameters, split
+from fedrobust.spec import parameters, resolve, split
+from fedrobust.training import one_thread
 
 LAST = "last-model"
 OWN_VIEWS = 4  # disjoint parts of its own data that a lone attacker estimates the spread from
@@ -48,7 +50,7 @@ def answer(workshop: Workshop, task: Task, message: Message, context: Context) -
     trained = honest.train(workshop, task, context, images, labels)
     if kind == "fault":
         return FAULTY[name](message, trained)
-    if kind == "craft" and order != "rehearse":
+    if kind in ("craft", "trained") and order != "rehearse":
         trained = _craft_alone(workshop, task, trained, images, labels, context)
     return honest.respond(message, trained)
 
@@ -82,11 +84,23 @@ def _craft_alone(
 
 
 # Attacks that need the spread of several honest updates, so that one own update tells nothing.
-SPREAD = ("alie", "seesaw", "finite_norm", "min_max", "min_sum", "fang", "rop", "opt_alie")
+SPREAD = (
+    "alie",
+    "alie_backdoor",
+    "seesaw",
+    "finite_norm",
+    "min_max",
+    "min_sum",
+    "fang",
+    "rop",
+    "opt_alie",
+)
 
 
 def _crafted(workshop: Workshop, task: Task, view: Tensor, f: int, context: Context) -> Tensor:
     experiment = workshop.experiment
+    if adversary.kind(experiment.attack["name"]) == "trained":
+        return _trained(workshop, task, view).expand(f, -1)
     return craft(
         view,
         experiment.attack,
@@ -97,6 +111,23 @@ def _crafted(workshop: Workshop, task: Task, view: Tensor, f: int, context: Cont
         generator=generator(experiment.seed, "attack", round=task.round, client=task.client),
         previous=_last_step(experiment, task, context),
     )
+
+
+def _trained(workshop: Workshop, task: Task, view: Tensor) -> Tensor:
+    """Let an attack that trains a model of its own craft the one vector that all colluders send."""
+    experiment = workshop.experiment
+    spec, _ = knowledge(experiment.attack)
+    attack, settings = resolve(TRAINED, spec, kind="attack", supplied=TRAINED_SUPPLIED)
+    with one_thread():
+        return attack(
+            view,
+            **settings,
+            model=workshop.model,
+            start=task.vector,
+            images=workshop.images[task.client],
+            lr=experiment.server.lr,
+            generator=generator(experiment.seed, "attack", round=task.round),
+        )
 
 
 def _last_step(experiment: Experiment, task: Task, context: Context) -> Tensor | None:
@@ -174,4 +205,6 @@ FAULTY: dict[str, Callable[[Message, Trained], Message | None]] = {
 }
 
 assert set(FAULTY) == set(adversary.FAULTS), "each declared fault needs its client"
-assert not set(FAULTY) & (set(ATTACKS) | set(POISONS)), "a fault may not shadow an attack"
+assert not set(FAULTY) & (set(ATTACKS) | set(POISONS) | set(TRAINED)), (
+    "a fault may not shadow an attack"
+)

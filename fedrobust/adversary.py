@@ -1,7 +1,7 @@
 """The adversary of an experiment: which attack, on what, knowing what.
 
-An attack is one of four kinds, told apart by its name alone: none; a model attack (``ATTACKS``),
-a data attack (``POISONS``), or a fault (``FAULTS``) of the reply itself.
+An attack's kind follows from its name alone: none; a model attack (``ATTACKS``), one that trains a
+model of its own (``TRAINED``), a data attack (``POISONS``), or a fault (``FAULTS``) of the reply.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from fedrobust import attacks
 from fedrobust.attacks import ATTACKS, POISONS, place
+from fedrobust.attacks.backdoor import TRAINED, TRAINED_SUPPLIED
 from fedrobust.spec import SpecError, resolve, split, suggest
 
 NONE = "none"
@@ -19,6 +20,7 @@ POISON_SUPPLIED = ("generator", "classes")
 # What each attack's paper lets it see; everything else is omniscient unless the spec says so.
 DEFAULT_KNOWLEDGE = {
     "alie": "colluding",
+    "alie_backdoor": "colluding",
     "sign_flip": "own",
     "gaussian": "own",
     "constant": "own",
@@ -47,13 +49,18 @@ FAULTS = {
 
 
 def kind(name: str) -> str:
-    """Return "none", "craft", "poison" or "fault"."""
-    for label, table in (("craft", ATTACKS), ("poison", POISONS), ("fault", FAULTS)):
+    """Return "none", "craft", "trained", "poison" or "fault"."""
+    tables: dict[str, Mapping[str, Any]] = {
+        NONE: {NONE: None},
+        "craft": ATTACKS,
+        "trained": TRAINED,
+        "poison": POISONS,
+        "fault": FAULTS,
+    }
+    for label, table in tables.items():
         if name in table:
             return label
-    if name == NONE:
-        return NONE
-    allowed = [NONE, *ATTACKS, *POISONS, *FAULTS]
+    allowed = [known for table in tables.values() for known in table]
     raise SpecError(f"unknown attack {name!r}; {suggest(name, allowed)}")
 
 
@@ -75,10 +82,21 @@ def check(spec: Mapping[str, Any], *, n: int, f: int) -> None:
     label = kind(name)
     if label == "craft":
         attacks.settings(spec, n, f)
+    elif label == "trained":
+        plain, _ = attacks.knowledge(spec)
+        resolve(TRAINED, plain, kind="attack", supplied=TRAINED_SUPPLIED)
     elif label == "poison":
         resolve(POISONS, spec, kind="attack", supplied=POISON_SUPPLIED)
     elif settings:
         raise SpecError(f"attack {name!r} has no parameters, got {', '.join(settings)}")
+
+
+def pattern(spec: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return target, size and value of the pattern that an attack plants; None without one."""
+    name, settings = split(spec)
+    if name not in ("backdoor", "alie_backdoor"):
+        return None
+    return {key: settings[key] for key in ("target", "size", "value") if key in settings}
 
 
 def members(experiment: Any, *, round: int = 0) -> tuple[int, ...]:

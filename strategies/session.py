@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from fedrobust import adversary, data, models
+from fedrobust.attacks.backdoor import success_rate
 from fedrobust.config import Experiment
 from fedrobust.evaluation import evaluate
 from fedrobust.flower import AdversaryGrid, array_of, tensor_of
@@ -62,6 +63,8 @@ def run(
         on_row=on_row,
     )
 
+    pattern = adversary.pattern(experiment.attack)
+
     def evaluate_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         metrics: dict[str, Any] = {}
         every = experiment.server.evaluate_every
@@ -69,7 +72,10 @@ def run(
             model.load(tensor_of(arrays["model"]))
             with one_thread():
                 score = evaluate(model.module, dataset.test_images, dataset.test_labels)
-            metrics = {"accuracy": score.accuracy, "loss": score.loss}
+                metrics = {"accuracy": score.accuracy, "loss": score.loss}
+                if pattern is not None:
+                    held_out = (dataset.test_images, dataset.test_labels)
+                    metrics["attack_success"] = success_rate(model.module, *held_out, **pattern)
         strategy.close_round(server_round, metrics)
         return MetricRecord(metrics) if metrics else None
 
@@ -103,7 +109,7 @@ def _with_adversary(
     members: Callable[[int], tuple[int, ...]],
 ) -> Grid:
     """Wrap the grid with the colluders' side channel where the attack needs one."""
-    if adversary.kind(experiment.attack["name"]) != "craft":
+    if adversary.kind(experiment.attack["name"]) not in ("craft", "trained"):
         return grid
     level = adversary.knowledge(experiment.attack)
     if level == "own" or not members(1):

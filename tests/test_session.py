@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from experiments.simulation import run_one
 from fedrobust import adversary, simulate
 from fedrobust.attacks import ATTACKS, KNOWLEDGE, POISONS
+from fedrobust.attacks.backdoor import TRAINED
 from fedrobust.config import ConfigError, Experiment
 from fedrobust.flower import CohortGrid, InProcessGrid
 from fedrobust.flower.wire import PROTOCOL
@@ -64,7 +65,7 @@ def test_too_few_replies_keep_the_model(small):
     assert rows[-1]["accuracy"] == rows[0]["accuracy"]
 
 
-@pytest.mark.parametrize("attack", [*ATTACKS, *POISONS])
+@pytest.mark.parametrize("attack", [*ATTACKS, *TRAINED, *POISONS])
 def test_every_attack_runs_and_no_model_ends_as_nan(small, attack):
     rows = run_one(experiment(small, rule="median", attack=attack, rounds=2))
     assert math.isfinite(rows[-1]["loss"])
@@ -186,3 +187,34 @@ def test_one_stranger_is_left_out_and_many_are_an_error():
 def test_a_roll_call_that_nobody_answers_says_why():
     with pytest.raises(ProtocolError, match="RuntimeError: no greeting"):
         roll_call(greeting_grid([None, None]), expected=2)
+
+
+def test_a_backdoor_gets_in_through_the_mean_and_its_success_is_measured(small):
+    settings = {"name": "alie_backdoor", "z": 5.0, "size": 3, "epochs": 5}
+    changes = {"byzantine": 4, "rounds": 10, "rule": "mean", "attack": settings}
+    rows = run_one(experiment(small, **changes))
+    assert rows[0]["attack_success"] < 0.5
+    assert rows[-1]["attack_success"] > rows[0]["attack_success"]
+    assert "attack_success" not in run_one(experiment(small, rounds=1))[-1]
+
+
+def test_the_planted_update_stays_in_the_spread():
+    import torch
+
+    from fedrobust.attacks.backdoor import alie_backdoor
+    from fedrobust.data import load
+    from fedrobust.models import build
+    from fedrobust.seeds import generator
+    from fedrobust.vector import FlatModel
+
+    d = load("digits")
+    model = FlatModel(build("linear", shape=d.shape, classes=10, mean=d.mean, std=d.std, seed=1))
+    start = model.vector.clone()
+    honest = torch.randn(6, model.d, generator=generator(1, "test")) * 0.1
+    update = alie_backdoor(
+        honest, model=model, start=start, images=d.train_images[:100], lr=0.1,
+        generator=generator(1, "attack"), z=0.3, size=3,
+    )  # fmt: skip
+    mean, std = honest.mean(0), honest.std(0, correction=0)
+    assert bool(((update - mean).abs() <= 0.3 * std + 1e-6).all())
+    assert float((update - mean).norm()) > 0

@@ -1,0 +1,114 @@
+"""The ALIE backdoor: train a backdoored model near the honest mean, hide it in their spread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedrobust.attacks.data import alie_backdoor as clip_into_spread
+from fedrobust.attacks.data import backdoor_loss, delta_loss, stamp
+from fedrobust.evaluation import pixels
+from fedrobust.vector import FlatModel
+
+
+def alie_backdoor(
+    honest: Tensor,
+    *,
+    model: FlatModel,
+    start: Tensor,
+    images: Tensor,
+    lr: float,
+    generator: torch.Generator,
+    z: float = 0.2,
+    alpha: float = 0.2,
+    epochs: int = 5,
+    batch_size: int = 200,
+    local_lr: float = 0.1,
+    target: int = 0,
+    size: int = 5,
+    value: int = 255,
+    released_code: bool = False,
+) -> Tensor:
+    """Plant a pattern backdoor inside mean +- z std of the updates in view: (h, d) -> (d,).
+
+    Parameters
+    ----------
+    honest
+        Updates that the attackers see: their own honest ones in the paper.
+    model, start
+        Scratch model, and the global parameters (d,) of this round.
+    images
+        uint8 images that the attackers train on, stamped with the pattern.
+    lr
+        The server's step: training starts where the honest mean would lead, start - lr mean.
+    z, alpha
+        Range of the clipping; weight of the backdoor against the distance to the start.
+    epochs, batch_size, local_lr
+        Passes of plain SGD over the stamped images.
+    target, size, value
+        Class that the pattern means; its side in pixels, top left; its intensity.
+    released_code
+        Aim with the slip of sign of the authors' program.
+
+    References
+    ----------
+    Baruch, Baruch, Goldberg, A Little Is Enough, NeurIPS 2019, Algorithm 4 and section 4.2
+    (z = alpha = 0.2). Their program makes a new optimiser for each batch, so that its momentum
+    never acts: plain SGD here, without its weight decay.
+    """
+    mean = honest.mean(0)
+    model.load(start - lr * mean)
+    stamped = stamp(images, size=size, value=value)
+    _train_backdoor(model, stamped, target, alpha, epochs, batch_size, local_lr, generator)
+    aim = (start - model.vector) / lr
+    return clip_into_spread(honest, aim, z=z, released_code=released_code)
+
+
+def _train_backdoor(
+    model: FlatModel,
+    stamped: Tensor,
+    target: int,
+    alpha: float,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    generator: torch.Generator,
+) -> None:
+    parameters = list(model.module.parameters())
+    begin = [p.detach().clone() for p in parameters]
+    model.module.train()
+    for _ in range(epochs):
+        for batch in torch.randperm(len(stamped), generator=generator).split(batch_size):
+            model.gradient.zero_()
+            logits = model.module(pixels(stamped[batch]))
+            labels = torch.full((len(batch),), target)
+            planted = F.cross_entropy(logits, labels)
+            backdoor_loss(planted, delta_loss(parameters, begin), alpha=alpha).backward()
+            model.vector.sub_(model.gradient, alpha=lr)
+
+
+# Attacks that train a model of their own: the malicious client hands them one.
+TRAINED: dict[str, Callable[..., Tensor]] = {"alie_backdoor": alie_backdoor}
+TRAINED_SUPPLIED = ("model", "start", "images", "lr", "generator")
+
+
+def success_rate(module: torch.nn.Module, images: Tensor, labels: Tensor, *, target: int = 0,
+                 size: int = 5, value: int = 255) -> float:  # fmt: skip
+    """Share of stamped images of other classes that the model takes for the target, in [0, 1].
+
+    Parameters
+    ----------
+    images, labels
+        Held-out uint8 (N, C, H, W) and int64 (N,), clean; images of the target class are left out.
+    """
+    others = images[labels != target]
+    with torch.inference_mode():
+        was_training = module.training
+        module.eval()
+        parts = stamp(others, size=size, value=value).split(500)
+        hits = sum(int((module(pixels(part)).argmax(1) == target).sum()) for part in parts)
+        module.train(was_training)
+    return hits / len(others)
