@@ -27,6 +27,7 @@ from fedrobust.adversarial import (
     pgd,
     predict,
     robustness,
+    semi_batches,
 )
 from fedrobust.training.lalr import lalr_step, lr_at
 
@@ -286,3 +287,37 @@ def test_adversarial_training_pays_off_on_the_digits() -> None:
     assert gain >= 0.40, found
     assert found["pgd"].clean >= found["none"].clean - 0.03, found
     assert found["fgsm"].unconditional >= found["pgd"].unconditional - 0.10, found
+
+
+def train_semi(labels: Tensor, fraction: float) -> nn.Module:
+    """TRADES and LALR, 200 steps of 64 images."""
+    x, _, _, _ = digits()
+    net, generator, state, step = small_cnn().train(), source(1), None, 0
+    names = list(dict(net.named_parameters()))
+    spec = {"name": "trades", "eps": 0.15, "step_size": 0.05, "steps": 5}
+    loss = {"name": "trades", "beta": 3.0}
+    while step < 200:
+        for rows in semi_batches(labels, batch_size=64, fraction=fraction, generator=generator):
+            value = adversarial_loss(
+                net, x[rows], labels[rows], perturbation=spec, loss=loss, generator=generator
+            )
+            params = list(net.parameters())
+            lr = lr_at(step, lr=0.01, warmup=20)
+            moved, state = lalr_step(params, torch.autograd.grad(value, params), state, lr=lr)
+            net.load_state_dict(dict(zip(names, moved, strict=True)), strict=False)
+            step += 1
+    return net
+
+
+@pytest.mark.slow
+def test_unlabelled_images_add_robustness() -> None:
+    """One label in ten: the other nine images, unlabelled, make the model more robust."""
+    _, y, x_test, y_test = digits()
+    tenth = torch.where(torch.arange(1400) < 140, y, torch.full_like(y, -1))
+    attack = {"name": "pgd", "eps": 0.15, "step_size": 0.15 / 8, "steps": 20}
+    shares = []
+    for labels, fraction in ((tenth[:140], 0.0), (tenth, 0.5)):
+        net = train_semi(labels, fraction)
+        report = evaluate_attacks(net, x_test, y_test, attacks={"pgd": attack})
+        shares.append(report["pgd"].unconditional)
+    assert shares[1] > shares[0] + 0.05, shares

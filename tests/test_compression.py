@@ -171,6 +171,25 @@ def test_any_device_path_equals_the_cpu_path(
     key = torch.randint(2**32, (2,), generator=source(9)).tolist()
     codes = kernels.encode_torch(x, q.norms, bucket or 5001, levels, key)
     assert torch.equal(codes.to(torch.int32), q.codes.to(torch.int32))
+    out = torch.empty_like(x)
+    kernels.decode_torch(q.codes, q.norms, bucket or 5001, levels, out)
+    assert torch.equal(out, q.dequantize())
+    for squares in (True, False):
+        here = kernels.peaks_and_sums(x, bucket or 5001, squares=squares)
+        there = kernels.peaks_and_sums_torch(x, bucket or 5001, squares=squares)
+        assert torch.equal(here[0], there[0]) and (here[2] is None) == (there[2] is None)
+        if squares:
+            torch.testing.assert_close(here[1:], there[1:], rtol=1e-12, atol=0)
+
+
+def test_a_bad_value_shows_on_any_device_path() -> None:
+    for bad in (math.nan, math.inf):
+        x = torch.ones(10)
+        x[7] = bad
+        for measure in (kernels.peaks_and_sums, kernels.peaks_and_sums_torch):
+            peaks, units, sums = measure(x, 4, squares=True)
+            assert torch.isfinite(peaks).tolist() == [True, False, True]
+            assert torch.isfinite(units * sums.sqrt()).tolist() == [True, False, True]
 
 
 @pytest.mark.gpu

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedrobust.spec import suggest
 from fedrobust.training import compression_kernels as kernels
@@ -261,19 +260,9 @@ def _norms(flat: Tensor, width: int, scale: str) -> Tensor:
     """Return one norm per bucket, summed in float64 over values scaled into [-1, 1]."""
     if not flat.numel():
         return flat.new_empty(0)
-    if flat.device.type == "cpu":
-        values = flat.numpy()
-        largest = kernels.largest(values, width)
-        unit = np.maximum(largest.astype(np.float64), 1e-300)
-        sums = kernels.square_sums(values, width, 1 / unit) if scale == "l2" else None
-        peaks, units = torch.from_numpy(largest), torch.from_numpy(unit)
-        squares = None if sums is None else torch.from_numpy(sums)
-    else:
-        rows = F.pad(flat, (0, -flat.numel() % width)).reshape(-1, width)
-        peaks = rows.abs().amax(1)
-        units = peaks.double().clamp_min(1e-300)
-        squares = (rows / units[:, None]).square().sum(1) if scale == "l2" else None
-    return peaks if squares is None else (units * squares.sqrt()).to(flat.dtype)
+    measure = kernels.peaks_and_sums if flat.device.type == "cpu" else kernels.peaks_and_sums_torch
+    peaks, units, sums = measure(flat, width, squares=scale == "l2")
+    return peaks if sums is None else (units * sums.sqrt()).to(flat.dtype)
 
 
 def _decode(packet: Quantized, out: Tensor | None) -> Tensor:
@@ -284,9 +273,6 @@ def _decode(packet: Quantized, out: Tensor | None) -> Tensor:
     target = out.detach().view(-1)
     if flat.device.type == "cpu":
         kernels.decode(flat.numpy(), norms.numpy(), width, packet.levels, target.numpy())
-        return out
-    wide = flat.to(torch.int32)
-    signed = (wide >> 1) * (2 * (wide & 1) - 1)
-    spread = kernels.spread(norms, width, len(flat))
-    torch.mul(signed.to(norms.dtype) / packet.levels, spread, out=target)
+    else:
+        kernels.decode_torch(flat, norms, width, packet.levels, target)
     return out

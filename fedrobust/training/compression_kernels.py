@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 Array = NDArray[Any]
 
 _BLOCK = 2048  # coordinates per block of the random stream
 _HALF = _BLOCK // 2  # a Threefry call gives two words: one for each half of the block
 _WORD = 2.0**32
+_TINY = 1e-300  # keeps 1 / unit finite
 _PARITY = 0x1BD11BDA  # Threefry's key-schedule constant
 _U = np.uint32
 
@@ -29,6 +31,32 @@ def encode(x: Array, norms: Array, width: int, levels: int, key: list[int], code
 def decode(codes: Array, norms: Array, width: int, levels: int, out: Array) -> None:
     """Write the value of every code in the type of the norms."""
     _decode(codes, norms, width, norms.dtype.type(levels), out)
+
+
+def decode_torch(codes: Tensor, norms: Tensor, width: int, levels: int, out: Tensor) -> None:
+    """Do on any device what ``decode`` does on the CPU."""
+    wide = codes.to(torch.int32)
+    signed = (wide >> 1) * (2 * (wide & 1) - 1)
+    torch.mul(signed.to(norms.dtype) / levels, spread(norms, width, len(codes)), out=out)
+
+
+def peaks_and_sums(x: Tensor, width: int, *, squares: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return per bucket the largest magnitude, a float64 unit near it, and sum (x / unit)^2."""
+    values = x.numpy()
+    peaks = largest(values, width)
+    units = np.maximum(peaks.astype(np.float64), _TINY)
+    sums = torch.from_numpy(square_sums(values, width, 1 / units)) if squares else None
+    return torch.from_numpy(peaks), torch.from_numpy(units), sums
+
+
+def peaks_and_sums_torch(
+    x: Tensor, width: int, *, squares: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Do on any device what ``peaks_and_sums`` does on the CPU."""
+    rows = F.pad(x, (0, -x.numel() % width)).reshape(-1, width)
+    peaks = rows.abs().amax(1)
+    units = peaks.double().clamp_min(_TINY)
+    return peaks, units, (rows / units[:, None]).square().sum(1) if squares else None
 
 
 def largest(x: Array, width: int) -> Array:
