@@ -32,15 +32,10 @@ class Results:
     @property
     def frame(self) -> pd.DataFrame:
         """One line per run and round, with the run's attack, defence and seed beside it."""
+        named = self._named()
         return pd.DataFrame(
-            {
-                "run": e.run_id,
-                "attack": e.attack["name"],
-                "defence": e.defence,
-                "seed": e.seed,
-                **row,
-            }
-            for e, rows in self.runs
+            {"run": e.run_id, **names, "seed": e.seed, **row}
+            for (e, rows), names in zip(self.runs, named, strict=True)
             for row in rows
         )
 
@@ -61,13 +56,13 @@ class Results:
         """Draw accuracy over rounds for one run, the heat map of the table for several."""
         from experiments.pictures import curves, heat_map
 
-        several = len({e.name for e, _ in self.runs}) > 1
+        several = len({tuple(names.values()) for names in self._named()}) > 1
         return heat_map(self.table()) if several else curves(self.frame)
 
     def _pivot(self, statistic: str) -> pd.DataFrame:
         finals = pd.DataFrame(
-            {"attack": e.attack["name"], "defence": e.defence, "value": final_accuracy(rows)}
-            for e, rows in self.runs
+            {**names, "value": final_accuracy(rows)}
+            for (_, rows), names in zip(self.runs, self._named(), strict=True)
         )
         table = finals.pivot_table(
             index="defence", columns="attack", values="value", aggfunc=statistic, dropna=False
@@ -76,6 +71,31 @@ class Results:
             index=list(dict.fromkeys(finals["defence"])),
             columns=list(dict.fromkeys(finals["attack"])),
         )
+
+
+    def _named(self) -> list[dict[str, str]]:
+        """Name each run's attack and defence, with the settings in which namesakes differ."""
+        attacks = distinct([[e.attack] for e, _ in self.runs])
+        defences = distinct([[*e.pre, e.rule] for e, _ in self.runs])
+        return [{"attack": a, "defence": d} for a, d in zip(attacks, defences, strict=True)]
+
+
+def distinct(chains: list[list[dict[str, Any]]]) -> list[str]:
+    """Label chains of specs by their names, plus every setting in which namesakes differ."""
+    namesakes: dict[tuple[str, ...], list[list[dict[str, Any]]]] = {}
+    for chain in chains:
+        namesakes.setdefault(tuple(spec["name"] for spec in chain), []).append(chain)
+
+    def label(chain: list[dict[str, Any]]) -> str:
+        group = namesakes[tuple(spec["name"] for spec in chain)]
+        parts = []
+        for place, spec in enumerate(chain):
+            others = [other[place] for other in group]
+            varied = [k for k in spec if any(o.get(k, ...) != spec[k] for o in others)]
+            parts.append(" ".join([spec["name"], *(f"{k}={spec[k]}" for k in varied)]))
+        return "+".join(parts)
+
+    return [label(chain) for chain in chains]
 
 
 def load(folders: Iterable[Path]) -> Results:

@@ -12,7 +12,7 @@ import tomli_w
 
 from experiments import listing
 from experiments.cli import markdown
-from experiments.results import load
+from experiments.results import distinct, load
 from fedrobust import aggregation, attacks
 from fedrobust.config import Experiment, expand, read
 from fedrobust.rundir import FolderError, RunFolder
@@ -164,3 +164,11 @@ def test_a_single_run_draws_its_curve(file, tmp_path):
     assert (output / "accuracy.png").is_file()
     results = load(p.parent for p in output.rglob("rounds.jsonl"))
     assert markdown(results.table() * 100).startswith("|  | none | worst |")
+
+
+def test_namesakes_are_told_apart_by_what_differs():
+    a, b = {"name": "alie", "z": 1.0, "ddof": 0}, {"name": "alie", "z": 1.5, "ddof": 0}
+    krum, nnm = {"name": "krum", "f": 2}, {"name": "nnm", "f": 2}
+    assert distinct([[a], [b], [{"name": "nan"}]]) == ["alie z=1.0", "alie z=1.5", "nan"]
+    assert distinct([[nnm, krum], [krum]]) == ["nnm+krum", "krum"]
+    assert distinct([[a], [a]]) == ["alie", "alie"]
