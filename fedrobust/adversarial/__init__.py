@@ -11,6 +11,7 @@ from fedrobust.adversarial.evaluation import (
     overfitting_probe,
     robustness,
 )
+from fedrobust.adversarial.federated import Calibrated, epochs_at, slack_weights
 from fedrobust.adversarial.hold import frozen, predict
 from fedrobust.adversarial.images import quantise_images
 from fedrobust.adversarial.objective import (
@@ -36,11 +37,13 @@ __all__ = [
     "LOSSES",
     "PERTURBATIONS",
     "TRANSFER_ATTACKS",
+    "Calibrated",
     "Robustness",
     "adversarial_loss",
     "attacks_at",
     "auto_attack",
     "catastrophic_overfitting",
+    "epochs_at",
     "evaluate_attacks",
     "fgsm",
     "frozen",
@@ -62,5 +65,6 @@ __all__ = [
     "quantise_images",
     "robustness",
     "semi_batches",
+    "slack_weights",
     "trades_kl",
 ]
