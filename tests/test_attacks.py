@@ -240,6 +240,7 @@ def test_bad_settings_are_errors():
         {"name": "finite_norm", "gamma": math.inf},
         {"name": "ipm", "epsilon": math.nan},
         {"name": "reversed_gradient", "scale": math.inf},
+        {"name": "sign_flip", "scale": math.nan},
         {"name": "constant", "value": math.nan},
         {"name": "gaussian", "std": -1},
         {"name": "gaussian", "around": "me"},
@@ -266,7 +267,7 @@ def test_bad_settings_are_errors():
         if spec.get("coordinate") is None:
             with pytest.raises(SpecError):
                 settings(spec, 12, 3)
-    assert {case["name"] for case in cases} == set(ATTACKS) - {"sign_flip", "zero", "nan"}
+    assert {case["name"] for case in cases} == set(ATTACKS) - {"zero", "nan"}
 
 
 def test_knowledge_is_no_setting_of_the_attack():
@@ -616,6 +617,7 @@ def test_ipm_turns_the_mean_at_the_border_and_never_the_median():
 def test_attackers_flip_their_own_updates():
     own = sample(3, seed=9)
     assert torch.equal(make(sample(), "sign_flip", own=own), -own)
+    assert torch.equal(make(sample(), {"name": "sign_flip", "scale": 4}, own=own), -4 * own)
     close(make(sample(), {"name": "gaussian", "std": 0.0, "around": "honest"}, own=own), own)
 
 

@@ -37,14 +37,22 @@ def ipm(honest: Tensor, *, n: int, f: int, epsilon: float = 0.1) -> Tensor:
     return repeat(-finite(epsilon, "ipm", "epsilon") * mean(honest), f, honest)
 
 
-def sign_flip(honest: Tensor, *, n: int, f: int, own: Tensor | None = None) -> Tensor:
+def sign_flip(
+    honest: Tensor, *, n: int, f: int, scale: float = 1.0, own: Tensor | None = None
+) -> Tensor:
     """Each attacker sends minus its own honest update; minus the honest mean if unknown.
+
+    Parameters
+    ----------
+    scale
+        The flipped update is also multiplied by this; 1 is the plain flip. The plain mean of n
+        still points down while scale < n / f - 1.
 
     References
     ----------
     Per attacker as in Karimireddy, He, Jaggi, ICLR 2022; minus the mean as in ByzFL.
     """
-    return -own_or_mean(honest, own, f)
+    return -finite(scale, "sign_flip", "scale") * own_or_mean(honest, own, f)
 
 
 def reversed_gradient(honest: Tensor, *, n: int, f: int, scale: float = 10.0) -> Tensor:
