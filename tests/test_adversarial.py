@@ -247,6 +247,24 @@ class Counted(nn.Module):
         return self.inner(x)
 
 
+def test_l2_start_is_uniform_in_the_ball() -> None:
+    """In a disc the mean radius is 2 / 3, and a quarter of the starts lies in the inner half."""
+    x = torch.full((4000, 2), 0.5)
+    settings = {"eps": 0.3, "step_size": 0.1, "steps": 0, "norm": "l2", "generator": source()}
+    radius = (pgd(lambda z: z, x, torch.zeros(4000).long(), **settings) - x).norm(dim=1) / 0.3
+    assert float(radius.mean()) == pytest.approx(2 / 3, abs=0.02)
+    assert float((radius < 0.5).float().mean()) == pytest.approx(0.25, abs=0.03)
+
+
+def test_worked_criteria() -> None:
+    logits = torch.tensor([[-1.0, -3.0, -6.0], [2.0, 5.0, 1.0], [1.0, 2.0, 3.0]])
+    y = torch.tensor([0, 2, -1])
+    assert CRITERIA["margin"](logits, y).tolist() == [-2.0, 4.0, 0.0]
+    loss = CRITERIA["cross_entropy"](logits, y)
+    torch.testing.assert_close(loss[1], -logits[1].log_softmax(0)[2])
+    assert loss[2] == 0
+
+
 def test_gradient_evaluations() -> None:
     x, y = batch()
     one, many = Counted(network()), Counted(network())
@@ -430,6 +448,8 @@ def test_worked_trades_and_mart() -> None:
     assert float(trades(net, x, y, x_adv, beta=2.0)) == pytest.approx(
         float(-p[0].log()) + 2 * divergence, rel=1e-6
     )
+    both = trades(net, x.repeat(2, 1), y.repeat(2), torch.cat([x_adv, x]), beta=2.0)
+    assert float(both) == pytest.approx(float(-p[0].log()) + divergence, rel=1e-6)
     boosted = -torch.log(torch.tensor(0.5)) - torch.log(torch.tensor(1.0001 - 0.5))
     expected = float(boosted) + 5 * divergence * (1.0000001 - float(p[0]))
     assert float(mart(net, x, y, x_adv, beta=5.0)) == pytest.approx(expected, rel=1e-6)

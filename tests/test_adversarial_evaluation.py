@@ -69,6 +69,9 @@ def test_worst_case_bounds_every_attack() -> None:
         assert found.clean == pytest.approx(0.9) and worst.unconditional <= found.unconditional
     assert worst.unconditional <= worst.clean and worst.unconditional == worst.both
     assert net.training
+    weak_last = {"pgd": attacks_at(0.05)["pgd-20"], "nothing": "none"}
+    found = evaluate_attacks(net, x, y, attacks=weak_last)
+    assert found["worst"].unconditional == found["pgd"].both < found["nothing"].unconditional
     with pytest.raises(ValueError, match="'worst' is taken"):
         evaluate_attacks(net, x, y, attacks={"worst": "none"})
     assert evaluate_attacks(net, x, y, attacks={"no": "none"})["no"].unconditional == 0.9

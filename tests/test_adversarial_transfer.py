@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -227,13 +229,25 @@ def test_over_confident_surrogates_give_no_nan(name: str) -> None:
     assert float((found - x).abs().max()) <= EPS + 1e-6
 
 
-def test_mi_fgsm_leaves_a_saturated_image_where_it_is() -> None:
-    class Sure(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.stack([1e6 + x.flatten(1).sum(1), -x.flatten(1).sum(1)], 1)
+class Sure(nn.Module):
+    """So sure of class 0 that its gradient is exactly zero."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([1e6 + x.flatten(1).sum(1), -x.flatten(1).sum(1)], 1)
+
+
+def test_a_saturated_image_stays_where_it_is() -> None:
     x = torch.rand(3, 1, 4, 4, generator=source())
     assert torch.equal(mi_fgsm(Sure(), x, torch.zeros(3).long(), eps=EPS), x)
+
+
+@pytest.mark.parametrize("attack", [mi_cse, mi_cwa])
+def test_a_saturated_surrogate_does_not_stop_the_others(attack: Callable[..., Tensor]) -> None:
+    x, y = torch.full((3, 9), 0.5), torch.zeros(3).long()
+    other = Linear(torch.randn(9, 2, generator=source(3)))
+    found = attack([Sure(), other], x, y, eps=EPS)
+    away = (other.weight[:, 1] - other.weight[:, 0]).sign()
+    torch.testing.assert_close(found, (x + EPS * away).detach(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -134,6 +134,14 @@ def test_edges(scale: str, bucket: int | None, dtype: torch.dtype) -> None:
     assert bool(torch.isfinite(send(large)).all())
 
 
+def test_half_values_beyond_their_range_become_the_largest_finite() -> None:
+    x = torch.full((200, 2), 65504.0, dtype=torch.float16)
+    values = torch.cat([quantize(row, generator=source(i)).dequantize() for i, row in enumerate(x)])
+    assert bool(torch.isfinite(values).all()) and float(values.max()) == 65504.0
+    wide = quantize(x[0], generator=source(0)).dequantize(torch.float32)
+    assert float(wide.max()) > 65520
+
+
 def test_bucket_remainder_has_its_own_norm() -> None:
     x = torch.cat([torch.ones(4), 100 * torch.ones(4), torch.tensor([2.0, 0.0])])
     q = quantize(x, bucket=4, scale="linf", generator=source())

@@ -182,6 +182,11 @@ def test_scores_decide() -> None:
     torch.testing.assert_close(scores(rows), rows.double().sum(0))
 
 
+def test_mean_logit_averages_over_those_that_count() -> None:
+    rows = answers([1.0, 3.0], [3.0, 5.0], [math.nan, 0.0])
+    assert scores(rows, "mean_logit").tolist() == [[2.0, 4.0]]
+
+
 def robust_vote(rule: object, **settings: object) -> dict[str, object]:
     pytest.importorskip("fedrobust.aggregation")
     from fedrobust import aggregation
@@ -229,6 +234,10 @@ def test_nan_cannot_stop_a_robust_vote() -> None:
     rows[0] = math.nan
     labels = combine(rows, spec)
     assert bool((labels >= 0).all())
+    neutral = answers([0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [math.nan, 0.0, 0.0])
+    torch.testing.assert_close(
+        scores(neutral, robust_vote("median")), torch.tensor([[0.6, 0.3, 0.1]])
+    )
     with pytest.raises(ValueError, match="krum"):
         combine(random(3, count=2), spec)
 
