@@ -31,9 +31,12 @@ class Round:
     accepted: dict[int, Reply] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
-    def matrix(self) -> Tensor:
-        """Return the accepted updates (n, d), in the order of the clients."""
-        return torch.stack([self.accepted[client].update for client in self.clients])
+    def matrix(self, buffer: Tensor | None = None) -> Tensor:
+        """Return the accepted updates (n, d), by client; inside ``buffer`` where it fits."""
+        rows = [self.accepted[client].update for client in self.clients]
+        shape = (len(rows), rows[0].numel()) if rows else (0, 0)
+        fits = buffer is not None and tuple(buffer.shape) == shape
+        return torch.stack(rows, out=buffer) if fits else torch.stack(rows)
 
     @property
     def clients(self) -> list[int]:
@@ -81,6 +84,7 @@ class RobustStrategy(Strategy):
         self._memory = self._rule.init()
         self._velocity: Tensor | None = None
         self._model: Tensor | None = None
+        self._matrix: Tensor | None = None  # kept: fresh pages cost more than the copy
         self._sent: list[Message] = []
         self._row: Row = {"round": 0}
         self._started = time.perf_counter()
@@ -171,7 +175,7 @@ class RobustStrategy(Strategy):
             raise ValueError(
                 f"server.min_replies asks for {server.min_replies}, got {len(heard.accepted)}"
             )
-        updates = heard.matrix()
+        updates = self._matrix = heard.matrix(self._matrix)
         source = generator(self._experiment.seed, "rule", round=server_round)
         outcome = self._rule.apply(updates, self._memory, source)
         velocity = outcome.aggregate
@@ -192,7 +196,9 @@ class RobustStrategy(Strategy):
         losses = [heard.accepted[c].loss for c in clients if c not in bad]
         row: Row = {"train_loss": round(sum(losses) / len(losses), 6) if losses else None}
         if outcome.weights is not None:
-            row["weights"] = [round(w, 6) for w in outcome.weights.tolist()]
+            weight = dict(zip(clients, outcome.weights.tolist(), strict=True))
+            places = sorted(self._clients.values())
+            row["weights"] = [round(weight[c], 6) if c in weight else None for c in places]
         if bad:
             row |= {"byzantine": sorted(bad)}
             if outcome.weights is not None:

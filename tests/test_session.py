@@ -218,3 +218,14 @@ def test_the_planted_update_stays_in_the_spread():
     mean, std = honest.mean(0), honest.std(0, correction=0)
     assert bool(((update - mean).abs() <= 0.3 * std + 1e-6).all())
     assert float((update - mean).norm()) > 0
+
+
+def test_weights_are_told_per_client_and_the_bypass_with_them(small):
+    rows = run_one(experiment(small, attack="silence", rule="multi_krum"))
+    bad = set(adversary.members(experiment(small, attack="silence")))
+    for row in rows[1:]:
+        assert [c for c, w in enumerate(row["weights"]) if w is None] == sorted(bad)
+        assert sum(w for w in row["weights"] if w) == pytest.approx(1, abs=1e-4)
+    row = run_one(experiment(small, attack="ipm:epsilon=100", rule="krum"))[-1]
+    assert row["bypass"] == 0
+    assert set(row["impact"]) == {"deviation", "cosine"}

@@ -96,7 +96,10 @@ def train_local(
     if recipe.mode == "gradient":
         batch = next(batches(len(labels), recipe, generator))
         loss = _backward(model, images[batch], labels[batch])
-        return model.gradient + recipe.weight_decay * start, loss
+        update = model.gradient.clone()
+        return update.add_(
+            start, alpha=recipe.weight_decay
+        ) if recipe.weight_decay else update, loss
     return _local_steps(model, start, images, labels, recipe, generator)
 
 
