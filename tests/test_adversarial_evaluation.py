@@ -282,14 +282,25 @@ def test_adversarial_training_pays_off_on_the_digits() -> None:
     }
     _, _, x, y = digits()
     attack = {"name": "pgd", "eps": eps, "step_size": eps / 8, "steps": 20}
-    found = {}
+    found, models = {}, {}
     for name, (perturbation, loss) in runs.items():
-        report = evaluate_attacks(train(perturbation, loss, 20), x, y, attacks={"pgd": attack})
-        found[name] = report["pgd"]
+        models[name] = train(perturbation, loss, 20)
+        found[name] = evaluate_attacks(models[name], x, y, attacks={"pgd": attack})["pgd"]
     gain = found["pgd"].unconditional - found["none"].unconditional
     assert gain >= 0.40, found
     assert found["pgd"].clean >= found["none"].clean - 0.03, found
     assert found["fgsm"].unconditional >= found["pgd"].unconditional - 0.10, found
+    report = evaluate_attacks(models["pgd"], x, y, attacks=attacks_at(eps))
+    spec = {"name": "mi_cwa", "eps": eps, "reading": "b"}
+    moved = perturb_on_surrogates([models["none"], models["fgsm"]], x, y, spec)
+    transferred = robustness(predict(models["pgd"], x), predict(models["pgd"], moved), y)
+    assert not masking_alarms(
+        clean=report["worst"].clean,
+        one_step=report["fgsm"].unconditional,
+        many_steps=report["pgd-20"].unconditional,
+        transfer=transferred.unconditional,
+        stronger=report["worst"].unconditional,
+    )
 
 
 def train_semi(labels: Tensor, fraction: float) -> nn.Module:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedrobust.training.lalr import SCHEDULES, lalr_step, lr_at
+from fedrobust.training.compression import Quantized, quantize
+from fedrobust.training.lalr import SCHEDULES, LalrState, lalr_step, lr_at
 
 THETA, GRAD = torch.tensor([3.0, 4.0]), torch.tensor([0.1, -0.2])
 EXACT = {"rtol": 0, "atol": 5e-7}
@@ -100,6 +101,26 @@ def test_many_steps_equal_the_literal_version_and_the_state_carries_over(seed: i
     fresh, _ = lalr_step(params, [grads[0]], None, lr=0.03)
     carried, _ = lalr_step(params, [grads[0]], state, lr=0.03)
     assert not torch.allclose(fresh[0], carried[0])
+
+
+def test_replicas_that_decode_the_same_bytes_stay_equal() -> None:
+    """Two-sided quantisation: server and workers step on the same decoded average."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(40, 3, generator=generator), torch.randn(7, generator=generator)]
+    replicas = [[p.clone() for p in start] for _ in range(4)]
+    states: list[LalrState | None] = [None] * 4
+    for _ in range(10):
+        packets = []
+        for p in start:
+            up = [quantize(torch.randn_like(p), generator=generator) for _ in range(3)]
+            average = torch.stack([q.dequantize() for q in up]).mean(0)
+            packets.append(quantize(average, generator=generator).to_bytes())
+        for i in range(4):
+            grads = [Quantized.from_bytes(packet).dequantize() for packet in packets]
+            replicas[i], states[i] = lalr_step(replicas[i], grads, states[i], lr=0.05)
+    for other in replicas[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(replicas[0], other, strict=True))
+    assert not torch.equal(replicas[0][0], start[0])
 
 
 def test_inputs_and_old_state_stay_as_they_are() -> None:

@@ -57,9 +57,17 @@ def quantise_images(
 
 
 def as_labels(y: Tensor) -> Tensor:
-    """Return a copy that autograd can keep, also of labels made under ``inference_mode``."""
+    """Return an int64 copy that autograd can keep, also of labels made under ``inference_mode``.
+
+    Raises
+    ------
+    ValueError
+        If the labels are no integers.
+    """
+    if y.is_floating_point() or y.is_complex():
+        raise ValueError(f"labels need integers, got {y.dtype}")
     with torch.inference_mode(False):
-        return y.detach().clone()
+        return y.detach().to(torch.long, copy=True)
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:

@@ -167,7 +167,8 @@ def _apply(
     if updates.dim() != 2 or not updates.is_floating_point():
         found = f"{tuple(updates.shape)} {updates.dtype}"
         raise TypeError(f"updates need shape (n, d) and a real floating type, got {found}")
-    finite = torch.isfinite(updates).all(1)
+    low, high = updates.aminmax(dim=1)  # one pass, no (n, d) mask; NaN propagates
+    finite = torch.isfinite(low) & torch.isfinite(high)
     lost = int((~finite).sum())
     if lost == len(updates):
         raise ValueError(f"none of the {len(updates)} updates is finite")

@@ -24,6 +24,8 @@ def weighted(updates: Tensor, weights: Tensor) -> Tensor:
     chosen = weights.nonzero().flatten()
     if len(chosen) == 1 and weights[chosen[0]] == 1:
         return updates[chosen[0]].clone()
+    if len(chosen) == len(updates):
+        return weights.to(updates.dtype) @ updates
     return weights[chosen].to(updates.dtype) @ updates[chosen]
 
 

@@ -92,7 +92,8 @@ def train_local(
         Mean training loss over the mini-batches seen.
     """
     model.load(start)
-    model.module.train()
+    if not model.module.training:
+        model.module.train()
     if recipe.mode == "gradient":
         batch = next(batches(len(labels), recipe, generator))
         loss = _backward(model, images[batch], labels[batch])
