@@ -375,7 +375,7 @@ def test_half_images_come_back_as_float32_and_empty_batches_work() -> None:
     assert pgd(net, x.half(), y, eps=EPS, step_size=EPS, steps=1).dtype == torch.float32
     assert fgsm(net, x[:0], y[:0], eps=EPS).shape == (0, 1, 6, 6)
     assert torch.equal(fgsm(net, x, y.int(), eps=EPS), fgsm(net, x, y, eps=EPS))
-    with pytest.raises(ValueError, match="labels need integers, got torch.float32"):
+    with pytest.raises(ValueError, match=r"labels need integers, got torch\.float32"):
         fgsm(net, x, y.float(), eps=EPS)
 
 
