@@ -21,6 +21,7 @@ from fedrobust.adversarial import (
     predict,
     pseudo_labels,
     quantise_images,
+    rotations,
     semi_batches,
     trades_kl,
 )
@@ -508,6 +509,20 @@ def test_unlabelled_share_is_exact(fraction: float) -> None:
     assert free == 0 or len(unlabelled.unique()) == min(200, len(unlabelled))
     with pytest.raises(ValueError, match="need as many, got 0 and 3"):
         list(semi_batches(torch.full((3,), -1), batch_size=4, fraction=0.5, generator=source()))
+
+
+def test_rotations_are_labelled_by_their_quarter_turns() -> None:
+    x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    turned, labels = rotations(x)
+    assert labels.tolist() == [0, 1, 2, 3]
+    assert turned[1].tolist() == [[[2.0, 4.0], [1.0, 3.0]]]
+    assert turned[2].tolist() == [[[4.0, 3.0], [2.0, 1.0]]]
+    many, labels = rotations(torch.rand(5, 3, 8, 8, generator=source()))
+    for row, turn in zip(many, labels, strict=True):
+        back = row.rot90(-int(turn), dims=(1, 2))
+        assert any(torch.equal(back, original) for original in many[:5])
+    with pytest.raises(ValueError, match="square images"):
+        rotations(torch.rand(2, 3, 4, 5))
 
 
 def test_quantised_images_lie_on_the_grid_within_eps() -> None:

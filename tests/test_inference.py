@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedrobust.inference import VOTES, combine, one_hot, scores
+from fedrobust.adversarial import gradient_similarity, pgd, predict
+from fedrobust.inference import VOTES, Ensemble, combine, one_hot, scores
+from fedrobust.inference import answers as ask
 
 PLAIN = ["soft", "hard", "weighted", "mean_logit"]
 
@@ -35,7 +37,6 @@ def test_soft_and_hard_differ() -> None:
 
 
 def test_all_four_differ() -> None:
-    """Soft sums 0.70 0.99 1.01 0.30; two tops of class 0, one 0.95-strong... each picks its own."""
     votes = answers(
         [0.34, 0.33, 0.33, 0.0],
         [0.34, 0.33, 0.33, 0.0],
@@ -247,3 +248,39 @@ def test_robust_vote_over_logits() -> None:
     rows = torch.randn(5, 12, 4, generator=torch.Generator().manual_seed(1)) * 9
     rows[0] = 1e30
     assert torch.equal(combine(rows, spec), rows.median(0).values.argmax(1))
+
+
+def members(count: int = 3) -> list[nn.Module]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return [
+            nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.Tanh(), nn.Linear(9, 4))
+            for _ in range(count)
+        ]
+
+
+@pytest.mark.parametrize("vote", ["soft", "mean_logit"])
+def test_ensemble_is_the_vote_as_one_model(vote: str) -> None:
+    group, x = members(), torch.rand(50, 6, generator=torch.Generator().manual_seed(0))
+    rows = ask(group, x, batch_size=7, logits=vote == "mean_logit")
+    assert rows.shape == (3, 50, 4) and all(member.training for member in group)
+    system = Ensemble(group, vote=vote)
+    assert torch.equal(predict(system, x), combine(rows, vote))
+    moved = pgd(system, x, combine(rows, vote), eps=0.2, step_size=0.05, steps=5)
+    assert int((predict(system, moved) != combine(rows, vote)).sum()) > 0
+    similar = gradient_similarity(system, system, x, combine(rows, vote))
+    torch.testing.assert_close(similar, torch.ones(50), rtol=0, atol=1e-6)
+
+
+def test_ensemble_of_one_and_errors() -> None:
+    group, x = members(1), torch.rand(5, 6)
+    group[0].eval()
+    for vote in ("soft", "mean_logit"):
+        torch.testing.assert_close(Ensemble(group, vote=vote)(x).softmax(1), group[0](x).softmax(1))
+    torch.testing.assert_close(ask(group, x).sum(2), torch.ones(1, 5))
+    with pytest.raises(ValueError, match="no gradient of the vote 'hard'"):
+        Ensemble(group, vote="hard")
+    with pytest.raises(ValueError, match="at least 1 member, got 0"):
+        Ensemble([])
+    with pytest.raises(ValueError, match="needs members and images, got 1 and 0"):
+        ask(group, x[:0])

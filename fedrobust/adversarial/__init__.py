@@ -28,7 +28,7 @@ from fedrobust.adversarial.probes import (
     input_curvature,
     loss_gradient,
 )
-from fedrobust.adversarial.semi import pseudo_labels, semi_batches
+from fedrobust.adversarial.semi import pseudo_labels, rotations, semi_batches
 from fedrobust.adversarial.transfer import mi_cse, mi_cwa, mi_fgsm, mi_sam
 from fedrobust.adversarial.white_box import fgsm, pgd, trades_kl
 
@@ -64,6 +64,7 @@ __all__ = [
     "pseudo_labels",
     "quantise_images",
     "robustness",
+    "rotations",
     "semi_batches",
     "slack_weights",
     "trades_kl",

@@ -1,4 +1,4 @@
-"""Unlabelled data: pseudo labels from a teacher, and batches with a fixed unlabelled share."""
+"""Unlabelled data: pseudo labels, batches with a fixed unlabelled share, labelled rotations."""
 
 from __future__ import annotations
 
@@ -65,3 +65,25 @@ def semi_batches(
             rest = torch.cat([rest, fresh])
         yield torch.cat([order[place * bound : (place + 1) * bound], rest[:free]])
         rest = rest[free:]
+
+
+def rotations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the images turned by 0, 90, 180 and 270 degrees, (4 B, C, S, S), and which turn.
+
+    The labels of self-supervised pre-training: a head with four classes learns them, under attack
+    if ``adversarial_loss`` is given them, and the trunk goes on to the real task.
+
+    Raises
+    ------
+    ValueError
+        If the images are not square, of shape (B, C, S, S).
+
+    References
+    ----------
+    Gidaris et al., ICLR 2018; adversarially Chen et al., Adversarial Robustness: From
+    Self-Supervised Pre-Training to Fine-Tuning, CVPR 2020.
+    """
+    if x.dim() != 4 or x.shape[2] != x.shape[3]:
+        raise ValueError(f"rotations need square images (B, C, S, S), got {tuple(x.shape)}")
+    turned = torch.cat([x.rot90(turn, dims=(2, 3)) for turn in range(4)])
+    return turned, torch.arange(4, device=x.device).repeat_interleave(len(x))
