@@ -10,7 +10,7 @@ run: $(STAMP)
 	$(BIN)/fedrobust run experiments/quickstart.toml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
