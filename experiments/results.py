@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """The rounds of one or more experiments.
 
@@ -58,6 +58,12 @@ class Results:
 
         several = len({tuple(names.values()) for names in self._named()}) > 1
         return heat_map(self.table()) if several else curves(self.frame)
+
+    def __repr__(self) -> str:
+        return f"Results of {len(self.runs)} run(s), final accuracy:\n{self.table().round(4)}"
+
+    def _repr_html_(self) -> str:
+        return (self.table() * 100).round(1).to_html()
 
     def _pivot(self, statistic: str) -> pd.DataFrame:
         finals = pd.DataFrame(

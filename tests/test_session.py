@@ -128,6 +128,8 @@ def test_simulate_takes_text_and_overrides(small):
     assert list(results.frame["round"]) == [0, 1]
     assert results.runs[0][0].server.lr == 0.1
     assert 0 < results.accuracy < 1
+    assert "final accuracy" in repr(results)
+    assert results._repr_html_().startswith("<table")
     with pytest.raises(ConfigError, match="did you mean 'in_process'"):
         simulate(text, grid="in_proces")
 
@@ -229,3 +231,20 @@ def test_weights_are_told_per_client_and_the_bypass_with_them(small):
     row = run_one(experiment(small, attack="ipm:epsilon=100", rule="krum"))[-1]
     assert row["bypass"] == 0
     assert set(row["impact"]) == {"deviation", "cosine"}
+
+
+@pytest.mark.parametrize("training", [{"epochs": 1}, {"steps": 3, "momentum": 0.9}])
+def test_update_mode_learns(small, training):
+    local = {"mode": "update", "batch_size": 16, "lr": 0.1} | training
+    e = experiment(small, training=local, server={"lr": 1.0, "momentum": 0.0}, rule="median")
+    rows = run_one(e)
+    assert rows[-1]["accuracy"] > rows[0]["accuracy"] + 0.2
+
+
+def test_an_adversary_that_moves_on_is_named_round_by_round(small):
+    changes = {"attack": "nan", "placement": {"name": "window", "length": 1}, "rounds": 4}
+    e = experiment(small, **changes)
+    rows = run_one(e)
+    told = [[entry["client"] for entry in row["rejected"]] for row in rows[1:]]
+    assert told == [list(adversary.members(e, round=r)) for r in range(1, 5)]
+    assert len({tuple(clients) for clients in told}) > 1
