@@ -1,5 +1,47 @@
 """Redundancy against Byzantine workers: assignments, agreement, detection, votes and codes."""
 
+from fedrobust.redundancy.adversaries import (
+    ADVERSARIES,
+    Corruption,
+    corrupt,
+    corrupted_labels,
+    window_adversaries,
+)
 from fedrobust.redundancy.assignment import SCHEMES, Assignment, assign, permute
+from fedrobust.redundancy.calculus import Distortion, distortion, gamma_bound
+from fedrobust.redundancy.detection import Detection, detect
+from fedrobust.redundancy.evidence import Agreement, agreement, label_digests, label_values
+from fedrobust.redundancy.search import NotApplicable
+from fedrobust.redundancy.voting import Vote, choose, majority, representatives, vote
+from fedrobust.redundancy.window import Window, latency, window_init, window_step
 
-__all__ = ["SCHEMES", "Assignment", "assign", "permute"]
+__all__ = [
+    "ADVERSARIES",
+    "SCHEMES",
+    "Agreement",
+    "Assignment",
+    "Corruption",
+    "Detection",
+    "Distortion",
+    "NotApplicable",
+    "Vote",
+    "Window",
+    "agreement",
+    "assign",
+    "choose",
+    "corrupt",
+    "corrupted_labels",
+    "detect",
+    "distortion",
+    "gamma_bound",
+    "label_digests",
+    "label_values",
+    "latency",
+    "majority",
+    "permute",
+    "representatives",
+    "vote",
+    "window_adversaries",
+    "window_init",
+    "window_step",
+]

@@ -1,0 +1,159 @@
+"""Aspis: find the honest workers as a clique of the agreement graph."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import networkx
+import torch
+from torch import Tensor
+
+from fedrobust.redundancy.assignment import check_byzantine
+
+RULES = ("strict", "paper")
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Outcome of the clique rule.
+
+    ``accepted``: the honest workers are known, as ``honest``; all others that were heard are
+    ``byzantine``. Otherwise ``byzantine`` holds the workers whose degree alone convicts them, and
+    the caller falls back to votes and a robust rule. ``absent`` workers shared no file with anyone.
+    ``cliques`` are the cliques that decided: those of at least K-q workers (strict), or the largest
+    ones (paper). ``capped``: the enumeration was cut short, so the list is not complete.
+    """
+
+    accepted: bool
+    honest: frozenset[int]
+    byzantine: frozenset[int]
+    cliques: list[tuple[int, ...]]
+    absent: frozenset[int] = frozenset()
+    capped: bool = False
+
+
+def detect(
+    agreement: Tensor,
+    *,
+    q: int,
+    files_per_pair: int | Tensor,
+    rule: str = "strict",
+    seconds: float = 1.0,
+    limit: int | None = None,
+) -> Detection:
+    """Look for the honest workers in the agreement graph.
+
+    An edge joins two workers that agree on all files they share. Workers of degree below K-q-1
+    are removed (again and again), then the maximal cliques of the rest are listed.
+    ``rule="strict"`` accepts if exactly one maximal clique has at least K-q workers: whichever
+    clique is the honest one, it lies in there. ``rule="paper"`` accepts a unique maximum clique; it
+    can be fooled, see `fedrobust.redundancy.calculus.small_d_count`. After an acceptance with fewer
+    than q workers flagged, files held by liars only can still be wrong: keep a robust second stage.
+
+    Parameters
+    ----------
+    agreement
+        (K, K) symmetric counts of agreements, workers 0..K-1; the diagonal is ignored.
+    q
+        The most Byzantine workers there can be, q < K/2.
+    files_per_pair
+        Files that each pair shares: one number, or (K, K) counts. A pair that shares none is no
+        evidence against either, so its edge stays (otherwise honest workers need not be a clique);
+        a worker that shares none with anyone is absent: it lowers K and is in neither set.
+    seconds, limit
+        Bounds on the enumeration, in time and in maximal cliques; beyond them ``capped`` is set and
+        nothing is accepted.
+
+    Raises
+    ------
+    ValueError
+        If q, the rule or the counts are not valid.
+
+    Reference
+    ---------
+    ISIT 2022 and ToN 2023, Aspis detection (rule "paper"); the strict rule is ours and restores
+    Theorem 1 of ToN 2023.
+    """
+    shared = _shared(agreement, files_per_pair)
+    workers = len(agreement)
+    check_byzantine(workers, q)
+    if rule not in RULES:
+        raise ValueError(f"unknown clique rule {rule!r}; choose from {', '.join(RULES)}")
+    silent = (shared.sum(1) == 0) & (workers > 1)
+    absent = frozenset(silent.nonzero().flatten().tolist())
+    heard = frozenset(range(workers)) - absent
+    size = len(heard) - q
+    edges = (agreement == shared) & ~silent & ~silent[:, None]
+    edges.fill_diagonal_(False)
+    kept = prune(edges, least=size - 1) - absent
+    cliques, capped = _cliques(edges, kept, size, seconds=seconds, limit=limit)
+    if rule == "paper" and cliques:
+        largest = max(map(len, cliques))
+        cliques = [clique for clique in cliques if len(clique) == largest]
+    accepted = not capped and len(cliques) == 1 and 2 * q < len(heard)
+    honest = frozenset(cliques[0]) if accepted else frozenset()
+    byzantine = heard - honest if accepted else heard - kept
+    return Detection(accepted, honest, byzantine, sorted(cliques), absent, capped)
+
+
+def prune(edges: Tensor, *, least: int) -> frozenset[int]:
+    """Return the workers left after removing, until none is left, those of too small a degree.
+
+    Honest workers form a clique, so their degree among the rest never falls below K-q-1.
+    """
+    alive = torch.ones(len(edges), dtype=torch.bool)
+    while True:
+        low = alive & ((edges & alive).sum(1) < least)
+        if not low.any():
+            return frozenset(alive.nonzero().flatten().tolist())
+        alive = alive & ~low
+
+
+def _cliques(
+    edges: Tensor, kept: frozenset[int], size: int, *, seconds: float, limit: int | None
+) -> tuple[list[tuple[int, ...]], bool]:
+    """List maximal cliques of at least ``size`` workers; say whether a bound cut the list short.
+
+    A worker joined to all others is in every maximal clique, so it is set aside meanwhile.
+    """
+    members = sorted(kept)
+    if not members:
+        return [], False
+    inner = edges[members][:, members]
+    full = inner.sum(1) == len(members) - 1
+    common = [worker for worker, all_round in zip(members, full.tolist(), strict=True) if all_round]
+    graph = networkx.Graph()
+    graph.add_nodes_from(set(members) - set(common))
+    rest = inner & ~full[:, None] & ~full
+    graph.add_edges_from((members[i], members[j]) for i, j in rest.triu().nonzero().tolist())
+    if not graph:
+        return ([tuple(common)] if len(common) >= size else []), False
+    end, found = time.monotonic() + seconds, []
+    for number, clique in enumerate(networkx.find_cliques(graph)):
+        if time.monotonic() > end or (limit is not None and number >= limit):
+            return found, True
+        if len(clique) + len(common) >= size:
+            found.append(tuple(sorted([*clique, *common])))
+    return found, False
+
+
+def _shared(agreement: Tensor, files_per_pair: int | Tensor) -> Tensor:
+    """Return the shared files of each pair, zero on the diagonal, after checking both matrices."""
+    if agreement.ndim != 2 or agreement.shape[0] != agreement.shape[1]:
+        raise ValueError(f"agreement must be a (K, K) matrix, got {tuple(agreement.shape)}")
+    if isinstance(files_per_pair, Tensor):
+        shared = files_per_pair.clone()
+        if shared.shape != agreement.shape:
+            raise ValueError(
+                f"files_per_pair must be {tuple(agreement.shape)}, got {tuple(shared.shape)}"
+            )
+    else:
+        shared = torch.full_like(agreement, files_per_pair)
+    shared.fill_diagonal_(0)
+    counts = agreement.clone().fill_diagonal_(0)
+    if not torch.equal(counts, counts.T) or not torch.equal(shared, shared.T):
+        raise ValueError("agreement and files_per_pair must be symmetric")
+    if (counts < 0).any() or (counts > shared).any():
+        raise ValueError("a pair cannot agree on fewer than 0 or more than the files it shares")
+    return shared
