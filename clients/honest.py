@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from clients.workshop import Workshop
+from fedrobust.adversarial import adversarial_loss
+from fedrobust.config import Experiment
 from fedrobust.flower import array_of, read_setting, read_tensor
 from fedrobust.seeds import generator
 from fedrobust.training import one_thread, train_local
+from fedrobust.training.local import Loss, cross_entropy
 
 MOMENTUM = "momentum"
 
@@ -48,9 +52,30 @@ def train(
     source = generator(experiment.seed, "batches", round=task.round, client=task.client)
     with one_thread():
         update, loss = train_local(
-            workshop.model, task.vector, images, labels, experiment.training, generator=source
+            workshop.model,
+            task.vector,
+            images,
+            labels,
+            experiment.training,
+            generator=source,
+            loss=_loss(experiment, task),
         )
     return Trained(_momentum(update, experiment.worker_momentum, context), len(labels), loss)
+
+
+def _loss(experiment: Experiment, task: Task) -> Loss:
+    """Return the client's loss: cross-entropy, or an adversarial one at the present parameters."""
+    adversarial = experiment.adversarial
+    if not adversarial.perturbation:
+        return cross_entropy
+    starts = generator(experiment.seed, "perturbation", round=task.round, client=task.client)
+    return partial(
+        adversarial_loss,
+        perturbation=adversarial.perturbation,
+        loss=adversarial.loss,
+        fraction=adversarial.fraction,
+        generator=starts,
+    )
 
 
 def respond(message: Message, trained: Trained) -> Message:

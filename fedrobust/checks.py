@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fedrobust import adversary, aggregation, attacks
+from fedrobust import adversarial, adversary, aggregation, attacks
 from fedrobust.data import DATASETS, PARTITIONERS
 from fedrobust.data.partitions import SUPPLIED
 from fedrobust.models import MODELS
@@ -39,7 +39,7 @@ def check(experiment: Experiment, errors: list[str]) -> None:
     ):
         if name not in table:
             errors.append(f"unknown {kind} {name!r}; {suggest(name, list(table))}")
-    for part in (_partition, _placement, _attack, _defence):
+    for part in (_partition, _placement, _attack, _defence, _adversarial):
         try:
             part(experiment)
         except (SpecError, ValueError, TypeError) as error:
@@ -47,7 +47,7 @@ def check(experiment: Experiment, errors: list[str]) -> None:
 
 
 def _ranges(e: Experiment) -> list[tuple[bool, str]]:
-    t, s = e.training, e.server
+    t, s, a = e.training, e.server, e.adversarial
     modes = ["gradient", "update"]
     return [
         (e.clients >= 1, f"clients needs at least 1, got {e.clients}"),
@@ -66,6 +66,10 @@ def _ranges(e: Experiment) -> list[tuple[bool, str]]:
         (s.lr > 0, f"server.lr needs a positive number, got {s.lr}"),
         (0 <= s.momentum < 1, f"server.momentum needs [0, 1), got {s.momentum}"),
         (s.evaluate_every >= 1, f"server.evaluate_every needs at least 1, got {s.evaluate_every}"),
+        (0 <= a.fraction <= 1, f"adversarial.fraction needs [0, 1], got {a.fraction}"),
+        (0 <= a.eps <= 1, f"adversarial.eps needs [0, 1], got {a.eps}"),
+        (a.eval_steps >= 1, f"adversarial.eval_steps needs at least 1, got {a.eval_steps}"),
+        (a.eval_images >= 1, f"adversarial.eval_images needs at least 1, got {a.eval_images}"),
         (s.deadline > 0, f"server.deadline needs a positive number, got {s.deadline}"),
     ]
 
@@ -88,6 +92,13 @@ def _defence(e: Experiment) -> None:
     _resolved(aggregation.RULES, e.rule, "rule")
     if 0 <= e.byzantine < e.clients:
         aggregation.check(e.rule, n=e.clients, pre=e.pre)
+
+
+def _adversarial(e: Experiment) -> None:
+    resolve(adversarial.LOSSES, e.adversarial.loss, kind="loss")
+    if e.adversarial.perturbation:
+        table, spec = adversarial.PERTURBATIONS, e.adversarial.perturbation
+        resolve(table, spec, kind="perturbation", supplied=("generator",))
 
 
 def _resolved(table: dict[str, Callable[..., Any]], spec: dict[str, Any], kind: str) -> None:

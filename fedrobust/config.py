@@ -55,6 +55,33 @@ class Server:
 
 
 @dataclass(frozen=True)
+class Adversarial:
+    """Distributed adversarial training and robust evaluation; off unless given.
+
+    Attributes
+    ----------
+    perturbation
+        How clients perturb their batches, a spec of ``fedrobust.adversarial.PERTURBATIONS``; empty
+        trains on clean images and only evaluates.
+    loss
+        A spec of ``fedrobust.adversarial.LOSSES``.
+    fraction
+        Share of each batch that is perturbed, in [0, 1].
+    eps
+        L-infinity radius of the robust evaluation (PGD), in units of [0, 1] pixels; 0 skips it.
+    eval_steps, eval_images
+        Its steps of eps / 4, and how many test images it takes.
+    """
+
+    perturbation: dict[str, Any] = field(default_factory=dict)
+    loss: dict[str, Any] = field(default_factory=lambda: {"name": "standard"})
+    fraction: float = 1.0
+    eps: float = 0.0
+    eval_steps: int = 20
+    eval_images: int = 500
+
+
+@dataclass(frozen=True)
 class Experiment:
     """Everything that decides the numbers of one run.
 
@@ -83,6 +110,7 @@ class Experiment:
     worker_momentum: float = 0.0
     training: Recipe = field(default_factory=Recipe)
     server: Server = field(default_factory=Server)
+    adversarial: Adversarial = field(default_factory=Adversarial)
 
     @property
     def name(self) -> str:
@@ -128,8 +156,8 @@ class Experiment:
         return experiment
 
 
-SPECS = ("rule", "attack", "partition", "placement")
-NESTED = {"training": Recipe, "server": Server}
+SPECS = ("rule", "attack", "partition", "placement", "perturbation", "loss")
+NESTED = {"training": Recipe, "server": Server, "adversarial": Adversarial}
 
 
 def read(source: str | Path) -> dict[str, Any]:
@@ -254,7 +282,7 @@ def _convert(key: str, value: Any, kind: str, prefix: str, errors: list[str]) ->
             raise TypeError(f"needs a table, got {value!r}")
         return NESTED[key](**_typed(NESTED[key], value, f"{key}.", errors))
     if key in SPECS:
-        return parse_spec(value)
+        return parse_spec(value) if value else {}
     if key == "pre":
         return tuple(parse_spec(item) for item in ([value] if isinstance(value, str) else value))
     return PARSERS[kind](value)

@@ -9,10 +9,12 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from fedrobust import adversary, data, models
+from fedrobust.adversarial import evaluate_attacks
 from fedrobust.attacks.backdoor import success_rate
 from fedrobust.config import Experiment
-from fedrobust.evaluation import evaluate
+from fedrobust.evaluation import evaluate, pixels
 from fedrobust.flower import AdversaryGrid, array_of, tensor_of
+from fedrobust.seeds import generator
 from fedrobust.training import one_thread
 from fedrobust.vector import FlatModel
 from strategies.robust import RobustStrategy, Row
@@ -73,6 +75,7 @@ def run(
             with one_thread():
                 score = evaluate(model.module, dataset.test_images, dataset.test_labels)
                 metrics = {"accuracy": score.accuracy, "loss": score.loss}
+                metrics |= _robust(experiment, model, dataset)
                 if pattern is not None:
                     held_out = (dataset.test_images, dataset.test_labels)
                     metrics["attack_success"] = success_rate(model.module, *held_out, **pattern)
@@ -89,6 +92,29 @@ def run(
             evaluate_fn=evaluate_round,
         )
     return result.arrays or initial  # empty where no round could step
+
+
+def _robust(experiment: Experiment, model: FlatModel, dataset: data.Dataset) -> dict[str, float]:
+    """Measure accuracy under PGD on the first test images; nothing where no radius is given."""
+    settings = experiment.adversarial
+    if not settings.eps:
+        return {}
+    images = pixels(dataset.test_images[: settings.eval_images])
+    labels = dataset.test_labels[: settings.eval_images]
+    attack = {
+        "name": "pgd",
+        "eps": settings.eps,
+        "step_size": settings.eps / 4,
+        "steps": settings.eval_steps,
+    }
+    found = evaluate_attacks(
+        model.module,
+        images,
+        labels,
+        attacks={"pgd": attack},
+        generator=generator(experiment.seed, "robust evaluation"),
+    )
+    return {"robust_accuracy": found["pgd"].unconditional}
 
 
 def _build(experiment: Experiment, dataset: data.Dataset) -> Any:

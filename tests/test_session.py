@@ -248,3 +248,27 @@ def test_an_adversary_that_moves_on_is_named_round_by_round(small):
     told = [[entry["client"] for entry in row["rejected"]] for row in rows[1:]]
     assert told == [list(adversary.members(e, round=r)) for r in range(1, 5)]
     assert len({tuple(clients) for clients in told}) > 1
+
+
+def test_adversarial_training_is_measured_and_helps(small):
+    pgd = {"name": "pgd", "eps": 0.15, "step_size": 0.04, "steps": 5}
+    changes = {"rounds": 30, "rule": "median", "attack": "alie", "model": "mlp"}
+    measured = {"eps": 0.15, "eval_steps": 10, "eval_images": 200}
+    server = {"evaluate_every": 30, "lr": 0.2}
+    plain = run_one(experiment(small, **changes, server=server, adversarial=measured))[-1]
+    hardened = run_one(
+        experiment(small, **changes, server=server, adversarial=measured | {"perturbation": pgd})
+    )[-1]
+    assert 0 <= plain["robust_accuracy"] <= plain["accuracy"]
+    assert hardened["robust_accuracy"] > plain["robust_accuracy"]
+
+
+def test_adversarial_settings_are_checked(small):
+    for wrong, words in (
+        ({"perturbation": "pgdd"}, "did you mean 'pgd'"),
+        ({"loss": "trade"}, "did you mean 'trades'"),
+        ({"fraction": 2.0}, "adversarial.fraction needs"),
+        ({"epsilon": 1}, "unknown key 'adversarial.epsilon'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            experiment(small, adversarial=wrong)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedrobust.evaluation import pixels
@@ -21,6 +21,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
 }
 WITH_MOMENTUM = ("sgd", "rmsprop")
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Recipe:
     weight_decay: float = 0.0
 
 
+def cross_entropy(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy on clean images."""
+    return F.cross_entropy(module(images), labels)
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Train on one CPU thread: the sums of a gradient depend on the number of threads."""
@@ -70,6 +76,7 @@ def train_local(
     recipe: Recipe,
     *,
     generator: torch.Generator,
+    loss: Loss = cross_entropy,
 ) -> tuple[Tensor, float]:
     """Train one client from ``start`` and return what it sends.
 
@@ -83,6 +90,8 @@ def train_local(
         The client's data: uint8 (N, C, H, W), int64 (N,).
     generator
         Draws the mini-batches.
+    loss
+        (module, images in [0, 1], labels) -> scalar; adversarial training comes in here.
 
     Returns
     -------
@@ -96,12 +105,12 @@ def train_local(
         model.module.train()
     if recipe.mode == "gradient":
         batch = next(batches(len(labels), recipe, generator))
-        loss = _backward(model, images[batch], labels[batch])
+        value = _backward(model, images[batch], labels[batch], loss)
         update = model.gradient.clone()
-        return update.add_(
-            start, alpha=recipe.weight_decay
-        ) if recipe.weight_decay else update, loss
-    return _local_steps(model, start, images, labels, recipe, generator)
+        if recipe.weight_decay:
+            update.add_(start, alpha=recipe.weight_decay)
+        return update, value
+    return _local_steps(model, start, images, labels, recipe, generator, loss)
 
 
 def batches(count: int, recipe: Recipe, generator: torch.Generator) -> Iterator[Tensor]:
@@ -116,11 +125,11 @@ def batches(count: int, recipe: Recipe, generator: torch.Generator) -> Iterator[
         yield order[place * size : (place + 1) * size]
 
 
-def _backward(model: FlatModel, images: Tensor, labels: Tensor) -> float:
+def _backward(model: FlatModel, images: Tensor, labels: Tensor, loss: Loss) -> float:
     model.gradient.zero_()
-    loss = F.cross_entropy(model.module(pixels(images)), labels)
-    loss.backward()
-    return float(loss.detach())
+    value = loss(model.module, pixels(images), labels)
+    value.backward()
+    return float(value.detach())
 
 
 def _local_steps(
@@ -130,11 +139,12 @@ def _local_steps(
     labels: Tensor,
     recipe: Recipe,
     generator: torch.Generator,
+    loss: Loss,
 ) -> tuple[Tensor, float]:
     optimizer = _optimizer(model, recipe)
     losses = []
     for batch in batches(len(labels), recipe, generator):
-        losses.append(_backward(model, images[batch], labels[batch]))
+        losses.append(_backward(model, images[batch], labels[batch], loss))
         optimizer.step()
     return start - model.vector, sum(losses) / len(losses)
 

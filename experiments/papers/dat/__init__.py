@@ -1,0 +1,1 @@
+"""Zhang et al., Distributed Adversarial Training to Robustify Deep Neural Networks, UAI 2022."""
