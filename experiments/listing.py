@@ -95,8 +95,9 @@ def defence(experiment: Experiment) -> str:
 
 
 def tolerated(experiment: Experiment) -> str:
-    """Return the largest f that the experiment's defence admits at its n."""
-    return str(aggregation.tolerated(experiment.rule, n=experiment.clients, pre=experiment.pre))
+    """Return the largest f that the defence admits at its n; "-" for a rule that takes none."""
+    most = aggregation.tolerated(experiment.rule, n=experiment.clients, pre=experiment.pre)
+    return "-" if most is None else str(most)
 
 
 def _line(name: str, what: str) -> Entry:

@@ -78,12 +78,36 @@ class Results:
             columns=list(dict.fromkeys(finals["attack"])),
         )
 
-
     def _named(self) -> list[dict[str, str]]:
         """Name each run's attack and defence, with the settings in which namesakes differ."""
         attacks = distinct([[e.attack] for e, _ in self.runs])
         defences = distinct([[*e.pre, e.rule] for e, _ in self.runs])
-        return [{"attack": a, "defence": d} for a, d in zip(attacks, defences, strict=True)]
+        others = varied([_settings(e) for e, _ in self.runs])
+        return [
+            {"attack": a, "defence": f"{d} [{o}]" if o else d}
+            for a, d, o in zip(attacks, defences, others, strict=True)
+        ]
+
+
+def varied(settings: list[dict[str, Any]]) -> list[str]:
+    """Label each run by the settings in which the runs differ: ``server.lr=0.1``."""
+    keys = [k for k in settings[0] if any(s.get(k) != settings[0][k] for s in settings)]
+    return [", ".join(f"{k}={_short(s[k])}" for k in keys) for s in settings]
+
+
+def _settings(experiment: Experiment) -> dict[str, Any]:
+    """Flatten everything but attack, defence and seed, one table deep."""
+    flat: dict[str, Any] = {}
+    for key, value in experiment.to_dict().items():
+        if key in ("attack", "rule", "pre", "seed"):
+            continue
+        nested = value if isinstance(value, dict) and "name" not in value else {"": value}
+        flat |= {f"{key}.{name}".rstrip("."): v for name, v in nested.items()}
+    return flat
+
+
+def _short(value: Any) -> str:
+    return value.get("name", "none") if isinstance(value, dict) else str(value)
 
 
 def distinct(chains: list[list[dict[str, Any]]]) -> list[str]:

@@ -12,7 +12,7 @@ import tomli_w
 
 from experiments import listing
 from experiments.cli import markdown
-from experiments.results import distinct, load
+from experiments.results import Results, distinct, load
 from fedrobust import aggregation, attacks
 from fedrobust.config import Experiment, expand, read
 from fedrobust.rundir import FolderError, RunFolder
@@ -172,3 +172,12 @@ def test_namesakes_are_told_apart_by_what_differs():
     assert distinct([[a], [b], [{"name": "nan"}]]) == ["alie z=1.0", "alie z=1.5", "nan"]
     assert distinct([[nnm, krum], [krum]]) == ["nnm+krum", "krum"]
     assert distinct([[a], [a]]) == ["alie", "alie"]
+
+
+def test_runs_that_differ_elsewhere_are_not_averaged(small):
+    runs = expand(small | {"sweep": {"server.lr": [0.1, 0.2], "partition": ["iid", "shards"]}})
+    table = Results(tuple((e, [{"round": 0, "accuracy": e.server.lr}]) for e in runs)).table()
+    assert len(table) == 4
+    assert "trimmed_mean [partition=iid, server.lr=0.1]" in table.index
+    seeds = expand(small, seeds=3)
+    assert len(Results(tuple((e, [{"round": 0, "accuracy": 0.5}]) for e in seeds)).table()) == 1
