@@ -42,9 +42,7 @@ def corrupt(
     ValueError
         Unless q < K/2 and ``adversaries``, where given, are q distinct workers.
     """
-    function, settings = resolve(
-        ADVERSARIES, spec, kind="adversary", supplied=("q", "adversaries")
-    )
+    function, settings = resolve(ADVERSARIES, spec, kind="adversary", supplied=("q", "adversaries"))
     check_byzantine(assignment.workers, q)
     chosen = None if adversaries is None else tuple(sorted(set(adversaries)))
     if chosen is not None and (

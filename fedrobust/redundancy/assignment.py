@@ -98,7 +98,7 @@ def aspis_plus(*, workers: int, replication: int) -> Assignment:
 
 
 def byzshield_mols(*, workers: int, replication: int) -> Assignment:
-    """r mutually orthogonal Latin squares of order l = K/r: f = l^2 files, l per worker.
+    """R mutually orthogonal Latin squares of order l = K/r: f = l^2 files, l per worker.
 
     Worker ``a * l + s`` (a = 0..r-1) gets file ``i * l + j`` where ``(a+1) * i + j = s`` in GF(l).
 
@@ -167,7 +167,7 @@ def detox(*, workers: int, replication: int) -> Assignment:
 
 
 def draco_cyclic(*, workers: int, replication: int) -> Assignment:
-    """n tasks for n workers; worker i holds the r = 2s+1 consecutive tasks from i on, cyclically.
+    """N tasks for n workers; worker i holds the r = 2s+1 consecutive tasks from i on, cyclically.
 
     Reference: DRACO, ICML 2018, cyclic code.
     """
@@ -225,7 +225,7 @@ def check_replication(workers: int, replication: int) -> None:
 
 def check_byzantine(workers: int, q: int) -> None:
     """Raise a ValueError unless 0 <= q < K/2."""
-    if not 0 <= q or 2 * q >= workers:
+    if not q >= 0 or 2 * q >= workers:
         raise ValueError(f"q must be less than half of {workers} workers and not negative, got {q}")
 
 

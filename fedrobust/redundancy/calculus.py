@@ -164,7 +164,7 @@ def gamma_bound(spec: Spec, *, workers: int, replication: int, q: int) -> float:
 
 
 def majority_bound(assignment: Assignment, *, q: int) -> int:
-    """lambda C(q, 2): the most files of a triple design that q workers can own by majority.
+    """Lambda C(q, 2): the most files of a triple design that q workers can own by majority.
 
     Reference: ToN 2023, Aspis+ (every pair of Byzantine workers in a block of its own).
     """

@@ -123,7 +123,5 @@ def projective_plane(order: int) -> Blocks:
         for slope in range(order)
         for cut in range(order)
     ]  # fmt: skip
-    upright = [
-        (*range(x * order, (x + 1) * order), infinity + order) for x in range(order)
-    ]
+    upright = [(*range(x * order, (x + 1) * order), infinity + order) for x in range(order)]
     return _sorted([*lines, *upright, tuple(range(infinity, infinity + order + 1))])
