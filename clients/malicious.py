@@ -19,7 +19,7 @@ from clients.workshop import Workshop
 from fedrobust import adversary
 from fedrobust.aggregation import aggregate
 from fedrobust.attacks import ATTACKS, POISONS, craft, knowledge, poison
-from fedrobust.attacks.backdoor import TRAINED, TRAINED_SUPPLIED
+from fedrobust.attacks.planted import TRAINED, TRAINED_SUPPLIED
 from fedrobust.config import Experiment
 from fedrobust.flower import array_of, read_setting, read_tensor
 from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, VIEW

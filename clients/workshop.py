@@ -54,14 +54,7 @@ def _open(items: tuple[tuple[str, Any], ...]) -> Workshop:
         clients=experiment.clients,
         seed=experiment.seed,
     )
-    module = models.build(
-        experiment.model,
-        shape=dataset.shape,
-        classes=dataset.classes,
-        mean=dataset.mean,
-        std=dataset.std,
-        seed=experiment.seed,
-    )
+    module = models.build_for(experiment.model, dataset, seed=experiment.seed)
     order, sizes = torch.cat(shares), [len(share) for share in shares]
     images = dataset.train_images[order].split(sizes)
     labels = dataset.train_labels[order].split(sizes)

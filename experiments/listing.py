@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedrobust import adversary, aggregation, attacks, data, models
-from fedrobust.attacks import backdoor
+from fedrobust.attacks import planted
 from fedrobust.config import Experiment
 from fedrobust.spec import SpecError, parameters, suggest
 
@@ -17,7 +17,7 @@ SUPPLIED = {
     "rules": {"generator", "memory"},
     "pre-aggregators": {"generator"},
     "attacks": {"n", "f", "round", "rule", "generator", "previous", "own"},
-    "training attacks": set(backdoor.TRAINED_SUPPLIED),
+    "training attacks": set(planted.TRAINED_SUPPLIED),
     "data attacks": set(adversary.POISON_SUPPLIED),
     "placements": {"clients", "byzantine", "seed", "round"},
     "partitions": {"clients", "seed"},
@@ -36,7 +36,7 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
         "rules": aggregation.RULES,
         "pre-aggregators": aggregation.PREAGGREGATORS,
         "attacks": attacks.ATTACKS,
-        "training attacks": backdoor.TRAINED,
+        "training attacks": planted.TRAINED,
         "data attacks": attacks.POISONS,
         "placements": attacks.PLACEMENTS,
         "partitions": data.PARTITIONERS,

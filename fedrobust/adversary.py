@@ -11,7 +11,7 @@ from typing import Any
 
 from fedrobust import attacks
 from fedrobust.attacks import ATTACKS, POISONS, place
-from fedrobust.attacks.backdoor import TRAINED, TRAINED_SUPPLIED
+from fedrobust.attacks.planted import TRAINED, TRAINED_SUPPLIED
 from fedrobust.spec import SpecError, resolve, split, suggest
 
 NONE = "none"

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from fedrobust import adversary, data, models
 from fedrobust.adversarial import evaluate_attacks
-from fedrobust.attacks.backdoor import success_rate
+from fedrobust.attacks.planted import success_rate
 from fedrobust.config import Experiment
 from fedrobust.evaluation import evaluate, pixels
 from fedrobust.flower import AdversaryGrid, array_of, tensor_of
@@ -46,7 +46,7 @@ def run(
     The final global model, one array ``model`` of shape (d,).
     """
     dataset = data.load(experiment.data, root=data_root)
-    model = FlatModel(_build(experiment, dataset))
+    model = FlatModel(models.build_for(experiment.model, dataset, seed=experiment.seed))
     clients = roll_call(
         grid,
         expected=experiment.clients,
@@ -115,17 +115,6 @@ def _robust(experiment: Experiment, model: FlatModel, dataset: data.Dataset) -> 
         generator=generator(experiment.seed, "robust evaluation"),
     )
     return {"robust_accuracy": found["pgd"].unconditional}
-
-
-def _build(experiment: Experiment, dataset: data.Dataset) -> Any:
-    return models.build(
-        experiment.model,
-        shape=dataset.shape,
-        classes=dataset.classes,
-        mean=dataset.mean,
-        std=dataset.std,
-        seed=experiment.seed,
-    )
 
 
 def _with_adversary(

@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from experiments.simulation import run_one
 from fedrobust import adversary, simulate
 from fedrobust.attacks import ATTACKS, KNOWLEDGE, POISONS
-from fedrobust.attacks.backdoor import TRAINED
+from fedrobust.attacks.planted import TRAINED
 from fedrobust.config import ConfigError, Experiment
 from fedrobust.flower import CohortGrid, InProcessGrid
 from fedrobust.flower.wire import PROTOCOL
@@ -203,7 +203,7 @@ def test_a_backdoor_gets_in_through_the_mean_and_its_success_is_measured(small):
 def test_the_planted_update_stays_in_the_spread():
     import torch
 
-    from fedrobust.attacks.backdoor import alie_backdoor
+    from fedrobust.attacks.planted import alie_backdoor
     from fedrobust.data import load
     from fedrobust.models import build
     from fedrobust.seeds import generator

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count
-from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -13,13 +12,14 @@ from torch import Tensor
 
 from fedrobust.flower.in_process import stamp
 from fedrobust.flower.wire import array_of, read_setting, read_tensor
+from fedrobust.flower.wrapping import WrappedGrid
 
 ADVERSARY = "fedrobust.adversary"
 VIEW = "fedrobust.view"
 CRAFTED = "crafted"
 
 
-class AdversaryGrid(Grid):
+class AdversaryGrid(WrappedGrid):
     """Carry what the colluders know to their leader, and what it crafts to each of them.
 
     Parameters
@@ -49,40 +49,11 @@ class AdversaryGrid(Grid):
         members: Callable[[int], Iterable[int]],
         knowledge: str,
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._clients = clients
         self._members = members
         self._knowledge = knowledge
         self._ids = count(1)
-        self._done: dict[str, Message] = {}
-
-    def set_run(self, run: Any) -> None:
-        """Hand the run to the inner grid."""
-        self._inner.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """The inner grid's run."""
-        return self._inner.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Build a message through the inner grid."""
-        return self._inner.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> list[int]:
-        """Return the inner grid's nodes."""
-        return list(self._inner.get_node_ids())
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Carry the messages at once; the replies wait to be pulled."""
-        listed = list(messages)
-        replies = self.send_and_receive(listed)
-        self._done |= {reply.metadata.reply_to_message_id: reply for reply in replies}
-        return [message.metadata.message_id for message in listed]
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies that have come for these messages."""
-        return [self._done.pop(i) for i in message_ids if i in self._done]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -12,13 +12,14 @@ from flwr.serverapp import Grid
 
 from fedrobust.flower.in_process import RAISED, answer, stamp
 from fedrobust.flower.wire import read_setting
+from fedrobust.flower.wrapping import WrappedGrid
 
 COHORT = "fedrobust.cohort"
 UNMENTIONED = "error: the host did not mention this client"
 Handler = Callable[[Message, Context], Message | None]
 
 
-class CohortGrid(Grid):
+class CohortGrid(WrappedGrid):
     """Show the strategy ``clients`` logical nodes 1..clients, carried by the nodes of ``inner``.
 
     Parameters
@@ -38,42 +39,17 @@ class CohortGrid(Grid):
     """
 
     def __init__(self, inner: Grid, *, clients: int, hosts: int = 0) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._clients = clients
         nodes = sorted(inner.get_node_ids())
         if not nodes:
             raise ValueError("a cohort grid needs at least one host node, found none")
         self._hosts = nodes[: hosts or None]
         self._ids = count(1)
-        self._done: dict[str, Message] = {}
-
-    def set_run(self, run: Any) -> None:
-        """Hand the run to the inner grid."""
-        self._inner.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """The inner grid's run."""
-        return self._inner.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Build a message through the inner grid."""
-        return self._inner.create_message(*args, **kwargs)
 
     def get_node_ids(self) -> list[int]:
         """Return the logical nodes 1..clients."""
         return list(range(1, self._clients + 1))
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Carry the messages at once; the replies wait to be pulled."""
-        listed = list(messages)
-        replies = self.send_and_receive(listed)
-        self._done |= {reply.metadata.reply_to_message_id: reply for reply in replies}
-        return [message.metadata.message_id for message in listed]
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies that have come for these messages."""
-        return [self._done.pop(i) for i in message_ids if i in self._done]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -1,5 +1,5 @@
 """The networks: the ALIE paper's own, and small ones for both image shapes."""
 
-from fedrobust.models.zoo import MODELS, ModelError, build
+from fedrobust.models.zoo import MODELS, ModelError, build, build_for
 
-__all__ = ["MODELS", "ModelError", "build"]
+__all__ = ["MODELS", "ModelError", "build", "build_for"]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fedrobust.data import Dataset
 from fedrobust.seeds import derive
 from fedrobust.spec import suggest
 
@@ -126,6 +127,18 @@ def build(
     with torch.random.fork_rng(devices=[]):  # torch.nn.init draws from the global generator only
         torch.manual_seed(derive(seed, "model"))
         return nn.Sequential(Normalise(mean, std), MODELS[name](shape, classes))
+
+
+def build_for(name: str, dataset: Dataset, *, seed: int) -> nn.Module:
+    """Build a network for a data set's images and classes; see ``build``."""
+    return build(
+        name,
+        shape=dataset.shape,
+        classes=dataset.classes,
+        mean=dataset.mean,
+        std=dataset.std,
+        seed=seed,
+    )
 
 
 def _pixels(shape: Shape) -> int:
