@@ -123,8 +123,8 @@ def byzshield_mols(*, workers: int, replication: int) -> Assignment:
 def byzshield_ramanujan(*, workers: int, replication: int, m: int | None = None) -> Assignment:
     """Bipartite Ramanujan graph from powers of a cyclic shift P of prime size s.
 
-    B has s x m blocks, block (i, j) = P^(i j). Case 1, K = m s with m = r < s: the transpose of B,
-    s^2 files. Case 2, K = r^2 with s = r: B itself, m s files; ``m`` is a multiple of s (default s).
+    B has s x m blocks, block (i, j) = P^(i j). Case 1, K = m s with m = r < s: the transpose of
+    B, s^2 files. Case 2, K = r^2 with s = r: B itself, m s files, ``m`` a multiple of s (default s).
 
     Raises
     ------

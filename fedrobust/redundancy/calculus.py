@@ -36,8 +36,8 @@ def distortion(
 ) -> Distortion:
     """Count the files whose value is wrong after detection and voting.
 
-    ``attack="optimal"`` is the worst case: ATT-2 for Aspis, the worst set of workers for the vote of
-    Aspis+ (one iteration, no detection yet), ByzShield and DETOX. ``"weak"`` is ATT-1 for Aspis
+    ``attack="optimal"`` is the worst case: ATT-2 for Aspis, the worst set of workers for the vote
+    of Aspis+ (one iteration, no detection yet), ByzShield and DETOX. ``"weak"`` is ATT-1 for Aspis
     (files without an honest copy), the benign round-robin choice for DETOX, and the least harmful
     set of workers for Aspis+ and ByzShield (an interpretation: the papers study no weak attack
     there). DRACO decodes exactly; "none" loses q of K files.
@@ -95,10 +95,8 @@ def small_d_count(*, q: int, replication: int) -> int:
 
 def _aspis(workers: int, replication: int, q: int, attack: str) -> Distortion:
     files = comb(workers, replication)
-    if attack == "weak":
-        count = comb(q, replication)
-    else:
-        count = att2_count(q=q, replication=replication)
+    weak = attack == "weak"
+    count = comb(q, replication) if weak else att2_count(q=q, replication=replication)
     return Distortion(count, count / files, files, tuple(range(q)))
 
 

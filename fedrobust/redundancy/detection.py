@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 import networkx
-import torch
+import numpy as np
 from torch import Tensor
 
 from fedrobust.redundancy.assignment import check_byzantine
@@ -75,17 +75,17 @@ def detect(
     ISIT 2022 and ToN 2023, Aspis detection (rule "paper"); the strict rule is ours and restores
     Theorem 1 of ToN 2023.
     """
-    shared = _shared(agreement, files_per_pair)
-    workers = len(agreement)
+    counts, shared = _checked(agreement, files_per_pair)
+    workers = len(counts)
     check_byzantine(workers, q)
     if rule not in RULES:
         raise ValueError(f"unknown clique rule {rule!r}; choose from {', '.join(RULES)}")
     silent = (shared.sum(1) == 0) & (workers > 1)
-    absent = frozenset(silent.nonzero().flatten().tolist())
+    absent = frozenset(np.flatnonzero(silent).tolist())
     heard = frozenset(range(workers)) - absent
     size = len(heard) - q
-    edges = (agreement == shared) & ~silent & ~silent[:, None]
-    edges.fill_diagonal_(False)
+    edges = (counts == shared) & ~silent & ~silent[:, None]
+    np.fill_diagonal(edges, False)
     kept = prune(edges, least=size - 1) - absent
     cliques, capped = _cliques(edges, kept, size, seconds=seconds, limit=limit)
     if rule == "paper" and cliques:
@@ -97,21 +97,21 @@ def detect(
     return Detection(accepted, honest, byzantine, sorted(cliques), absent, capped)
 
 
-def prune(edges: Tensor, *, least: int) -> frozenset[int]:
+def prune(edges: np.ndarray, *, least: int) -> frozenset[int]:
     """Return the workers left after removing, until none is left, those of too small a degree.
 
     Honest workers form a clique, so their degree among the rest never falls below K-q-1.
     """
-    alive = torch.ones(len(edges), dtype=torch.bool)
+    alive = np.ones(len(edges), dtype=bool)
     while True:
         low = alive & ((edges & alive).sum(1) < least)
         if not low.any():
-            return frozenset(alive.nonzero().flatten().tolist())
-        alive = alive & ~low
+            return frozenset(np.flatnonzero(alive).tolist())
+        alive &= ~low
 
 
 def _cliques(
-    edges: Tensor, kept: frozenset[int], size: int, *, seconds: float, limit: int | None
+    edges: np.ndarray, kept: frozenset[int], size: int, *, seconds: float, limit: int | None
 ) -> tuple[list[tuple[int, ...]], bool]:
     """List maximal cliques of at least ``size`` workers; say whether a bound cut the list short.
 
@@ -120,13 +120,14 @@ def _cliques(
     members = sorted(kept)
     if not members:
         return [], False
-    inner = edges[members][:, members]
+    inner = edges[np.ix_(members, members)]
     full = inner.sum(1) == len(members) - 1
     common = [worker for worker, all_round in zip(members, full.tolist(), strict=True) if all_round]
     graph = networkx.Graph()
     graph.add_nodes_from(set(members) - set(common))
     rest = inner & ~full[:, None] & ~full
-    graph.add_edges_from((members[i], members[j]) for i, j in rest.triu().nonzero().tolist())
+    pairs = np.argwhere(np.triu(rest)).tolist()
+    graph.add_edges_from((members[i], members[j]) for i, j in pairs)
     if not graph:
         return ([tuple(common)] if len(common) >= size else []), False
     end, found = time.monotonic() + seconds, []
@@ -138,22 +139,21 @@ def _cliques(
     return found, False
 
 
-def _shared(agreement: Tensor, files_per_pair: int | Tensor) -> Tensor:
-    """Return the shared files of each pair, zero on the diagonal, after checking both matrices."""
+def _checked(agreement: Tensor, files_per_pair: int | Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return agreements and shared files of each pair as arrays, zero on the diagonal, checked."""
     if agreement.ndim != 2 or agreement.shape[0] != agreement.shape[1]:
         raise ValueError(f"agreement must be a (K, K) matrix, got {tuple(agreement.shape)}")
+    counts = agreement.detach().cpu().numpy().copy()
     if isinstance(files_per_pair, Tensor):
-        shared = files_per_pair.clone()
-        if shared.shape != agreement.shape:
-            raise ValueError(
-                f"files_per_pair must be {tuple(agreement.shape)}, got {tuple(shared.shape)}"
-            )
+        shared = files_per_pair.detach().cpu().numpy().copy()
+        if shared.shape != counts.shape:
+            raise ValueError(f"files_per_pair must be {counts.shape}, got {shared.shape}")
     else:
-        shared = torch.full_like(agreement, files_per_pair)
-    shared.fill_diagonal_(0)
-    counts = agreement.clone().fill_diagonal_(0)
-    if not torch.equal(counts, counts.T) or not torch.equal(shared, shared.T):
+        shared = np.full_like(counts, files_per_pair)
+    np.fill_diagonal(shared, 0)
+    np.fill_diagonal(counts, 0)
+    if (counts != counts.T).any() or (shared != shared.T).any():
         raise ValueError("agreement and files_per_pair must be symmetric")
     if (counts < 0).any() or (counts > shared).any():
         raise ValueError("a pair cannot agree on fewer than 0 or more than the files it shares")
-    return shared
+    return counts, shared
