@@ -1,4 +1,4 @@
-"""The command line: ``fedrobust run | list | check``.
+"""The command line: ``fedrobust run | list | check | distortion``.
 
 Exit codes: 0 done, 1 a run failed, 2 the configuration or the call is wrong, 130 interrupted.
 """
@@ -23,7 +23,7 @@ from fedrobust.config import ConfigError, Experiment, parse_value
 from fedrobust.data import DataError
 from fedrobust.models import ModelError
 from fedrobust.rundir import FolderError
-from fedrobust.spec import SpecError
+from fedrobust.spec import SpecError, suggest
 
 NEXT = """next:
   fedrobust check FILE                    your own TOML, checked (model: quickstart.toml)
@@ -113,6 +113,42 @@ def check(file: File, override: Overrides = None, data_root: DataRoot = None) ->
         row = [e.run_id, _spec(e.attack), listing.defence(e), e.clients, e.byzantine]
         table.add_row(*map(str, [*row, listing.tolerated(e), e.rounds, e.seed]))
     console.print(table)
+
+
+@app.command()
+def distortion(
+    scheme: Annotated[list[str], typer.Option(help="A redundancy scheme; may be repeated.")],
+    workers: Annotated[int, typer.Option(help="K, the number of workers.", min=1)] = 15,
+    replication: Annotated[int, typer.Option(help="r, copies of each file.", min=1)] = 3,
+    picture: Annotated[Path | None, typer.Option(help="Draw it here (PNG, SVG).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per row.")] = False,
+) -> None:
+    """Print how many files q Byzantine workers can make wrong, by scheme."""
+    from experiments import distortion as study
+
+    names = [resolve_name(name) for name in scheme]
+    try:
+        frame = study.table(names, workers=workers, replication=replication)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    if picture is not None:
+        study.figure(frame).savefig(picture, dpi=150)
+    typer.echo(frame.to_json(orient="records") if as_json else study.markdown(frame), nl=False)
+
+
+def resolve_name(scheme: str) -> str:
+    """Refuse a scheme that is in no table.
+
+    Raises
+    ------
+    ConfigError
+        With what was meant.
+    """
+    from fedrobust.redundancy import SCHEMES
+
+    if scheme not in SCHEMES:
+        raise ConfigError([f"unknown scheme {scheme!r}; {suggest(scheme, list(SCHEMES))}"])
+    return scheme
 
 
 def main() -> None:

@@ -181,3 +181,16 @@ def test_runs_that_differ_elsewhere_are_not_averaged(small):
     assert "trimmed_mean [partition=iid, server.lr=0.1]" in table.index
     seeds = expand(small, seeds=3)
     assert len(Results(tuple((e, [{"round": 0, "accuracy": 0.5}]) for e in seeds)).table()) == 1
+
+
+def test_distortion_prints_the_table(tmp_path):
+    sizes = ("--workers", 7, "--replication", 3)
+    done = call("distortion", "--scheme", "aspis", *sizes, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "| 3 | 10/35 = 0.2857 |" in done.stdout
+    again = call("distortion", "--scheme", "aspis", *sizes, "--json", cwd=tmp_path)
+    rows = json.loads(again.stdout)
+    assert [row["count"] for row in rows] == [0, 2, 10]
+    assert "did you mean 'aspis'" in wrong("distortion", "--scheme", "apsis", cwd=tmp_path)
+    even = wrong("distortion", "--scheme", "aspis", "--replication", 16, cwd=tmp_path)
+    assert "replication must be odd and positive, got 16" in even
