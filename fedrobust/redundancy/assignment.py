@@ -124,7 +124,7 @@ def byzshield_ramanujan(*, workers: int, replication: int, m: int | None = None)
     """Bipartite Ramanujan graph from powers of a cyclic shift P of prime size s.
 
     B has s x m blocks, block (i, j) = P^(i j). Case 1, K = m s with m = r < s: the transpose of
-    B, s^2 files. Case 2, K = r^2 with s = r: B itself, m s files, ``m`` a multiple of s (default s).
+    B, s^2 files. Case 2, K = r^2 with s = r: B itself, m s files, ``m`` a multiple of s.
 
     Raises
     ------

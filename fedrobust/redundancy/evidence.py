@@ -84,7 +84,7 @@ def label_values(
 ) -> Tensor:
     """Label returned vectors, keyed by (worker, file).
 
-    ``tolerance=None`` compares bit by bit; a number clusters by relative L2 distance, see `cluster`.
+    ``tolerance=None`` compares bit by bit; a number clusters by relative distance, see `cluster`.
     """
 
     def label(column: dict[int, Tensor]) -> list[int]:

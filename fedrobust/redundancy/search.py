@@ -103,10 +103,8 @@ def _search(
         steps += 1
         lost += _move(lack, waiting, files[chosen[depth]], -1)
         left = q - depth - 1
-        if least:
-            promising = lost < score
-        else:
-            promising = lost + _reach(waiting, left, load) > score
+        reach = 0 if least else _reach(waiting, left, load)
+        promising = lost < score if least else lost + reach > score
         if promising and left == 0:
             score = lost
             best[:] = chosen[:q]

@@ -1,4 +1,4 @@
-"""One value per file: a verified majority, or a member of the honest clique; then what may follow."""
+"""One value per file: a verified majority, or any member of the honest clique."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def representatives(labels: Tensor, *, honest: Iterable[int] | None = None) -> T
 
 
 def without(labels: Tensor, byzantine: Iterable[int]) -> Tensor:
-    """Return the labels with the flagged workers' copies missing (Aspis+; the fallback of Aspis)."""
+    """Return the labels with the flagged workers' copies missing, as Aspis+ ignores them."""
     kept = labels.clone()
     kept[sorted(byzantine)] = MISSING
     return kept

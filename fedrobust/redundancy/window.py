@@ -1,4 +1,4 @@
-"""Aspis+: convict workers by their degree in a graph that loses edges over a window of iterations."""
+"""Aspis+: convict workers by their degree in a graph that loses edges over a window."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def latency(
 
 
 def _majority_disagreements(blocks: Tensor, liars: Tensor) -> Tensor:
-    """Return (trials, K, K): pairs split by a file (trials, files, r) that liars own by majority."""
-    trials, files, copies = blocks.shape
+    """Return (trials, K, K): pairs split by a file that liars own by majority."""
+    trials, _, copies = blocks.shape
     lying = liars.gather(1, blocks.reshape(trials, -1)).view_as(blocks)
     owned = 2 * lying.sum(2) > copies
     split = owned[:, :, None, None] & (lying[:, :, :, None] != lying[:, :, None, :])
