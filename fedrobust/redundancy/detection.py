@@ -19,10 +19,11 @@ class Detection:
     """Outcome of the clique rule.
 
     ``accepted``: the honest workers are known, as ``honest``; all others that were heard are
-    ``byzantine``. Otherwise ``byzantine`` holds the workers whose degree alone convicts them, and
-    the caller falls back to votes and a robust rule. ``absent`` workers shared no file with anyone.
-    ``cliques`` are the cliques that decided: those of at least K-q workers (strict), or the largest
-    ones (paper). ``capped``: the enumeration was cut short, so the list is not complete.
+    ``byzantine``. Otherwise ``byzantine`` holds the workers whose degree alone convicts them
+    (nobody if they are more than q, which refutes q), and the caller falls back to votes and a
+    robust rule. ``absent`` workers shared no file with anyone. ``cliques`` are the cliques that
+    decided: those of at least K-q workers (strict), or the largest ones (paper). ``capped``: the
+    enumeration was cut short, so the list is not complete.
     """
 
     accepted: bool
@@ -93,7 +94,8 @@ def detect(
         cliques = [clique for clique in cliques if len(clique) == largest]
     accepted = not capped and len(cliques) == 1 and 2 * q < len(heard)
     honest = frozenset(cliques[0]) if accepted else frozenset()
-    byzantine = heard - honest if accepted else heard - kept
+    convicted = heard - kept if len(heard - kept) <= q else frozenset()  # more refute q itself
+    byzantine = heard - honest if accepted else convicted
     return Detection(accepted, honest, byzantine, sorted(cliques), absent, capped)
 
 

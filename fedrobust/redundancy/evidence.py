@@ -125,7 +125,7 @@ def relative_distances(stack: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(rows, dim=1)
     gaps = torch.stack([torch.linalg.vector_norm(rows - row, dim=1) for row in rows])
     largest = torch.maximum(norms[:, None], norms[None, :])
-    ratio = torch.where(largest > 0, gaps / largest, 0.0)
+    ratio = torch.where(largest == 0, 0.0, gaps / largest)
     return torch.nan_to_num(ratio, nan=torch.inf, posinf=torch.inf)
 
 
