@@ -86,6 +86,10 @@ def centered_clipping(
     Karimireddy, He, Jaggi, Learning from History for Byzantine Robust Optimization, ICML 2021,
     Algorithm 2.
     """
+    if not tau > 0 or iterations < 1:
+        raise ValueError(
+            f"clipping needs a radius > 0 and iterations >= 1, got {tau}, {iterations}"
+        )
     centre = torch.zeros_like(updates[0]) if memory is None else memory.clone()
     for _ in range(iterations):
         scales = (tau / norms_from(updates, centre).clamp_(min=TINY)).clamp_(max=1)

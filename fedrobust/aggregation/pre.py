@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from fedrobust.aggregation.distances import squared_distances
+from fedrobust.aggregation.geometry import TINY, norms_from
 
 
 def nnm_mixing(updates: Tensor, *, f: int) -> Tensor:
@@ -36,6 +39,8 @@ def bucketing_mixing(
 ) -> Tensor:
     """Return the (ceil(n / size), n) mixing matrix of ``bucketing``."""
     n = len(updates)
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"bucketing needs a whole size of at least 1, got {size!r}")
     order = torch.randperm(n, generator=generator) if permute else torch.arange(n)
     buckets = order.split(size)
     mixing = torch.zeros(len(buckets), n, dtype=torch.float64)
@@ -56,3 +61,45 @@ def bucketing(
     """
     mixing = bucketing_mixing(updates, size=size, permute=permute, generator=generator)
     return mixing.to(updates.dtype) @ updates
+
+
+def clip_mixing(updates: Tensor, *, bound: float) -> Tensor:
+    """Return the (n, n) diagonal matrix of ``clip``."""
+    if not bound > 0:
+        raise ValueError(f"clip needs bound > 0, got {bound}")
+    norms = norms_from(updates, torch.zeros_like(updates[0]))
+    return torch.diag((bound / norms.clamp(min=TINY)).clamp(max=1))
+
+
+def clip(updates: Tensor, *, bound: float) -> Tensor:
+    """Scale every update down to norm ``bound`` at most.
+
+    References
+    ----------
+    Static clipping; Sun et al., Can You Really Backdoor Federated Learning?, 2019, section 4.
+    """
+    return clip_mixing(updates, bound=bound).to(updates.dtype) @ updates
+
+
+def arc_mixing(updates: Tensor, *, f: int) -> Tensor:
+    """Return the (n, n) diagonal matrix of ``arc``."""
+    n = len(updates)
+    norms = norms_from(updates, torch.zeros_like(updates[0]))
+    clipped = math.floor(2 * f / n * (n - f))
+    bound = norms.sort(descending=True).values[min(clipped, n - 1)]
+    return torch.diag((bound / norms.clamp(min=TINY)).clamp(max=1))
+
+
+def arc(updates: Tensor, *, f: int) -> Tensor:
+    """Clip the k = floor(2 (f / n) (n - f)) largest norms to the (k + 1)-th largest.
+
+    Raises
+    ------
+    ValueError
+        If ``n < 2 f + 1``.
+
+    References
+    ----------
+    Allouah et al., Adaptive Gradient Clipping for Robust Federated Learning, 2024 (ARC).
+    """
+    return arc_mixing(updates, f=f).to(updates.dtype) @ updates

@@ -57,8 +57,10 @@ def krum(updates: Tensor, *, f: int) -> Tensor:
 def multi_krum_weights(updates: Tensor, *, f: int, m: int | None = None) -> Tensor:
     """Select the m updates of the least scores."""
     n = len(updates)
-    scores = krum_scores(squared_distances(updates), f)
-    return even(lowest(scores, n - f if m is None else m), n)
+    m = n - f if m is None else m
+    if not 1 <= m <= n:
+        raise ValueError(f"multi_krum of {n} updates needs 1 <= m <= {n}, got m={m}")
+    return even(lowest(krum_scores(squared_distances(updates), f), m), n)
 
 
 def multi_krum(updates: Tensor, *, f: int, m: int | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation import columns, geometry, pre, selection
+from fedrobust.aggregation import columns, geometry, pre, selection, subsets
 
 RULES: dict[str, Callable[..., Tensor]] = {
     "mean": columns.mean,
@@ -21,17 +21,26 @@ RULES: dict[str, Callable[..., Tensor]] = {
     "multi_krum": selection.multi_krum,
     "bulyan": selection.bulyan,
     "cge": selection.cge,
+    "mda": subsets.mda,
+    "smea": subsets.smea,
     "geometric_median": geometry.geometric_median,
     "rfa": geometry.rfa,
     "centered_clipping": geometry.centered_clipping,
     "norm_clipping": geometry.norm_clipping,
 }
-PREAGGREGATORS: dict[str, Callable[..., Tensor]] = {"nnm": pre.nnm, "bucketing": pre.bucketing}
+PREAGGREGATORS: dict[str, Callable[..., Tensor]] = {
+    "nnm": pre.nnm,
+    "bucketing": pre.bucketing,
+    "clip": pre.clip,
+    "arc": pre.arc,
+}
 
 # Pre-aggregators as mixing matrices (m, n): what lets a weight be traced back to its client.
 MIXINGS: dict[str, Callable[..., Tensor]] = {
     "nnm": pre.nnm_mixing,
     "bucketing": pre.bucketing_mixing,
+    "clip": pre.clip_mixing,
+    "arc": pre.arc_mixing,
 }
 
 # Rules that are a weighted sum of updates: (n, d) -> (n,).
@@ -40,6 +49,8 @@ WEIGHTS: dict[str, Callable[..., Tensor]] = {
     "krum": selection.krum_weights,
     "multi_krum": selection.multi_krum_weights,
     "cge": selection.cge_weights,
+    "mda": subsets.mda_weights,
+    "smea": subsets.smea_weights,
 }
 
 # What a rule remembers: (memory, updates, aggregate) -> memory.
@@ -63,6 +74,10 @@ MINIMUM: dict[str, Callable[[int], int]] = {
     "rfa": lambda f: 1,
     "centered_clipping": lambda f: 1,
     "norm_clipping": lambda f: 1,
+    "mda": lambda f: 2 * f + 1,
+    "smea": lambda f: 2 * f + 1,
     "nnm": lambda f: 2 * f + 1,
+    "arc": lambda f: 2 * f + 1,
+    "clip": lambda f: 1,
     "bucketing": lambda f: 1,
 }

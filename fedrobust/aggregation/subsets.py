@@ -1,0 +1,98 @@
+"""Rules that search all subsets of n - f updates: exact, and only for few clients."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fedrobust.aggregation.columns import blocks, median
+from fedrobust.aggregation.distances import squared_distances
+from fedrobust.aggregation.selection import even, weighted
+
+MOST_SUBSETS = 200_000
+
+
+def best_subset(n: int, f: int, cost: Callable[[list[int]], float], name: str) -> list[int]:
+    """Return the n - f rows of the least cost; the lexicographically first on ties.
+
+    Raises
+    ------
+    ValueError
+        If there are more than ``MOST_SUBSETS`` subsets.
+    """
+    count = math.comb(n, f)
+    if count > MOST_SUBSETS:
+        raise ValueError(
+            f"{name} with f={f} of {n} updates has {count} subsets, the limit is {MOST_SUBSETS}"
+        )
+    return min((list(s) for s in itertools.combinations(range(n), n - f)), key=cost)
+
+
+def mda_weights(updates: Tensor, *, f: int) -> Tensor:
+    """Select the subset of the least diameter."""
+    squared = squared_distances(updates)
+    n = len(updates)
+
+    def diameter(rows: list[int]) -> float:
+        return float(squared[rows][:, rows].max())
+
+    return even(torch.tensor(best_subset(n, f, diameter, "mda"), device=updates.device), n)
+
+
+def mda(updates: Tensor, *, f: int) -> Tensor:
+    """Average the n - f updates of the least diameter (minimum diameter averaging, Brute).
+
+    Raises
+    ------
+    ValueError
+        If ``n < 2 f + 1``, or there are too many subsets to search.
+
+    References
+    ----------
+    El Mhamdi, Guerraoui, Rouault, The Hidden Vulnerability of Distributed Learning in Byzantium,
+    ICML 2018 (Brute); El Mhamdi et al., 2020 (MDA).
+    """
+    return weighted(updates, mda_weights(updates, f=f))
+
+
+def centred_gram(updates: Tensor) -> Tensor:
+    """Return the (n, n) products of the rows centred on their coordinate-wise median, float64."""
+    gram = torch.zeros(len(updates), len(updates), dtype=torch.float64, device=updates.device)
+    for block in blocks(updates):
+        centred = (block - median(block)).double()
+        gram += centred @ centred.T
+    return gram
+
+
+def smea_weights(updates: Tensor, *, f: int) -> Tensor:
+    """Select the subset whose covariance has the least top eigenvalue."""
+    gram = centred_gram(updates)
+    n = len(updates)
+
+    def top_eigenvalue(rows: list[int]) -> float:
+        part = gram[rows][:, rows]
+        part = part - part.mean(0) - part.mean(1, keepdim=True) + part.mean()
+        return float(torch.linalg.eigvalsh(part)[-1]) / len(rows)
+
+    return even(torch.tensor(best_subset(n, f, top_eigenvalue, "smea"), device=updates.device), n)
+
+
+def smea(updates: Tensor, *, f: int) -> Tensor:
+    """Average the n - f updates whose covariance has the least top eigenvalue (exact).
+
+    Raises
+    ------
+    ValueError
+        If ``n < 2 f + 1``, or there are too many subsets to search.
+
+    References
+    ----------
+    Allouah et al., On the Privacy-Robustness-Utility Trilemma in Distributed Learning, ICML 2023
+    (smallest maximum eigenvalue averaging). The eigenvalue is that of the centred products, the
+    same as the covariance's (divisor n - f).
+    """
+    return weighted(updates, smea_weights(updates, f=f))

@@ -1,0 +1,139 @@
+"""Slow, literal versions of the rules, straight from the papers; rows are numpy float64."""
+
+import itertools
+
+import numpy as np
+
+
+def mean(x):
+    return x.mean(0)
+
+
+def median(x):
+    return np.median(x, axis=0)
+
+
+def trimmed_mean(x, f):
+    out = []
+    for column in x.T:
+        ordered = sorted(column)
+        out.append(sum(ordered[f : len(ordered) - f]) / (len(ordered) - 2 * f))
+    return np.array(out)
+
+
+def around(x, centre, keep):
+    out = []
+    for column, c in zip(x.T, centre, strict=True):
+        nearest = sorted(range(len(column)), key=lambda i: (abs(column[i] - c), i))[:keep]
+        out.append(sum(column[i] for i in nearest) / keep)
+    return np.array(out)
+
+
+def meamed(x, f):
+    return around(x, median(x), len(x) - f)
+
+
+def phocas(x, f):
+    return around(x, trimmed_mean(x, f), len(x) - f)
+
+
+def krum_scores(x, f, neighbours=None):
+    count = len(x) - f - 2 if neighbours is None else neighbours
+    scores = []
+    for i in range(len(x)):
+        others = sorted(float(((x[i] - x[j]) ** 2).sum()) for j in range(len(x)) if j != i)
+        scores.append(sum(others[:count]))
+    return scores
+
+
+def krum(x, f):
+    scores = krum_scores(x, f)
+    return x[scores.index(min(scores))]
+
+
+def multi_krum(x, f, m=None):
+    m = len(x) - f if m is None else m
+    scores = krum_scores(x, f)
+    best = sorted(range(len(x)), key=lambda i: (scores[i], i))[:m]
+    return x[best].mean(0)
+
+
+def bulyan(x, f):
+    left, picked = list(range(len(x))), []
+    while len(picked) < len(x) - 2 * f:
+        if len(left) == 1:
+            picked.append(left.pop())
+            continue
+        scores = krum_scores(x[left], f, neighbours=max(1, len(left) - f - 2))
+        picked.append(left.pop(scores.index(min(scores))))
+    chosen = x[picked]
+    return around(chosen, median(chosen), len(picked) - 2 * f)
+
+
+def cge(x, f):
+    order = sorted(range(len(x)), key=lambda i: (np.linalg.norm(x[i]), i))
+    return x[order[: len(x) - f]].mean(0)
+
+
+def geometric_median(x):
+    point = x.mean(0)
+    for _ in range(20000):
+        distances = np.maximum(np.linalg.norm(x - point, axis=1), 1e-12)
+        moved = (x / distances[:, None]).sum(0) / (1 / distances).sum()
+        if np.linalg.norm(moved - point) < 1e-13 * (1 + np.linalg.norm(point)):
+            break
+        point = moved
+    return point
+
+
+def rfa(x, iterations=3, nu=1e-6):
+    point = x.mean(0)
+    for _ in range(iterations):
+        weights = [1 / max(nu, np.linalg.norm(row - point)) for row in x]
+        point = sum(w * row for w, row in zip(weights, x, strict=True)) / sum(weights)
+    return point
+
+
+def centered_clipping(x, tau, iterations=1):
+    point = np.zeros(x.shape[1])
+    for _ in range(iterations):
+        clipped = []
+        for row in x:
+            offset = row - point
+            norm = np.linalg.norm(offset)
+            clipped.append(offset * min(1, tau / norm) if norm else offset)
+        point = point + np.mean(clipped, axis=0)
+    return point
+
+
+def norm_clipping(x, bound):
+    return np.mean([row * min(1, bound / np.linalg.norm(row)) for row in x], axis=0)
+
+
+def sign_majority(x):
+    return np.sign(np.sign(x).sum(0))
+
+
+def nnm(x, f):
+    rows = []
+    for i in range(len(x)):
+        order = sorted(range(len(x)), key=lambda j: (((x[i] - x[j]) ** 2).sum(), j))
+        rows.append(x[order[: len(x) - f]].mean(0))
+    return np.array(rows)
+
+
+def mda(x, f):
+    def diameter(subset):
+        return max(np.linalg.norm(x[i] - x[j]) for i in subset for j in subset)
+
+    subsets = list(itertools.combinations(range(len(x)), len(x) - f))
+    return x[list(min(subsets, key=diameter))].mean(0)
+
+
+def smea(x, f):
+    def spread(subset):
+        rows = x[list(subset)]
+        return np.linalg.eigvalsh((rows - rows.mean(0)).T @ (rows - rows.mean(0)) / len(rows))[-1]
+
+    subsets = list(itertools.combinations(range(len(x)), len(x) - f))
+    return x[list(min(subsets, key=spread))].mean(0)
