@@ -26,27 +26,26 @@ def table(schemes: Sequence[Spec], *, workers: int, replication: int) -> pandas.
     ValueError
         If a scheme does not fit the numbers of workers and copies.
     """
-    rows = [
-        _row(spec, workers=workers, replication=replication, q=q)
-        for spec in schemes
-        for q in range(1, (workers - 1) // 2 + 1)
-    ]
+    rows = []
+    for spec in schemes:
+        files = assign(spec, workers=workers, replication=replication).files
+        for q in range(1, (workers - 1) // 2 + 1):
+            row = _row(spec, workers=workers, replication=replication, q=q)
+            rows.append({"scheme": split(spec)[0], "q": q, "files": files} | row)
     frame = pandas.DataFrame(rows, columns=COLUMNS)
     whole = {"q": "int64", "files": "int64", "count": "Int64", "weak_count": "Int64"}
     return frame.astype(whole)
 
 
 def _row(spec: Spec, *, workers: int, replication: int, q: int) -> dict[str, object]:
-    name, _ = split(spec)
-    files = assign(spec, workers=workers, replication=replication).files
-    row: dict[str, object] = {"scheme": name, "q": q, "files": files}
+    row: dict[str, object] = {}
     for attack, prefix in (("optimal", ""), ("weak", "weak_")):
         try:
             lost = distortion(spec, workers=workers, replication=replication, q=q, attack=attack)
         except NotApplicable:
             continue
         row |= {f"{prefix}count": lost.count, f"{prefix}fraction": lost.fraction}
-    if name.startswith("byzshield"):
+    if split(spec)[0].startswith("byzshield"):
         row["gamma"] = gamma_bound(spec, workers=workers, replication=replication, q=q)
     return row
 

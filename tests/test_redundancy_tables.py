@@ -21,6 +21,7 @@ from fedrobust.redundancy import (
     distortion,
     gamma_bound,
     permute,
+    traffic,
 )
 from fedrobust.redundancy.assignment import check_batch
 from fedrobust.redundancy.calculus import (
@@ -338,6 +339,7 @@ def test_draco_is_exact_or_not_applicable():
     ("spec", "workers", "replication", "words"),
     [
         ("aspis", 7, 4, "replication must be odd"),
+        ("aspis", 100, 5, "too many to list"),
         ("aspis", 3, 5, "needs as many workers"),
         ("aspis", 7, -1, "odd and positive"),
         ("aspis_plus", 8, 3, "1 or 3 mod 6"),
@@ -375,6 +377,19 @@ def test_batches_fit_the_files():
     for batch in (455, 1000):
         with pytest.raises(ValueError, match="multiple of 455 files"):
             check_batch(batch, made)
+
+
+def test_traffic_of_a_round():
+    rows = TABLES["traffic"]["rows"]
+    assert len(rows) == 7
+    for row in rows:
+        made = assign(row["scheme"], workers=row["workers"], replication=3)
+        got = traffic(made, parameters=TABLES["traffic"]["parameters"])
+        assert got.digests / 1e3 == pytest.approx(row["digests"], abs=0.05 + 0.005 * row["digests"])
+        for key in ("busiest", "naive", "per_file", "per_worker"):
+            assert getattr(got, key) / 1e9 == pytest.approx(row[key], rel=0.02), (row, key)
+    aspis = traffic(assign("aspis", workers=15, replication=3), parameters=11_173_962)
+    assert aspis.naive / (aspis.per_worker + aspis.digests) > 90
 
 
 def test_report_table_and_picture():

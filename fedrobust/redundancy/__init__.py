@@ -12,6 +12,7 @@ from fedrobust.redundancy.calculus import Distortion, distortion, gamma_bound
 from fedrobust.redundancy.detection import Detection, detect
 from fedrobust.redundancy.evidence import Agreement, agreement, label_digests, label_values
 from fedrobust.redundancy.search import NotApplicable
+from fedrobust.redundancy.uploads import Traffic, traffic
 from fedrobust.redundancy.voting import Vote, choose, majority, representatives, vote
 from fedrobust.redundancy.window import Window, latency, window_init, window_step
 
@@ -24,6 +25,7 @@ __all__ = [
     "Detection",
     "Distortion",
     "NotApplicable",
+    "Traffic",
     "Vote",
     "Window",
     "agreement",
@@ -40,6 +42,7 @@ __all__ = [
     "majority",
     "permute",
     "representatives",
+    "traffic",
     "vote",
     "window_adversaries",
     "window_init",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from math import comb
 
 import torch
 from torch import Tensor
@@ -87,8 +88,19 @@ def from_blocks(blocks: list[tuple[int, ...]], workers: int) -> Assignment:
 def aspis(*, workers: int, replication: int) -> Assignment:
     """One file per r-subset of the workers, in lexicographic order: f = C(K, r).
 
+    Raises
+    ------
+    ValueError
+        If the matrix would take more than a gigabyte.
+
     Reference: ISIT 2022 and ToN 2023, task assignment of Aspis.
     """
+    files = comb(workers, replication)
+    if files * workers > 2**30:
+        raise ValueError(
+            f"aspis with {workers} workers and replication {replication} has {files} files,"
+            " too many to list"
+        )
     return from_blocks(list(itertools.combinations(range(workers), replication)), workers)
 
 

@@ -79,7 +79,7 @@ def skolem(points: int) -> Blocks:
     n = points // 3
     half = n // 2
     product = [[((x + y) % n) // 2 + (x + y) % 2 * half for y in range(n)] for x in range(n)]
-    spokes = [
+    spokes: Blocks = [
         (points - 1, x + half + i * n, x + (i + 1) % 3 * n) for x in range(half) for i in range(3)
     ]
     return _sorted(_columns(n, half) + spokes + _triples(n, product))
@@ -93,8 +93,10 @@ def twofold(points: int) -> Blocks:
     """
     n = points // 3
     a = 2 if n % 3 else (n + 1) // 2
-    spokes = [(points - 1, x + i * n, x + (i + 1) % 3 * n) for x in range(n) for i in range(3)]
-    ordered = [
+    spokes: Blocks = [
+        (points - 1, x + i * n, x + (i + 1) % 3 * n) for x in range(n) for i in range(3)
+    ]
+    ordered: Blocks = [
         (x + i * n, y + i * n, (a * x + (1 - a) * y) % n + (i + 1) % 3 * n)
         for x, y in itertools.permutations(range(n), 2)
         for i in range(3)
@@ -105,12 +107,13 @@ def twofold(points: int) -> Blocks:
 def affine_plane(order: int) -> Blocks:
     """The lines of AG(2, order): order^2 points, order^2 + order lines."""
     gf = field(order)
-    lines = [
+    lines: Blocks = [
         tuple(x * order + int(gf.add[gf.multiply[slope, x], cut]) for x in range(order))
         for slope in range(order)
         for cut in range(order)
     ]
-    return _sorted(lines + [tuple(range(x * order, (x + 1) * order)) for x in range(order)])
+    upright = [tuple(range(x * order, (x + 1) * order)) for x in range(order)]
+    return _sorted([*lines, *upright])
 
 
 def projective_plane(order: int) -> Blocks:

@@ -132,7 +132,8 @@ def _cliques(
     graph.add_edges_from((members[i], members[j]) for i, j in pairs)
     if not graph:
         return ([tuple(common)] if len(common) >= size else []), False
-    end, found = time.monotonic() + seconds, []
+    found: list[tuple[int, ...]] = []
+    end = time.monotonic() + seconds
     for number, clique in enumerate(networkx.find_cliques(graph)):
         if time.monotonic() > end or (limit is not None and number >= limit):
             return found, True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def label_digests(
 ) -> Tensor:
     """Label returned digests, keyed by (worker, file): equal digests get equal labels."""
 
-    def label(column: dict[int, Hashable]) -> list[int]:
+    def label(column: dict[int, Any]) -> list[int]:
         seen: dict[Hashable, int] = {}
         return [seen.setdefault(digest, len(seen)) for digest in column.values()]
 
@@ -87,7 +88,7 @@ def label_values(
     ``tolerance=None`` compares bit by bit; a number clusters by relative distance, see `cluster`.
     """
 
-    def label(column: dict[int, Tensor]) -> list[int]:
+    def label(column: dict[int, Any]) -> list[int]:
         stack = torch.stack(list(column.values()))
         return (exact(stack) if tolerance is None else cluster(stack, tolerance=tolerance)).tolist()
 
@@ -95,13 +96,13 @@ def label_values(
 
 
 def _label(
-    returned: Mapping[tuple[int, int], Hashable],
-    label: Callable[[dict[int, Hashable]], list[int]],
+    returned: Mapping[tuple[int, int], Any],
+    label: Callable[[dict[int, Any]], list[int]],
     *,
     workers: int,
     files: int,
 ) -> Tensor:
-    columns: dict[int, dict[int, Hashable]] = {}
+    columns: dict[int, dict[int, Any]] = {}
     for worker, file in sorted(returned):
         if not (0 <= worker < workers and 0 <= file < files):
             raise ValueError(f"no worker {worker} with file {file} among {workers} x {files}")
@@ -114,9 +115,14 @@ def _label(
 
 def exact(stack: Tensor) -> Tensor:
     """Label the rows of (r, d): equal labels for rows with the same bits (0.0 and -0.0 differ)."""
-    rows = [bytes(row.detach().contiguous().cpu().view(torch.uint8).numpy()) for row in stack]
-    seen: dict[bytes, int] = {}
-    return torch.tensor([seen.setdefault(row, len(seen)) for row in rows])
+    bits = stack.detach().reshape(len(stack), -1).contiguous().view(torch.uint8)
+    labels: list[int] = []
+    for row in bits:
+        equal = (
+            label for label, other in zip(labels, bits, strict=False) if torch.equal(row, other)
+        )
+        labels.append(next(equal, max(labels, default=-1) + 1))
+    return torch.tensor(labels, dtype=torch.int64)
 
 
 def relative_distances(stack: Tensor) -> Tensor:
@@ -134,7 +140,8 @@ def cluster(stack: Tensor, *, tolerance: float) -> Tensor:
 
     The row with the most rows within ``tolerance`` (the closest ones, then the first, on a tie)
     and those rows form a cluster; so on with the rest. A liar may move a value by the relative
-    size ``tolerance`` unseen.
+    size ``tolerance`` unseen. Rows may also be sketches of the values, see
+    `fedrobust.redundancy.commitments.sketch`.
 
     Raises
     ------
@@ -142,7 +149,7 @@ def cluster(stack: Tensor, *, tolerance: float) -> Tensor:
         Unless 0 <= tolerance < 1: at 1 and above, a vector agrees with zero, or with anything.
     """
     check_tolerance(tolerance)
-    distances = relative_distances(stack)
+    distances = relative_distances(stack).cpu()
     free = torch.isfinite(distances.diagonal())
     labels = torch.full((len(stack),), MISSING)
     near = distances <= tolerance
