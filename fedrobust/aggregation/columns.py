@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from fedrobust.aggregation.kernels import fits, rank_mean
+
 BLOCK = 1 << 22  # values per block: sorted copies stay in the cache's reach, memory stays flat
 
 
@@ -18,6 +20,18 @@ def by_blocks(updates: Tensor, column_rule: Callable[[Tensor], Tensor]) -> Tenso
 def blocks(updates: Tensor) -> Iterator[Tensor]:
     """Yield views of some columns at a time."""
     yield from updates.split(max(1, BLOCK // len(updates)), dim=1)
+
+
+def ranked_mean(updates: Tensor, first: int, last: int) -> Tensor:
+    """Average the values of ranks first..last-1 of each column."""
+    if last <= first:
+        raise ValueError(
+            f"no rank is left of {len(updates)} values after cutting {first} each side"
+        )
+    if fits(updates):
+        return rank_mean(updates, first, last)
+    scale = 1 / (last - first)  # before the sum: huge values may not overflow it
+    return by_blocks(updates, lambda b: (b.sort(0).values[first:last] * scale).sum(0))
 
 
 def mean(updates: Tensor) -> Tensor:
@@ -38,13 +52,7 @@ def median(updates: Tensor) -> Tensor:
     Yin et al., Byzantine-Robust Distributed Learning, ICML 2018, Definition 1.
     """
     n = len(updates)
-
-    def middle(block: Tensor) -> Tensor:
-        ranked = block.sort(0).values
-        low, high = ranked[(n - 1) // 2], ranked[n // 2]
-        return low + (high - low) / 2
-
-    return by_blocks(updates, middle)
+    return ranked_mean(updates, (n - 1) // 2, n // 2 + 1)
 
 
 def trimmed_mean(updates: Tensor, *, f: int) -> Tensor:
@@ -59,8 +67,7 @@ def trimmed_mean(updates: Tensor, *, f: int) -> Tensor:
     ----------
     Yin et al., Byzantine-Robust Distributed Learning, ICML 2018, Definition 2 (beta = f / n).
     """
-    n = len(updates)
-    return by_blocks(updates, lambda block: block.sort(0).values[f : n - f].mean(0))
+    return ranked_mean(updates, f, len(updates) - f)
 
 
 def nearest_mean(updates: Tensor, centre: Tensor, keep: int) -> Tensor:

@@ -9,8 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation.columns import blocks, median
-from fedrobust.aggregation.distances import squared_distances
+from fedrobust.aggregation.distances import centred_gram, squared_distances
 from fedrobust.aggregation.selection import even, weighted
 
 MOST_SUBSETS = 200_000
@@ -57,15 +56,6 @@ def mda(updates: Tensor, *, f: int) -> Tensor:
     ICML 2018 (Brute); El Mhamdi et al., 2020 (MDA).
     """
     return weighted(updates, mda_weights(updates, f=f))
-
-
-def centred_gram(updates: Tensor) -> Tensor:
-    """Return the (n, n) products of the rows centred on their coordinate-wise median, float64."""
-    gram = torch.zeros(len(updates), len(updates), dtype=torch.float64, device=updates.device)
-    for block in blocks(updates):
-        centred = (block - median(block)).double()
-        gram += centred @ centred.T
-    return gram
 
 
 def smea_weights(updates: Tensor, *, f: int) -> Tensor:
