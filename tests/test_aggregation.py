@@ -369,3 +369,26 @@ def test_any_shape_any_holes(n, d, f, seed, data):
         assert result.shape == (d,)
         if name in ROBUST and 2 * f < n:
             assert torch.isfinite(result).all(), name
+
+
+@pytest.mark.parametrize(
+    ("variant", "power", "others"),
+    [("paper", 2, 4), ("byzfl", 2, 5), ("epfl", 1, 5), ("alie_code", 1, 6), ("plain", 1, 4),
+     ("fourth_power", 4, 4), ("plato", 2, 3)],
+)  # fmt: skip
+def test_each_variant_of_krum_is_its_own_score(variant, power, others):
+    distances = torch.cdist(E2, E2)
+    scores = [
+        sum(sorted(row[j].item() ** power for j in range(7) if j != i)[:others])
+        for i, row in enumerate(distances)
+    ]
+    winner = scores.index(min(scores))
+    assert torch.equal(aggregate(E2, {"name": "krum", "f": 1, "variant": variant}), E2[winner])
+
+
+def test_the_variant_decides_whether_alie_wins():
+    """The worked case: the paper's score takes row 4, the ALIE program's row 2."""
+    assert torch.equal(aggregate(E2, {"name": "krum", "f": 1}), E2[4])
+    assert torch.equal(aggregate(E2, {"name": "krum", "f": 1, "variant": "alie_code"}), E2[2])
+    with pytest.raises(ValueError, match="did you mean 'byzfl'"):
+        aggregate(E2, {"name": "krum", "f": 1, "variant": "byzfll"})

@@ -228,6 +228,15 @@ def test_absent_workers_are_no_evidence():
     assert found.absent == {8}
     assert found.byzantine == {0, 1}
     assert found.honest == set(range(2, 8))
+    labels = corrupted_labels(
+        assign("aspis", workers=7, replication=3),
+        corrupt("att1", assign("aspis", workers=7, replication=3), q=3),
+    )
+    labels[:3].masked_fill_(labels[:3] != MISSING, 1)
+    labels[3:6] = MISSING
+    few = agreement(labels)
+    for rule in ("strict", "paper"):
+        assert not detect(few.counts, q=3, files_per_pair=few.shared, rule=rule).accepted
     mute = torch.zeros(5, 5, dtype=torch.int64)
     assert not detect(mute, q=2, files_per_pair=mute).accepted
 

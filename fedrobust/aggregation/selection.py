@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedrobust.aggregation.columns import by_blocks, median, nearest_mean
 from fedrobust.aggregation.distances import lowest, nearest_sums, squared_distances
+from fedrobust.spec import suggest
 
 
 def even(chosen: Tensor, n: int) -> Tensor:
@@ -29,48 +30,83 @@ def weighted(updates: Tensor, weights: Tensor) -> Tensor:
     return weights[chosen].to(updates.dtype) @ updates[chosen]
 
 
-def krum_scores(squared: Tensor, f: int) -> Tensor:
-    """Sum the squared distances to the n - f - 2 nearest others."""
-    return nearest_sums(squared, len(squared) - f - 2)
+# One name, six rules: variant -> (power of the distance, neighbours beyond the n - f - 2 nearest).
+KRUM_VARIANTS = {
+    "paper": (2.0, 0),
+    "byzfl": (2.0, 1),
+    "epfl": (1.0, 1),
+    "alie_code": (1.0, 2),
+    "plain": (1.0, 0),
+    "fourth_power": (4.0, 0),
+    "plato": (2.0, -1),
+}
 
 
-def krum_weights(updates: Tensor, *, f: int) -> Tensor:
+def krum_scores(squared: Tensor, f: int, variant: str = "paper") -> Tensor:
+    """Sum the distances to the nearest others; which power and how many says the variant."""
+    if variant not in KRUM_VARIANTS:
+        hint = suggest(variant, list(KRUM_VARIANTS))
+        raise ValueError(f"unknown variant {variant!r} of krum; {hint}")
+    power, more = KRUM_VARIANTS[variant]
+    neighbours = min(max(1, len(squared) - f - 2 + more), len(squared) - 1)
+    return nearest_sums(squared if power == 2 else squared.pow(power / 2), neighbours)
+
+
+def krum_weights(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
     """Select the update of the least score."""
-    return even(lowest(krum_scores(squared_distances(updates), f), 1), len(updates))
+    scores = krum_scores(squared_distances(updates), f, variant)
+    return even(lowest(scores, 1), len(updates))
 
 
-def krum(updates: Tensor, *, f: int) -> Tensor:
+def krum(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
     """Return the update nearest to its n - f - 2 nearest others, by squared distances.
+
+    Parameters
+    ----------
+    variant
+        "paper"; or a field's score under the same name: "byzfl" squared, n - f - 1 others; "epfl"
+        plain distances, n - f - 1 others; "alie_code" plain, n - f others (the program of Baruch
+        et al.); "plain" plain, n - f - 2; "fourth_power" squares squared (fedlib); "plato" squared,
+        n - f - 3.
 
     Raises
     ------
     ValueError
-        If ``n < 2 f + 3``.
+        If ``n < 2 f + 3``, or for an unknown variant.
 
     References
     ----------
     Blanchard et al., Machine Learning with Adversaries, NeurIPS 2017, section 4.
     """
-    return weighted(updates, krum_weights(updates, f=f))
+    return weighted(updates, krum_weights(updates, f=f, variant=variant))
 
 
-def multi_krum_weights(updates: Tensor, *, f: int, m: int | None = None) -> Tensor:
+def multi_krum_weights(
+    updates: Tensor, *, f: int, m: int | None = None, variant: str = "paper"
+) -> Tensor:
     """Select the m updates of the least scores."""
     n = len(updates)
     m = n - f if m is None else m
     if not 1 <= m <= n:
         raise ValueError(f"multi_krum of {n} updates needs 1 <= m <= {n}, got m={m}")
-    return even(lowest(krum_scores(squared_distances(updates), f), m), n)
+    return even(lowest(krum_scores(squared_distances(updates), f, variant), m), n)
 
 
-def multi_krum(updates: Tensor, *, f: int, m: int | None = None) -> Tensor:
+def multi_krum(updates: Tensor, *, f: int, m: int | None = None, variant: str = "paper") -> Tensor:
     """Average the m updates of the least Krum scores (m = n - f unless given).
+
+    Parameters
+    ----------
+    m
+        1 is Krum, n the mean; ByzFL takes n - f, EPFL's code n - f - 2.
+    variant
+        Score, see ``krum``.
 
     References
     ----------
     Blanchard et al., Machine Learning with Adversaries, NeurIPS 2017, section 5 (Multi-Krum).
     """
-    return weighted(updates, multi_krum_weights(updates, f=f, m=m))
+    return weighted(updates, multi_krum_weights(updates, f=f, m=m, variant=variant))
 
 
 def bulyan_picks(squared: Tensor, f: int) -> list[int]:
