@@ -179,17 +179,14 @@ def _locate(syndromes: np.ndarray, workers: int, s: int, zero: float) -> list[in
         locator = np.linalg.lstsq(rows, syndromes[errors:], rcond=None)[0]
         value = np.abs(roots**errors - sum(c * roots**k for k, c in enumerate(locator)))
         found = np.sort(np.argsort(value)[:errors])
-        sizes, explained = _errors(syndromes, workers, found, zero)
-        if explained:
+        if _explains(syndromes, workers, found, zero):
             break
-    return found[sizes > zero].tolist()
+    return found.tolist()
 
 
-def _errors(
-    syndromes: np.ndarray, workers: int, found: np.ndarray, zero: float
-) -> tuple[np.ndarray, bool]:
-    """Return the sizes of the errors in the found rows, and whether they explain the syndromes."""
+def _explains(syndromes: np.ndarray, workers: int, found: np.ndarray, zero: float) -> bool:
+    """Whether errors in the found rows alone can produce the syndromes."""
     order = np.arange(workers - len(syndromes), workers)
     dft = np.exp(2j * np.pi * np.outer(order, found) / workers) / np.sqrt(workers)
     errors = np.linalg.lstsq(dft, syndromes, rcond=None)[0]
-    return np.abs(errors), bool(np.abs(dft @ errors - syndromes).max() <= zero)
+    return bool(np.abs(dft @ errors - syndromes).max() <= zero)
