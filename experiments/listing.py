@@ -6,7 +6,16 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedrobust import adversary, aggregation, attacks, data, models
+from fedrobust import (
+    adversarial,
+    adversary,
+    aggregation,
+    attacks,
+    data,
+    inference,
+    models,
+    redundancy,
+)
 from fedrobust.attacks import planted
 from fedrobust.config import Experiment
 from fedrobust.spec import SpecError, parameters, suggest
@@ -39,6 +48,12 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
         "training attacks": planted.TRAINED,
         "data attacks": attacks.POISONS,
         "placements": attacks.PLACEMENTS,
+        "redundancy schemes": redundancy.SCHEMES,
+        "redundancy adversaries": redundancy.ADVERSARIES,
+        "perturbations": adversarial.PERTURBATIONS,
+        "transfer attacks": adversarial.TRANSFER_ATTACKS,
+        "losses": adversarial.LOSSES,
+        "votes": inference.VOTES,
         "partitions": data.PARTITIONERS,
         "data sets": data.DATASETS,
         "models": models.MODELS,
