@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedrobust.aggregation.selection import weighted
 from fedrobust.aggregation.tables import (
     MINIMUM,
     MIXINGS,
@@ -207,17 +208,16 @@ def _mix(
 
 
 def _rule(rows: Tensor, spec: Spec, state: Any, generator: torch.Generator | None) -> Outcome:
+    """Run the rule; one that is a weighted sum is run as its weights, once."""
     function, settings = resolve(RULES, spec, kind="rule", supplied=SUPPLIED)
     name = split(spec)[0]
-    offered = _offer(function, generator=generator, memory=state)
-    if name in WEIGHTS:
-        weights = WEIGHTS[name](rows, **settings)
-        from fedrobust.aggregation.selection import weighted
-
-        return Outcome(weighted(rows, weights), None, weights)
-    result = function(rows, **settings, **offered)
+    weigh = WEIGHTS.get(name)
+    chosen = weigh or function
+    found = chosen(rows, **settings, **_offer(chosen, generator=generator, memory=state))
+    result = weighted(rows, found) if weigh else found
     remember = REMEMBER.get(name)
-    return Outcome(result, remember(state, rows, result) if remember else None, None)
+    memory = remember(state, rows, result) if remember else None
+    return Outcome(result, memory, found if weigh else None)
 
 
 def _offer(function: Callable[..., Any], **values: Any) -> dict[str, Any]:

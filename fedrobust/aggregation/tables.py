@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation import columns, geometry, pre, selection, subsets
+from fedrobust.aggregation import columns, geometry, pre, selection, spectral, subsets, trust
 
 RULES: dict[str, Callable[..., Tensor]] = {
     "mean": columns.mean,
@@ -27,6 +27,13 @@ RULES: dict[str, Callable[..., Tensor]] = {
     "rfa": geometry.rfa,
     "centered_clipping": geometry.centered_clipping,
     "norm_clipping": geometry.norm_clipping,
+    "median_of_means": trust.median_of_means,
+    "dnc": spectral.dnc,
+    "caf": spectral.caf,
+    "sign_guard": trust.sign_guard,
+    "fltrust": trust.fltrust,
+    "foolsgold": trust.foolsgold,
+    "hierarchical_clustering_krum": trust.hierarchical_clustering_krum,
 }
 PREAGGREGATORS: dict[str, Callable[..., Tensor]] = {
     "nnm": pre.nnm,
@@ -51,11 +58,19 @@ WEIGHTS: dict[str, Callable[..., Tensor]] = {
     "cge": selection.cge_weights,
     "mda": subsets.mda_weights,
     "smea": subsets.smea_weights,
+    "dnc": spectral.dnc_weights,
+    "caf": spectral.caf_weights,
+    "sign_guard": trust.sign_guard_weights,
+    "foolsgold": trust.foolsgold_weights,
+    "hierarchical_clustering_krum": trust.hierarchical_clustering_krum_weights,
 }
 
 # What a rule remembers: (memory, updates, aggregate) -> memory.
 REMEMBER: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
     "centered_clipping": lambda memory, updates, aggregate: aggregate,
+    "foolsgold": lambda memory, updates, aggregate: (
+        updates.double() if memory is None else memory + updates.double()
+    ),
 }
 
 # f -> the fewest updates.
@@ -74,6 +89,13 @@ MINIMUM: dict[str, Callable[[int], int]] = {
     "rfa": lambda f: 1,
     "centered_clipping": lambda f: 1,
     "norm_clipping": lambda f: 1,
+    "median_of_means": lambda f: 1,
+    "dnc": lambda f: 2 * f + 1,
+    "caf": lambda f: 2 * f + 1,
+    "sign_guard": lambda f: 3,
+    "fltrust": lambda f: 1,
+    "foolsgold": lambda f: 2,
+    "hierarchical_clustering_krum": lambda f: 2 * f + 3,
     "mda": lambda f: 2 * f + 1,
     "smea": lambda f: 2 * f + 1,
     "nnm": lambda f: 2 * f + 1,

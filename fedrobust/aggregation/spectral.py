@@ -1,0 +1,133 @@
+"""Rules that look for the direction in which the updates vary most."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedrobust.aggregation.distances import centred_gram, lowest
+from fedrobust.aggregation.selection import even, weighted
+
+
+MOST_STEPS = 1000  # of CAF; each removes some weight, far rows that are out already slow it down
+
+
+def principal_scores(gram: Tensor, weights: Tensor) -> tuple[float, Tensor]:
+    """Return the top eigenvalue of the weighted covariance, and each row's squared projection.
+
+    Everything from products: with rows centred on their weighted mean, the covariance's leading
+    eigenvector is a combination of the rows, and an (n, n) eigenproblem gives it exactly.
+
+    Parameters
+    ----------
+    gram
+        (n, n) products of the rows, about any common centre.
+    weights
+        (n,) not negative, not all zero; the covariance is divided by their sum.
+    """
+    share = weights / weights.sum()
+    offset = gram @ share
+    centred = gram - offset[:, None] - offset[None, :] + share @ offset
+    root = share.sqrt()
+    values, vectors = torch.linalg.eigh(root[:, None] * centred * root[None, :])
+    top = float(values[-1].clamp(min=0))
+    if top == 0:
+        return 0.0, torch.zeros_like(share)
+    return top, (centred @ (root * vectors[:, -1])).square() / top
+
+
+def dnc_weights(
+    updates: Tensor,
+    *,
+    f: int,
+    c: float = 1.0,
+    iterations: int = 1,
+    coordinates: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Keep what no iteration removed."""
+    n, d = updates.shape
+    removed = round(c * f)
+    if not 0 <= removed < n or iterations < 1:
+        raise ValueError(f"dnc needs 0 <= c f < n and iterations >= 1, got {c}, {f}, {iterations}")
+    kept = torch.ones(n, dtype=torch.bool)
+    for _ in range(iterations):
+        part = updates
+        if coordinates is not None and coordinates < d:
+            chosen = torch.randperm(d, generator=generator)[:coordinates]
+            part = updates[:, chosen.to(updates.device)]
+        _, scores = principal_scores(centred_gram(part), torch.ones(n, dtype=torch.float64))
+        keep = torch.zeros(n, dtype=torch.bool)
+        keep[lowest(scores, n - removed)] = True
+        kept &= keep
+    if not kept.any():
+        raise ValueError(f"dnc with f={f} kept none of {n} updates")
+    return even(kept.nonzero().flatten(), n)
+
+
+def dnc(
+    updates: Tensor,
+    *,
+    f: int,
+    c: float = 1.0,
+    iterations: int = 1,
+    coordinates: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Drop the c f updates that stick out along the main direction, average the rest.
+
+    Parameters
+    ----------
+    c
+        How many times f updates each iteration removes.
+    iterations
+        Repetitions on fresh coordinates; what survives all of them is averaged.
+    coordinates
+        How many coordinates each repetition looks at; None takes all, exactly.
+
+    References
+    ----------
+    Shejwalkar, Houmansadr, Manipulating the Byzantine, NDSS 2021, Algorithm 2.
+    """
+    settings = {"c": c, "iterations": iterations, "coordinates": coordinates}
+    return weighted(updates, dnc_weights(updates, f=f, **settings, generator=generator))  # type: ignore[arg-type]
+
+
+def caf_weights(updates: Tensor, *, f: int) -> Tensor:
+    """Down-weigh along the main direction until 2 f updates are gone; return the best weights."""
+    n = len(updates)
+    gram = centred_gram(updates)
+    weights = torch.ones(n, dtype=torch.float64)
+    best, least = weights / n, float("inf")
+    for _ in range(MOST_STEPS):
+        if weights.sum() <= n - 2 * f:
+            break
+        value, scores = principal_scores(gram, weights)
+        if value < least:
+            best, least = weights / weights.sum(), value
+        greatest = scores.max()
+        if not greatest > 0:
+            break
+        weights = weights * (1 - scores / greatest).clamp(min=0)
+        weights[weights < 1e-12] = 0
+        if not weights.any():
+            break
+    return best
+
+
+def caf(updates: Tensor, *, f: int) -> Tensor:
+    """Weigh updates down where they stick out; keep the weights of the least main variance.
+
+    Exact eigenvectors, where the authors' library takes one power step from a random vector.
+
+    Raises
+    ------
+    ValueError
+        If ``n < 2 f + 1``.
+
+    References
+    ----------
+    Allouah, Guerraoui, Stephan, Towards Trustworthy Federated Learning with Untrusted Participants,
+    ICML 2025 (covariance-bound agnostic filter).
+    """
+    return weighted(updates, caf_weights(updates, f=f))
