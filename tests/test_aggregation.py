@@ -47,7 +47,7 @@ TEXTBOOK = [
     "smea",
 ]
 # Not moved beyond the honest spread by f = 3 of 15 far rows.
-ROBUST = {
+ROBUST = [
     "median",
     "trimmed_mean",
     "meamed",
@@ -59,7 +59,7 @@ ROBUST = {
     "geometric_median",
     "mda",
     "smea",
-}
+]
 TRANSLATES = {"mean", "median", "trimmed_mean", "meamed", "phocas", "krum", "multi_krum", "bulyan",
               "geometric_median", "rfa", "mda", "smea"}  # fmt: skip
 SCALES = TRANSLATES | {"cge"}

@@ -8,7 +8,6 @@ from torch import Tensor
 from fedrobust.aggregation.distances import centred_gram, lowest
 from fedrobust.aggregation.selection import even, weighted
 
-
 MOST_STEPS = 1000  # of CAF; each removes some weight, far rows that are out already slow it down
 
 
