@@ -57,6 +57,7 @@ ROBUST = [
     "bulyan",
     "cge",
     "geometric_median",
+    "dnc",
     "mda",
     "smea",
 ]
@@ -456,14 +457,17 @@ def test_median_of_means_worked():
     assert torch.allclose(aggregate(E2, means), expected, atol=1e-4)
 
 
-def test_foolsgold_remembers_and_refuses_other_clients():
+def test_foolsgold_remembers_and_survives_a_dropout():
     rule = build("foolsgold")
     x = sample(5, 6)
     first = rule.apply(x)
     second = rule.apply(sample(5, 6, seed=1), first.state)
     assert torch.allclose(second.state, x + sample(5, 6, seed=1))
-    with pytest.raises(ValueError, match="foolsgold remembers updates of shape"):
-        rule.apply(sample(4, 6), first.state)
+    holed = x.clone()
+    holed[2] = math.nan
+    third = rule.apply(holed, second.state)
+    assert third.weights[2] == 0
+    assert torch.isfinite(rule.apply(x, third.state).aggregate).all()
 
 
 def test_clustered_krum_takes_one_cluster():
@@ -472,3 +476,10 @@ def test_clustered_krum_takes_one_cluster():
     weights = build(chosen).apply(torch.cat([near, far])).weights
     assert float(weights.sum()) == pytest.approx(1)
     assert {bool(weights[:6].any()), bool(weights[6:].any())} == {True, False}
+
+
+@pytest.mark.parametrize("name", sorted(set(RULES) - {"mean", "fltrust", "foolsgold"}))
+def test_huge_values_never_become_nan(name):
+    x = sample(dtype=torch.float32)
+    x[:2] = 3e38
+    assert torch.isfinite(aggregate(x, spec(name), generator=seeded())).all()

@@ -63,7 +63,8 @@ def rfa(updates: Tensor, *, iterations: int = 3, nu: float = 1e-6) -> Tensor:
     Pillutla, Kakade, Harchaoui, Robust Aggregation for Federated Learning, IEEE TSP 2022,
     Algorithm 2 (R = 3, nu = 1e-6).
     """
-    centre = updates.mean(0)
+    even = updates.new_full((len(updates),), 1 / len(updates))
+    centre = even @ updates  # scaled before the sum: huge values may not overflow it
     for _ in range(iterations):
         centre = weiszfeld_weights(updates, centre, nu).to(updates.dtype) @ updates
     return centre

@@ -117,7 +117,9 @@ def caf_weights(updates: Tensor, *, f: int) -> Tensor:
 def caf(updates: Tensor, *, f: int) -> Tensor:
     """Weigh updates down where they stick out; keep the weights of the least main variance.
 
-    Exact eigenvectors, where the authors' library takes one power step from a random vector.
+    Exact eigenvectors, where the authors' library takes one power step from a random vector. Rows
+    that are out still set the scale of the next step, as in that library: outliers of very
+    different sizes mask each other.
 
     Raises
     ------

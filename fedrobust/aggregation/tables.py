@@ -68,9 +68,7 @@ WEIGHTS: dict[str, Callable[..., Tensor]] = {
 # What a rule remembers: (memory, updates, aggregate) -> memory.
 REMEMBER: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
     "centered_clipping": lambda memory, updates, aggregate: aggregate,
-    "foolsgold": lambda memory, updates, aggregate: (
-        updates.double() if memory is None else memory + updates.double()
-    ),
+    "foolsgold": lambda memory, updates, aggregate: trust.foolsgold_memory(memory, updates),
 }
 
 # f -> the fewest updates.

@@ -40,7 +40,8 @@ def median_of_means(updates: Tensor, *, groups: int, inner: str = "geometric_med
     if inner not in ("geometric_median", "median"):
         raise ValueError(f"unknown inner {inner!r}; choose from geometric_median, median")
     bounds = [n * i // groups for i in range(groups + 1)]
-    means = torch.stack([updates[a:b].mean(0) for a, b in pairwise(bounds)])
+    # scaled before the sum: huge values may not overflow it
+    means = torch.stack([(updates[a:b] / (b - a)).sum(0) for a, b in pairwise(bounds)])
     return median(means) if inner == "median" else geometric_median(means)
 
 
@@ -74,14 +75,16 @@ def fltrust(updates: Tensor, *, root: Tensor) -> Tensor:
     return (weights.to(updates.dtype)) @ updates
 
 
+def foolsgold_memory(memory: Tensor | None, updates: Tensor) -> Tensor:
+    """Add this round's updates to the sums; start anew where the number of rows changed."""
+    if memory is None or memory.shape != updates.shape:
+        return updates.double()
+    return memory + updates.double()
+
+
 def foolsgold_weights(updates: Tensor, *, memory: Tensor | None = None) -> Tensor:
     """Return each client's learning rate in [0, 1]; they need not add up to 1."""
-    if memory is not None and memory.shape != updates.shape:
-        raise ValueError(
-            f"foolsgold remembers updates of shape {tuple(memory.shape)}, "
-            f"got {tuple(updates.shape)}"
-        )
-    history = updates.double() if memory is None else memory + updates.double()
+    history = foolsgold_memory(memory, updates)
     unit = F.normalize(history, dim=1)
     cosine = (unit @ unit.T).fill_diagonal_(0)
     most = cosine.max(1).values
@@ -100,7 +103,8 @@ def foolsgold(updates: Tensor, *, memory: Tensor | None = None) -> Tensor:
     ----------
     memory
         Sum of each client's past updates (n, d), float64; nothing at first. The rows of successive
-        calls must belong to the same clients.
+        calls must belong to the same clients; where their number changes the memory starts anew,
+        which a client that drops out can bring about.
 
     Returns
     -------
