@@ -11,7 +11,7 @@ import pytest
 import tomli_w
 
 from experiments import listing
-from experiments.cli import markdown
+from experiments.cli import main, markdown
 from experiments.results import Results, distinct, load
 from fedrobust import aggregation, attacks
 from fedrobust.config import Experiment, expand, read
@@ -68,11 +68,29 @@ def test_run_writes_what_it_promises_and_skips_what_is_done(small, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in output.rglob("rounds.jsonl")} == before
 
 
-def wrong(*arguments, cwd):
-    done = call(*arguments, cwd=cwd)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return " ".join(done.stderr.split())
+@pytest.fixture
+def wrong(monkeypatch, capsys, tmp_path):
+    """Call the command line in this process; return the sentence with which it refuses."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEDROBUST_DATA", raising=False)
+
+    def refused(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fedrobust", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return " ".join(said.split())
+
+    return refused
+
+
+def test_a_wrong_call_ends_without_a_traceback(file, tmp_path):
+    done = call("run", file, "-o", "rule=krun", cwd=tmp_path)
+    assert done.returncode == 2
+    assert " ".join(done.stderr.split()) == "error: unknown rule 'krun'; did you mean 'krum'?"
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -87,26 +105,26 @@ def wrong(*arguments, cwd):
         ("nonsense", "an override is key=value, got 'nonsense'"),
     ],
 )
-def test_each_error_is_one_clear_message(file, tmp_path, override, sentence):
-    assert sentence in wrong("run", file, "-o", override, cwd=tmp_path)
+def test_each_error_is_one_clear_message(file, wrong, override, sentence):
+    assert sentence in wrong("run", file, "-o", override)
 
 
-def test_malformed_file_missing_file_unknown_grid(file, tmp_path):
+def test_malformed_file_missing_file_unknown_grid(file, tmp_path, wrong):
     bad = tmp_path / "bad.toml"
     bad.write_text("clients = = 3")
-    assert "malformed TOML" in wrong("run", bad, cwd=tmp_path)
-    assert "cannot read" in wrong("run", tmp_path / "absent.toml", cwd=tmp_path)
-    assert "did you mean 'flower'" in wrong("run", file, "--grid", "flour", cwd=tmp_path)
+    assert "malformed TOML" in wrong("run", bad)
+    assert "cannot read" in wrong("run", tmp_path / "absent.toml")
+    assert "did you mean 'flower'" in wrong("run", file, "--grid", "flour")
 
 
-def test_check_and_list(file, tmp_path):
+def test_check_and_list(file, tmp_path, wrong):
     done = call("check", file, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "trimmed_mean f=2" in done.stdout
     listed = json.loads(call("list", "--json", cwd=tmp_path).stdout)
     assert {e["name"] for e in listed["rules"]} == set(aggregation.RULES)
     assert {e["name"] for e in listed["attacks"]} == set(attacks.ATTACKS)
-    assert "did you mean 'rules'" in wrong("list", "rule", cwd=tmp_path)
+    assert "did you mean 'rules'" in wrong("list", "rule")
 
 
 def test_every_plugin_says_what_it_does():
@@ -183,7 +201,7 @@ def test_runs_that_differ_elsewhere_are_not_averaged(small):
     assert len(Results(tuple((e, [{"round": 0, "accuracy": 0.5}]) for e in seeds)).table()) == 1
 
 
-def test_distortion_prints_the_table(tmp_path):
+def test_distortion_prints_the_table(tmp_path, wrong):
     sizes = ("--workers", 7, "--replication", 3)
     done = call("distortion", "--scheme", "aspis", *sizes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -191,6 +209,6 @@ def test_distortion_prints_the_table(tmp_path):
     again = call("distortion", "--scheme", "aspis", *sizes, "--json", cwd=tmp_path)
     rows = json.loads(again.stdout)
     assert [row["count"] for row in rows] == [0, 2, 10]
-    assert "did you mean 'aspis'" in wrong("distortion", "--scheme", "apsis", cwd=tmp_path)
-    even = wrong("distortion", "--scheme", "aspis", "--replication", 16, cwd=tmp_path)
+    assert "did you mean 'aspis'" in wrong("distortion", "--scheme", "apsis")
+    even = wrong("distortion", "--scheme", "aspis", "--replication", 16)
     assert "replication must be odd and positive, got 16" in even
