@@ -138,10 +138,10 @@ def sign_guard_weights(
     width = max(1, round(share * d))
     start = int(torch.randint(0, d - width + 1, (1,), generator=generator))
     features = sign_shares(updates[:, start : start + width])
-    features = (features / features.max(0).values.clamp(min=TINY)).cpu().numpy()
-    bandwidth = estimate_bandwidth(features, quantile=0.5, random_state=0)
+    points = (features / features.max(0).values.clamp(min=TINY)).cpu().numpy()
+    bandwidth = estimate_bandwidth(points, quantile=0.5, random_state=0)
     if bandwidth > 0:
-        labels = torch.from_numpy(MeanShift(bandwidth=bandwidth).fit(features).labels_)
+        labels = torch.from_numpy(MeanShift(bandwidth=bandwidth).fit(points).labels_)
         largest = labels.bincount().argmax()
         plausible = plausible & (labels == largest).to(plausible.device)
     if not plausible.any():
