@@ -2,16 +2,17 @@
 
 from fedrobust.aggregation.aggregator import (
     Aggregator,
-    Outcome,
     aggregate,
     build,
     check,
     preaggregate,
     tolerated,
 )
-from fedrobust.aggregation.tables import PREAGGREGATORS, RULES
+from fedrobust.aggregation.outcome import Outcome
+from fedrobust.aggregation.tables import NEEDS_OWN_DATA, PREAGGREGATORS, RULES
 
 __all__ = [
+    "NEEDS_OWN_DATA",
     "PREAGGREGATORS",
     "RULES",
     "Aggregator",

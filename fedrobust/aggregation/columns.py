@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation.kernels import fits, rank_mean
+from fedrobust.aggregation import kernels
+from fedrobust.spec import suggest
 
 BLOCK = 1 << 22  # values per block: sorted copies stay in the cache's reach, memory stays flat
 
@@ -22,16 +24,35 @@ def blocks(updates: Tensor) -> Iterator[Tensor]:
     yield from updates.split(max(1, BLOCK // len(updates)), dim=1)
 
 
+def chosen_variant(variants: Mapping[str, Any], variant: str, rule: str) -> Any:
+    """Look a variant up.
+
+    Raises
+    ------
+    ValueError
+        ``unknown variant 'epfll' of krum; did you mean 'epfl'?``
+    """
+    if variant not in variants:
+        raise ValueError(
+            f"unknown variant {variant!r} of {rule}; {suggest(variant, list(variants))}"
+        )
+    return variants[variant]
+
+
 def ranked_mean(updates: Tensor, first: int, last: int) -> Tensor:
     """Average the values of ranks first..last-1 of each column."""
     if last <= first:
         raise ValueError(
             f"no rank is left of {len(updates)} values after cutting {first} each side"
         )
-    if fits(updates):
-        return rank_mean(updates, first, last)
-    scale = 1 / (last - first)  # before the sum: huge values may not overflow it
-    return by_blocks(updates, lambda b: (b.sort(0).values[first:last] * scale).sum(0))
+    if kernels.fits(updates):
+        return kernels.rank_mean(updates, first, last)
+    return by_blocks(updates, lambda block: averaged(block.sort(0).values[first:last]))
+
+
+def averaged(values: Tensor) -> Tensor:
+    """Average rows in float64: huge values may not overflow their sum."""
+    return (values.double().sum(0) / len(values)).to(values.dtype)
 
 
 def mean(updates: Tensor) -> Tensor:
@@ -44,19 +65,86 @@ def mean(updates: Tensor) -> Tensor:
     return updates.mean(0)
 
 
-def median(updates: Tensor) -> Tensor:
+# variant -> the ranks that are averaged.
+MEDIAN_VARIANTS: dict[str, Callable[[int], tuple[int, int]]] = {
+    "paper": lambda n: ((n - 1) // 2, n // 2 + 1),
+    "lower": lambda n: ((n - 1) // 2, (n - 1) // 2 + 1),
+}
+
+
+def median(updates: Tensor, *, variant: str = "paper") -> Tensor:
     """Take each coordinate's median; for even n the mean of the two middle values.
+
+    Parameters
+    ----------
+    variant
+        "paper"; or "lower": the lower of two middle values (``torch.median``, ByzPy, FedML, Plato).
 
     References
     ----------
     Yin et al., Byzantine-Robust Distributed Learning, ICML 2018, Definition 1.
     """
-    n = len(updates)
-    return ranked_mean(updates, (n - 1) // 2, n // 2 + 1)
+    return ranked_mean(updates, *chosen_variant(MEDIAN_VARIANTS, variant, "median")(len(updates)))
 
 
-def trimmed_mean(updates: Tensor, *, f: int) -> Tensor:
+TRIMMED_VARIANTS = {"paper": False, "alie": True}
+
+
+def trimmed_mean(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
     """Drop the f largest and f smallest values of each coordinate, average the rest.
+
+    Parameters
+    ----------
+    variant
+        "paper"; or "alie": the n - 2 f values nearest to the median (TM(2) of Baruch et al. 2019).
+        Their TM(1), the n - f nearest, is ``meamed``.
+
+    Raises
+    ------
+    ValueError
+        If ``n < 2 f + 1``, or for an unknown variant.
+
+    References
+    ----------
+    Yin et al., Byzantine-Robust Distributed Learning, ICML 2018, Definition 2 (beta = f / n).
+    """
+    n = len(updates)
+    if chosen_variant(TRIMMED_VARIANTS, variant, "trimmed_mean"):
+        return nearest_to_median(updates, n - 2 * f)
+    return ranked_mean(updates, f, n - f)
+
+
+def nearest_mean(
+    updates: Tensor, first: int, last: int, keep: int, *, rows: Tensor | None = None
+) -> Tensor:
+    """Average, per coordinate, the ``keep`` values nearest to the mean of ranks first..last-1.
+
+    Parameters
+    ----------
+    rows
+        Which updates take part, (m,), all unless given; of equally near values the earlier counts.
+    """
+    if kernels.fits(updates):
+        taken = torch.arange(len(updates)) if rows is None else rows
+        return kernels.nearest_mean(updates, taken, first, last, keep)
+
+    def nearest(block: Tensor) -> Tensor:
+        block = block if rows is None else block[rows]
+        centre = averaged(block.sort(0).values[first:last])
+        order = (block - centre).abs().sort(dim=0, stable=True).indices[:keep]
+        return averaged(block.gather(0, order))
+
+    return by_blocks(updates, nearest)
+
+
+def nearest_to_median(updates: Tensor, keep: int, *, rows: Tensor | None = None) -> Tensor:
+    """Average, per coordinate, the ``keep`` values nearest to the median."""
+    n = len(updates) if rows is None else len(rows)
+    return nearest_mean(updates, *MEDIAN_VARIANTS["paper"](n), keep, rows=rows)
+
+
+def meamed(updates: Tensor, *, f: int) -> Tensor:
+    """Average, per coordinate, the n - f values nearest to the median.
 
     Raises
     ------
@@ -65,37 +153,33 @@ def trimmed_mean(updates: Tensor, *, f: int) -> Tensor:
 
     References
     ----------
-    Yin et al., Byzantine-Robust Distributed Learning, ICML 2018, Definition 2 (beta = f / n).
+    Xie, Koyejo, Gupta, Generalized Byzantine-tolerant SGD, 2018, arXiv 1802.10116. TM(1) in Baruch
+    et al., NeurIPS 2019.
     """
-    return ranked_mean(updates, f, len(updates) - f)
-
-
-def nearest_mean(updates: Tensor, centre: Tensor, keep: int) -> Tensor:
-    """Average, per coordinate, the ``keep`` values nearest to the centre (lowest index on ties)."""
-    order = (updates - centre).abs().sort(dim=0, stable=True).indices[:keep]
-    return updates.gather(0, order).mean(0)
-
-
-def meamed(updates: Tensor, *, f: int) -> Tensor:
-    """Average, per coordinate, the n - f values nearest to the median.
-
-    References
-    ----------
-    Xie, Koyejo, Gupta, Generalized Byzantine-tolerant SGD, 2018, arXiv 1802.10116.
-    """
-    keep = len(updates) - f
-    return by_blocks(updates, lambda block: nearest_mean(block, median(block), keep))
+    return nearest_to_median(updates, len(updates) - f)
 
 
 def phocas(updates: Tensor, *, f: int) -> Tensor:
     """Average, per coordinate, the n - f values nearest to the f-trimmed mean.
 
+    Raises
+    ------
+    ValueError
+        If ``n < 2 f + 1``.
+
     References
     ----------
     Xie, Koyejo, Gupta, Phocas, 2018, arXiv 1805.09682.
     """
-    keep = len(updates) - f
-    return by_blocks(updates, lambda block: nearest_mean(block, trimmed_mean(block, f=f), keep))
+    n = len(updates)
+    return nearest_mean(updates, f, n - f, n - f)
+
+
+def sign_sums(updates: Tensor) -> Tensor:
+    """Sum the signs of each coordinate, (d,)."""
+    if kernels.fits(updates):
+        return kernels.sign_sums(updates)
+    return by_blocks(updates, lambda block: block.sign().sum(0))
 
 
 def sign_majority(updates: Tensor) -> Tensor:
@@ -105,4 +189,4 @@ def sign_majority(updates: Tensor) -> Tensor:
     ----------
     Bernstein et al., signSGD with Majority Vote, ICLR 2019, Algorithm 1.
     """
-    return updates.sign().sum(0).sign()
+    return sign_sums(updates).sign()

@@ -5,25 +5,65 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation.columns import blocks, median
+from fedrobust.aggregation import kernels
+from fedrobust.aggregation.columns import median
 
-LARGEST = 1e15  # products of larger float32 values overflow; no honest update comes near
+WIDTH = 4096  # columns per block: 100 rows of 4,096 float32 are 1.6 MB
+FAR = 16.0  # squared: rows farther from the centre than 4 times from each other lose digits
+LARGEST = 1e15  # products of larger float32 values overflow; such rows are scaled down to it
+TINY = 1e-30
 
 
 def centred_gram(updates: Tensor) -> Tensor:
-    """Return the (n, n) products of the rows centred on their coordinate-wise median, float64.
+    """Return the (n, n) products of the rows about a common centre, float64.
 
-    A mean is moved anywhere by one row; the median is not. Blocks of columns are multiplied in the
-    updates' own precision and summed in float64; values beyond 1e15 are cut there in float32.
+    Blocks of columns are multiplied in the updates' own precision and summed in float64. The centre
+    is the coordinate-wise median of three rows; where it turns out to lie far from the rows (three
+    rows can be an attacker's), it is that of all rows instead. A mean is moved anywhere by one row.
     """
     n = len(updates)
+    rows = updates[[0, n // 2, n - 1]]
+    gram = products(updates, rows.sort(0).values[1])
+    return gram if near(gram) else products_of_any_size(updates, median(updates))
+
+
+def near(gram: Tensor) -> bool:
+    """Whether the rows lie about as far from their common centre as from each other."""
+    norms = gram.diagonal()
+    typical = squared_from(gram).median(0).values
+    return bool(torch.isfinite(gram).all()) and bool((norms <= FAR * typical).all())
+
+
+def products(updates: Tensor, centre: Tensor, scales: Tensor | None = None) -> Tensor:
+    """Return the (n, n) products of the rows minus a centre, each row times its scale, float64."""
+    n = len(updates)
     gram = torch.zeros(n, n, dtype=torch.float64, device=updates.device)
-    for block in blocks(updates):
-        centred = block - median(block)
-        if centred.dtype == torch.float32:
-            centred.clamp_(-LARGEST, LARGEST)
-        gram += centred @ centred.T
+    for block, middle in zip(updates.split(WIDTH, 1), centre.split(WIDTH), strict=True):
+        if scales is None:
+            offsets = block - middle
+        else:
+            offsets = block * scales[:, None] - middle * scales[:, None]
+        gram += offsets @ offsets.T
     return gram
+
+
+def products_of_any_size(updates: Tensor, centre: Tensor) -> Tensor:
+    """Return the products even where values are too large for the products of their precision."""
+    gram = products(updates, centre)
+    if bool(torch.isfinite(gram).all()):
+        return gram
+    largest = torch.maximum(updates.amax(1), -updates.amin(1))
+    scales = LARGEST / torch.maximum(largest, centre.abs().max()).clamp(min=LARGEST)
+    back = 1 / scales.double()
+    return products(updates, centre, scales) * back[:, None] * back[None, :]
+
+
+def squared_from(gram: Tensor) -> Tensor:
+    """Turn products into (n, n) squared distances; symmetric, zero diagonal."""
+    norms = gram.diagonal()
+    squared = (norms[:, None] + norms[None, :] - 2 * gram).clamp_(min=0)
+    squared = (squared + squared.T) / 2
+    return squared.fill_diagonal_(0)
 
 
 def squared_distances(updates: Tensor) -> Tensor:
@@ -32,11 +72,49 @@ def squared_distances(updates: Tensor) -> Tensor:
     From centred products: |x|^2 + |y|^2 - 2 x.y of raw rows loses all digits where the rows lie
     close together and far from zero.
     """
-    gram = centred_gram(updates)
-    norms = gram.diagonal()
-    squared = (norms[:, None] + norms[None, :] - 2 * gram).clamp_(min=0)
-    squared = (squared + squared.T) / 2
-    return squared.fill_diagonal_(0)
+    return squared_from(centred_gram(updates))
+
+
+def squared_to_mixture(gram: Tensor, weights: Tensor) -> Tensor:
+    """Return the squared distance of each row from the weighted mean of the rows, (n,).
+
+    Parameters
+    ----------
+    weights
+        (n,), adding up to 1; any common centre of the products drops out.
+    """
+    towards = gram @ weights
+    return (gram.diagonal() - 2 * towards + weights @ towards).clamp_(min=0)
+
+
+def norms_from(updates: Tensor, centre: Tensor) -> Tensor:
+    """Return the distance of each row from a centre, (n,), summed in float64."""
+    if kernels.fits(updates) and kernels.fits(centre[None].expand(2, -1)):
+        return kernels.row_distances(updates, centre).sqrt()
+    squared = torch.zeros(len(updates), dtype=torch.float64, device=updates.device)
+    width = max(1, (1 << 20) // len(updates))
+    for rows, part in zip(updates.split(width, 1), centre.split(width), strict=True):
+        squared += (rows.double() - part.double()).square_().sum(1)
+    return squared.sqrt()
+
+
+def norms(updates: Tensor) -> Tensor:
+    """Return the length of each row, (n,), float64."""
+    return norms_from(updates, torch.zeros_like(updates[0]))
+
+
+def cosine_distances(updates: Tensor) -> Tensor:
+    """Return 1 - cosine of each pair of rows, (n, n) float64; 1 from a row of zeros."""
+    gram = products_of_any_size(updates, torch.zeros_like(updates[0]))
+    lengths = gram.diagonal().sqrt()
+    cosine = gram / (lengths[:, None] * lengths[None, :]).clamp(min=TINY)
+    return (1 - (cosine + cosine.T) / 2).clamp(0, 2).fill_diagonal_(0)
+
+
+def middle(values: Tensor) -> Tensor:
+    """Return the median; of an even number the mean of the two middle values."""
+    ordered = values.sort().values
+    return ordered[(len(values) - 1) // 2 : len(values) // 2 + 1].mean()
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:

@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation.columns import median
+from fedrobust.aggregation.columns import by_blocks, chosen_variant, median
+from fedrobust.aggregation.distances import (
+    TINY,
+    centred_gram,
+    norms,
+    norms_from,
+    squared_from,
+    squared_to_mixture,
+)
+from fedrobust.aggregation.outcome import Outcome
+from fedrobust.aggregation.selection import weighted
 
-TINY = 1e-30
 
-
-def norms_from(updates: Tensor, centre: Tensor) -> Tensor:
-    """Return the distance of each row from a centre, (n,), summed in float64."""
-    squared = torch.zeros(len(updates), dtype=torch.float64, device=updates.device)
-    width = max(1, (1 << 22) // len(updates))
-    for rows, part in zip(updates.split(width, 1), centre.split(width), strict=True):
-        squared += (rows.double() - part.double()).square_().sum(1)
-    return squared.sqrt()
-
-
-def weiszfeld_weights(updates: Tensor, centre: Tensor, nu: float) -> Tensor:
-    """Return the normalised weights 1 / max(nu, distance)."""
-    weights = 1 / norms_from(updates, centre).clamp_(min=nu)
+def inverse(distances: Tensor, floor: float) -> Tensor:
+    """Return weights 1 / max(floor, distance), adding up to 1."""
+    weights = 1 / distances.clamp(min=floor)
     return weights / weights.sum()
+
+
+def weiszfeld(gram: Tensor, *, tolerance: float, max_iterations: int) -> Tensor:
+    """Return the geometric median of n rows as weights (n,), from the products of the rows.
+
+    The median is a weighted mean of the rows, so that its distances need no row: a step costs n^2
+    operations, not n d. It starts from weights that fall with each row's median distance.
+    """
+    weights = inverse(squared_from(gram).sqrt().median(0).values, TINY)
+    for _ in range(max_iterations):
+        distances = squared_to_mixture(gram, weights).sqrt()
+        moved = inverse(distances, TINY)
+        step = moved - weights
+        weights = moved
+        scale = 1 / (1 / distances.clamp(min=TINY)).mean()
+        if (step @ gram @ step).clamp(min=0).sqrt() <= tolerance * scale:
+            break
+    return weights
+
+
+def geometric_median_weights(
+    updates: Tensor, *, tolerance: float = 1e-8, max_iterations: int = 1000
+) -> Tensor:
+    """Return how much each update counts in the geometric median."""
+    return weiszfeld(centred_gram(updates), tolerance=tolerance, max_iterations=max_iterations)
 
 
 def geometric_median(
@@ -33,45 +59,100 @@ def geometric_median(
     Parameters
     ----------
     tolerance
-        Relative step at which the iteration ends.
+        Step at which the iteration ends, in units of the (harmonic) mean distance of the updates.
+    max_iterations
+        Steps at most.
 
     References
     ----------
     Chen, Su, Xu, Distributed Statistical Machine Learning in Adversarial Settings, 2017, section 1;
-    Weiszfeld 1937. Starts from the coordinate-wise median.
+    Weiszfeld 1937. What others call by this name after a few steps is ``rfa`` with its settings.
     """
-    centre = median(updates).double()
-    for _ in range(max_iterations):
-        weights = weiszfeld_weights(updates, centre, TINY)
-        moved = (
-            weights @ updates.double()
-            if len(updates) * updates.shape[1] < 1 << 24
-            else (weights.to(updates.dtype) @ updates).double()
-        )
-        step = torch.linalg.vector_norm(moved - centre)
-        centre = moved
-        if step <= tolerance * (1 + torch.linalg.vector_norm(centre)):
-            break
-    return centre.to(updates.dtype)
+    settings = {"tolerance": tolerance, "max_iterations": max_iterations}
+    return weighted(updates, geometric_median_weights(updates, **settings))  # type: ignore[arg-type]
 
 
-def rfa(updates: Tensor, *, iterations: int = 3, nu: float = 1e-6) -> Tensor:
-    """Take a few smoothed Weiszfeld steps from the mean.
+STARTS = {
+    "mean": lambda updates: (
+        updates.new_full((len(updates),), 1 / len(updates)) @ updates
+    ),  # scaled before the sum: huge values may not overflow it
+    "median": median,
+    "zero": lambda updates: torch.zeros_like(updates[0]),
+}
+
+
+def rfa_weights(
+    updates: Tensor, *, iterations: int = 3, nu: float = 1e-6, start: str = "mean"
+) -> Tensor:
+    """Return the weights of the last step."""
+    if iterations < 1 or not nu > 0:
+        raise ValueError(f"rfa needs iterations >= 1 and nu > 0, got {iterations}, {nu}")
+    centre = chosen_variant(STARTS, start, "rfa's start")(updates)
+    for _ in range(iterations - 1):
+        weights = inverse(norms_from(updates, centre), nu)
+        centre = weights.to(updates.dtype) @ updates
+    return inverse(norms_from(updates, centre), nu)
+
+
+def rfa(updates: Tensor, *, iterations: int = 3, nu: float = 1e-6, start: str = "mean") -> Tensor:
+    """Take a few smoothed Weiszfeld steps: a geometric median that has not converged.
+
+    Parameters
+    ----------
+    iterations, nu
+        R steps; distances below nu count as nu.
+    start
+        "mean", "median" (coordinate-wise) or "zero"; ByzFL's GeometricMedian is 3 steps from zero
+        with nu = 0.1, FedML's and Plato's differ in R alone.
+
+    Raises
+    ------
+    ValueError
+        For no step, a nu that is not positive, or an unknown start.
 
     References
     ----------
     Pillutla, Kakade, Harchaoui, Robust Aggregation for Federated Learning, IEEE TSP 2022,
     Algorithm 2 (R = 3, nu = 1e-6).
     """
-    even = updates.new_full((len(updates),), 1 / len(updates))
-    centre = even @ updates  # scaled before the sum: huge values may not overflow it
+    weights = rfa_weights(updates, iterations=iterations, nu=nu, start=start)
+    return weighted(updates, weights)
+
+
+def centered_clipping_step(
+    updates: Tensor,
+    *,
+    tau: float,
+    iterations: int = 1,
+    start: str = "previous",
+    memory: Tensor | None = None,
+) -> Outcome:
+    """Aggregate and remember the aggregate; an update's weight is what it contributes."""
+    if not tau > 0 or iterations < 1:
+        raise ValueError(
+            f"clipping needs a radius > 0 and iterations >= 1, got {tau}, {iterations}"
+        )
+    if start == "previous":
+        centre = torch.zeros_like(updates[0]) if memory is None else memory
+    else:
+        known = {name: STARTS[name] for name in ("mean", "median")} | {"previous": None}
+        centre = chosen_variant(known, start, "centered_clipping's start")(updates)
+    counted = torch.zeros(len(updates), dtype=torch.float64, device=updates.device)
     for _ in range(iterations):
-        centre = weiszfeld_weights(updates, centre, nu).to(updates.dtype) @ updates
-    return centre
+        distances = norms_from(updates, centre)
+        share = (tau / distances.clamp_(min=TINY)).clamp_(max=1) / len(updates)
+        counted = counted * (1 - share.sum()) + share
+        centre = centre * (1 - share.sum()).to(updates.dtype) + share.to(updates.dtype) @ updates
+    return Outcome(centre, centre, counted)
 
 
 def centered_clipping(
-    updates: Tensor, *, tau: float, iterations: int = 1, memory: Tensor | None = None
+    updates: Tensor,
+    *,
+    tau: float,
+    iterations: int = 1,
+    start: str = "previous",
+    memory: Tensor | None = None,
 ) -> Tensor:
     """Clip each update's offset from the previous aggregate to norm tau, average, add.
 
@@ -79,31 +160,88 @@ def centered_clipping(
     ----------
     tau
         Clipping radius, > 0.
+    iterations
+        L clipped steps.
+    start
+        "previous": the previous aggregate, zero at first. "mean" or "median" of the updates instead
+        forget it (ByzPy: 10 steps from the mean).
     memory
         Previous aggregate (d,); zero where None.
+
+    Raises
+    ------
+    ValueError
+        For a radius that is not positive, no step, or an unknown start.
 
     References
     ----------
     Karimireddy, He, Jaggi, Learning from History for Byzantine Robust Optimization, ICML 2021,
-    Algorithm 2.
+    Algorithm 2. ByzFL: tau 100, 1 step; fedlib: tau 5, 5 steps.
     """
-    if not tau > 0 or iterations < 1:
-        raise ValueError(
-            f"clipping needs a radius > 0 and iterations >= 1, got {tau}, {iterations}"
-        )
-    centre = torch.zeros_like(updates[0]) if memory is None else memory.clone()
-    for _ in range(iterations):
-        scales = (tau / norms_from(updates, centre).clamp_(min=TINY)).clamp_(max=1)
-        weights = (scales / len(updates)).to(updates.dtype)
-        centre = centre * (1 - weights.sum()) + weights @ updates
-    return centre
+    settings = {"tau": tau, "iterations": iterations, "start": start, "memory": memory}
+    return centered_clipping_step(updates, **settings).aggregate  # type: ignore[arg-type]
+
+
+def norm_clipping_weights(updates: Tensor, *, bound: float) -> Tensor:
+    """Return min(1, bound / norm) / n for each update."""
+    if not bound > 0:
+        raise ValueError(f"norm_clipping needs bound > 0, got {bound}")
+    return (bound / norms(updates).clamp(min=TINY)).clamp(max=1) / len(updates)
 
 
 def norm_clipping(updates: Tensor, *, bound: float) -> Tensor:
     """Clip each update to norm ``bound``, average.
 
+    Raises
+    ------
+    ValueError
+        For a bound that is not positive.
+
     References
     ----------
     Sun et al., Can You Really Backdoor Federated Learning?, 2019, section 4.
     """
-    return centered_clipping(updates, tau=bound)
+    return weighted(updates, norm_clipping_weights(updates, bound=bound))
+
+
+def median_of_means_step(
+    updates: Tensor, *, groups: int, inner: str = "geometric_median"
+) -> Outcome:
+    """Aggregate by groups; there are weights where the median is the geometric one."""
+    n = len(updates)
+    if not 1 <= groups <= n:
+        raise ValueError(f"median_of_means of {n} updates needs 1 <= groups <= {n}, got {groups}")
+    geometric = chosen_variant({"geometric_median": True, "median": False}, inner, "inner median")
+    bounds = [n * i // groups for i in range(groups + 1)]
+    mixing = torch.zeros(groups, n, dtype=torch.float64, device=updates.device)
+    for row, (first, last) in zip(mixing, pairwise(bounds), strict=True):
+        row[first:last] = 1 / (last - first)  # before the sum: huge values may not overflow it
+    if not geometric:
+        means = mixing.to(updates.dtype)
+        return Outcome(by_blocks(updates, lambda block: median(means @ block)), None, None)
+    gram = mixing @ centred_gram(updates) @ mixing.T
+    weights = weiszfeld(gram, tolerance=1e-8, max_iterations=1000) @ mixing
+    return Outcome(weighted(updates, weights), None, weights)
+
+
+def median_of_means(updates: Tensor, *, groups: int, inner: str = "geometric_median") -> Tensor:
+    """Average within consecutive groups, take the (geometric) median of the averages.
+
+    Parameters
+    ----------
+    groups
+        k, 1..n; the tolerated number of Byzantine clients is below k / 2. Sizes differ by one at
+        most, the later groups being the larger.
+    inner
+        "geometric_median" or "median" (coordinate-wise).
+
+    Raises
+    ------
+    ValueError
+        For a number of groups outside 1..n or an unknown ``inner``.
+
+    References
+    ----------
+    Chen, Su, Xu, Distributed Statistical Machine Learning in Adversarial Settings, 2017, section 3.
+    """
+    return median_of_means_step(updates, groups=groups, inner=inner).aggregate

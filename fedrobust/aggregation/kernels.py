@@ -1,9 +1,9 @@
-"""Order statistics of each column on the CPU: a sorting network over the rows, block by block.
+"""Passes over a float32 matrix on the CPU, compiled: order statistics of columns, norms of rows.
 
-A comparator moves the smaller of two rows' values up and the larger down. It is the same operation
-for all columns of a block, without a branch, so that the compiler turns it into vector minima and
-maxima; the block stays in the cache from the first comparator to the last. Comparators that cannot
-reach a wanted rank are left out.
+Columns are sorted by a network over the rows: a comparator moves the smaller of two rows' values up
+and the larger down. It is the same operation for all columns of a strip, without a branch, so that
+the compiler turns it into vector minima and maxima; a strip stays in the cache from the first
+comparator to the last. Comparators that cannot reach a wanted rank are left out.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WIDTH = 256  # columns per block: 100 rows of 256 float32 are 100 kB
+LANES = 32  # columns of a strip: one row of it is two vectors of 16 float32
+STRIPS = 8  # strips that are loaded together, for longer runs of each row
 
 
 def fits(updates: Tensor) -> bool:
-    """Whether the kernel takes this matrix: float32, on the CPU, rows in one piece."""
+    """Whether the kernels take this matrix: float32, on the CPU, rows in one piece."""
     return (
         updates.dtype == torch.float32
         and updates.device.type == "cpu"
@@ -37,8 +38,49 @@ def rank_mean(updates: Tensor, first: int, last: int) -> Tensor:
         Finite float32 values; see ``fits``. NaN has no rank: callers set such rows aside before.
     """
     out = torch.empty(updates.shape[1], dtype=torch.float32)
-    pairs = network(len(updates), first, last)
-    _rank_mean(updates.detach().numpy(), pairs, first, last, out.numpy())
+    n = len(updates)
+    _rank_mean(updates.detach().numpy(), network(n, first, last), first, last, out.numpy())
+    return out
+
+
+def nearest_mean(updates: Tensor, rows: Tensor, first: int, last: int, keep: int) -> Tensor:
+    """Average, per column of some rows, the ``keep`` values nearest to the mean of some ranks.
+
+    Parameters
+    ----------
+    updates
+        See ``rank_mean``.
+    rows
+        Which rows take part, (m,); of equally near values the one of the earlier row is kept.
+    first, last
+        The centre is the mean of the values of ranks first..last-1.
+    """
+    out = torch.empty(updates.shape[1], dtype=torch.float32)
+    pairs = network(len(rows), 0, len(rows))
+    _nearest_mean(
+        updates.detach().numpy(), rows.cpu().numpy(), pairs, first, last, keep, out.numpy()
+    )
+    return out
+
+
+def row_distances(updates: Tensor, centre: Tensor) -> Tensor:
+    """Return the squared distance of each row from a centre, (n,), in float64."""
+    out = np.zeros(len(updates))
+    _row_distances(updates.detach().numpy(), centre.detach().numpy(), out)
+    return torch.from_numpy(out)
+
+
+def finite_rows(updates: Tensor) -> Tensor:
+    """Tell for each row whether all its values are finite, (n,) bool, in one read."""
+    out = np.zeros(len(updates), dtype=np.bool_)
+    _finite_rows(updates.detach().numpy(), out)
+    return torch.from_numpy(out)
+
+
+def sign_sums(updates: Tensor) -> Tensor:
+    """Count positive minus negative values of each column: (n, d) -> (d,) float32."""
+    out = torch.empty(updates.shape[1], dtype=torch.float32)
+    _sign_sums(updates.detach().numpy(), out.numpy())
     return out
 
 
@@ -56,7 +98,7 @@ def network(n: int, first: int, last: int) -> np.ndarray:
         if low in wanted or high in wanted:
             kept.append((low, high))
             wanted |= {low, high}
-    return np.array(kept[::-1], dtype=np.int32).reshape(-1, 2)
+    return np.array(kept[::-1], dtype=np.uint64).reshape(-1, 2)  # unsigned: no wrap-around checks
 
 
 def _batcher(n: int) -> list[tuple[int, int]]:
@@ -74,28 +116,172 @@ def _batcher(n: int) -> list[tuple[int, int]]:
     return pairs
 
 
+@numba.njit(inline="always")
+def _load(
+    x: np.ndarray, rows: np.ndarray, start: int, width: int
+) -> np.ndarray:  # pragma: no cover - compiled
+    """Copy ``width`` columns of some rows into strips: (strip, row, lane), flat."""
+    n = len(rows)
+    strips = np.empty(STRIPS * n * LANES, dtype=np.float32)
+    for i in range(n):
+        row = rows[i]
+        for s in range(width // LANES):
+            for k in range(LANES):
+                at = np.uint64((s * n + i) * LANES + k)
+                strips[at] = x[row, np.uint64(start + s * LANES + k)]
+        for k in range(width // LANES * LANES, width):
+            strips[((k // LANES) * n + i) * LANES + k % LANES] = x[row, start + k]
+    return strips
+
+
+@numba.njit(inline="always")
+def _sort(strips: np.ndarray, base: int, pairs: np.ndarray) -> None:  # pragma: no cover - compiled
+    """Run the network over the strip that starts at ``base``."""
+    lanes, begin = np.uint64(LANES), np.uint64(base)
+    for c in range(len(pairs)):
+        low, high = pairs[c, 0] * lanes + begin, pairs[c, 1] * lanes + begin
+        for k in range(lanes):
+            a, b = strips[low + k], strips[high + k]
+            strips[low + k] = min(a, b)
+            strips[high + k] = max(a, b)
+
+
+@numba.njit(inline="always")
+def _mean_of_ranks(
+    strips: np.ndarray, base: int, first: int, last: int
+) -> np.ndarray:  # pragma: no cover - compiled
+    """Average ranks first..last-1 of a sorted strip, summed in float64."""
+    total = np.zeros(LANES, dtype=np.float64)
+    for i in range(first, last):
+        for k in range(LANES):
+            total[k] += strips[np.uint64(base + i * LANES + k)]
+    return (total / (last - first)).astype(np.float32)
+
+
 @numba.njit(parallel=True, cache=True)
 def _rank_mean(
     x: np.ndarray, pairs: np.ndarray, first: int, last: int, out: np.ndarray
 ) -> None:  # pragma: no cover - compiled
     n, d = x.shape
-    scale = np.float32(1.0 / (last - first))
-    for block in numba.prange((d + WIDTH - 1) // WIDTH):
-        start = block * WIDTH
-        width = min(WIDTH, d - start)
-        rows = np.empty((n, WIDTH), dtype=np.float32)
+    block = LANES * STRIPS
+    rows = np.arange(n)
+    for b in numba.prange((d + block - 1) // block):
+        start = b * block
+        width = min(block, d - start)
+        strips = _load(x, rows, start, width)
+        for s in range((width + LANES - 1) // LANES):
+            base = s * n * LANES
+            _sort(strips, base, pairs)
+            total = _mean_of_ranks(strips, base, first, last)
+            for k in range(min(LANES, width - s * LANES)):
+                out[start + s * LANES + k] = total[k]
+
+
+@numba.njit(parallel=True, cache=True)
+def _nearest_mean(
+    x: np.ndarray,
+    rows: np.ndarray,
+    pairs: np.ndarray,
+    first: int,
+    last: int,
+    keep: int,
+    out: np.ndarray,
+) -> None:  # pragma: no cover - compiled
+    n, d = len(rows), x.shape[1]
+    block = LANES * STRIPS
+    for b in numba.prange((d + block - 1) // block):
+        start = b * block
+        width = min(block, d - start)
+        strips = _load(x, rows, start, width)
+        for s in range((width + LANES - 1) // LANES):
+            base = s * n * LANES
+            _sort(strips, base, pairs)
+            centre = _mean_of_ranks(strips, base, first, last)
+            # The kept values are neighbours in the order: find where their window starts.
+            begin = np.zeros(LANES, dtype=np.int32)
+            for r in range(n - keep):
+                for k in range(LANES):
+                    below = centre[k] - strips[np.uint64(base + r * LANES + k)]
+                    above = strips[np.uint64(base + (r + keep) * LANES + k)] - centre[k]
+                    begin[k] += np.int32(above < below)
+            total = np.zeros(LANES, dtype=np.float64)
+            for r in range(n):
+                for k in range(LANES):
+                    value = strips[np.uint64(base + r * LANES + k)]
+                    inside = (r >= begin[k]) & (r < begin[k] + keep)
+                    total[k] += value if inside else np.float32(0)
+            for k in range(min(LANES, width - s * LANES)):
+                column = start + s * LANES + k
+                values = strips[base + k : base + n * LANES : LANES]
+                if _tied(values, begin[k], keep, centre[k]):
+                    out[column] = _first_nearest(x, rows, column, keep, centre[k])
+                else:
+                    out[column] = total[k] / keep
+
+
+@numba.njit
+def _tied(
+    values: np.ndarray, begin: int, keep: int, centre: float
+) -> bool:  # pragma: no cover - compiled
+    """Whether a value outside the window is as near as the window's far end, and different."""
+    low, high = values[begin], values[begin + keep - 1]
+    left = begin > 0 and values[begin - 1] != high and centre - values[begin - 1] == high - centre
+    after = begin + keep
+    right = after < len(values) and values[after] != low and values[after] - centre == centre - low
+    return left or right
+
+
+@numba.njit
+def _first_nearest(
+    x: np.ndarray, rows: np.ndarray, column: int, keep: int, centre: float
+) -> float:  # pragma: no cover - compiled
+    """Average the nearest values of one column, the earlier row first among equally near ones."""
+    away = np.empty(len(rows), dtype=np.float32)
+    for i in range(len(rows)):
+        away[i] = abs(x[rows[i], column] - centre)
+    order = np.argsort(away, kind="mergesort")
+    total = 0.0
+    for i in range(keep):
+        total += x[rows[order[i]], column]
+    return total / keep
+
+
+@numba.njit(parallel=True, cache=True, fastmath={"reassoc", "contract"})
+def _row_distances(
+    x: np.ndarray, centre: np.ndarray, out: np.ndarray
+) -> None:  # pragma: no cover - compiled
+    n, d = x.shape
+    for i in numba.prange(n):
+        total = 0.0
+        for k in range(d):
+            offset = np.float64(x[i, np.uint64(k)]) - np.float64(centre[np.uint64(k)])
+            total += offset * offset
+        out[i] = total
+
+
+@numba.njit(parallel=True, cache=True)
+def _finite_rows(x: np.ndarray, out: np.ndarray) -> None:  # pragma: no cover - compiled
+    n, d = x.shape
+    bits = x.view(np.uint32)
+    exponent = np.uint32(0x7F800000)  # all ones: infinite or not a number
+    for i in numba.prange(n):
+        bad = np.uint32(0)
+        for k in range(d):
+            bad |= np.uint32((bits[i, np.uint64(k)] & exponent) == exponent)
+        out[i] = bad == 0
+
+
+@numba.njit(parallel=True, cache=True)
+def _sign_sums(x: np.ndarray, out: np.ndarray) -> None:  # pragma: no cover - compiled
+    n, d = x.shape
+    block = LANES * STRIPS
+    for b in numba.prange((d + block - 1) // block):
+        start = b * block
+        width = min(block, d - start)
+        total = np.zeros(block, dtype=np.float32)
         for i in range(n):
             for k in range(width):
-                rows[i, k] = x[i, start + k]
-        for c in range(len(pairs)):
-            low, high = rows[pairs[c, 0]], rows[pairs[c, 1]]
-            for k in range(WIDTH):
-                a, b = low[k], high[k]
-                low[k] = a if a < b else b
-                high[k] = b if a < b else a
-        total = np.zeros(WIDTH, dtype=np.float32)
-        for i in range(first, last):
-            for k in range(WIDTH):
-                total[k] += rows[i, k] * scale
+                value = x[i, np.uint64(start + k)]
+                total[k] += np.float32(value > 0) - np.float32(value < 0)
         for k in range(width):
             out[start + k] = total[k]

@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation.distances import squared_distances
-from fedrobust.aggregation.geometry import TINY, norms_from
+from fedrobust.aggregation.distances import TINY, norms, squared_distances
 
 
 def nnm_mixing(updates: Tensor, *, f: int) -> Tensor:
@@ -67,8 +66,8 @@ def clip_mixing(updates: Tensor, *, bound: float) -> Tensor:
     """Return the (n, n) diagonal matrix of ``clip``."""
     if not bound > 0:
         raise ValueError(f"clip needs bound > 0, got {bound}")
-    norms = norms_from(updates, torch.zeros_like(updates[0]))
-    return torch.diag((bound / norms.clamp(min=TINY)).clamp(max=1))
+    lengths = norms(updates)
+    return torch.diag((bound / lengths.clamp(min=TINY)).clamp(max=1))
 
 
 def clip(updates: Tensor, *, bound: float) -> Tensor:
@@ -84,10 +83,10 @@ def clip(updates: Tensor, *, bound: float) -> Tensor:
 def arc_mixing(updates: Tensor, *, f: int) -> Tensor:
     """Return the (n, n) diagonal matrix of ``arc``."""
     n = len(updates)
-    norms = norms_from(updates, torch.zeros_like(updates[0]))
+    lengths = norms(updates)
     clipped = math.floor(2 * f / n * (n - f))
-    bound = norms.sort(descending=True).values[min(clipped, n - 1)]
-    return torch.diag((bound / norms.clamp(min=TINY)).clamp(max=1))
+    bound = lengths.sort(descending=True).values[min(clipped, n - 1)]
+    return torch.diag((bound / lengths.clamp(min=TINY)).clamp(max=1))
 
 
 def arc(updates: Tensor, *, f: int) -> Tensor:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation.columns import by_blocks, median, nearest_mean
-from fedrobust.aggregation.distances import lowest, nearest_sums, squared_distances
-from fedrobust.spec import suggest
+from fedrobust.aggregation.columns import chosen_variant
+from fedrobust.aggregation.distances import lowest, nearest_sums, norms, squared_distances
 
 
 def even(chosen: Tensor, n: int) -> Tensor:
@@ -25,9 +24,7 @@ def weighted(updates: Tensor, weights: Tensor) -> Tensor:
     chosen = weights.nonzero().flatten()
     if len(chosen) == 1 and weights[chosen[0]] == 1:
         return updates[chosen[0]].clone()
-    if len(chosen) == len(updates):
-        return weights.to(updates.dtype) @ updates
-    return weights[chosen].to(updates.dtype) @ updates[chosen]
+    return weights.to(updates.dtype) @ updates
 
 
 # One name, six rules: variant -> (power of the distance, neighbours beyond the n - f - 2 nearest).
@@ -44,10 +41,7 @@ KRUM_VARIANTS = {
 
 def krum_scores(squared: Tensor, f: int, variant: str = "paper") -> Tensor:
     """Sum the distances to the nearest others; which power and how many says the variant."""
-    if variant not in KRUM_VARIANTS:
-        hint = suggest(variant, list(KRUM_VARIANTS))
-        raise ValueError(f"unknown variant {variant!r} of krum; {hint}")
-    power, more = KRUM_VARIANTS[variant]
+    power, more = chosen_variant(KRUM_VARIANTS, variant, "krum")
     neighbours = min(max(1, len(squared) - f - 2 + more), len(squared) - 1)
     return nearest_sums(squared if power == 2 else squared.pow(power / 2), neighbours)
 
@@ -82,17 +76,39 @@ def krum(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
 
 
 def multi_krum_weights(
-    updates: Tensor, *, f: int, m: int | None = None, variant: str = "paper"
+    updates: Tensor,
+    *,
+    f: int,
+    m: int | None = None,
+    variant: str = "paper",
+    iterative: bool = False,
 ) -> Tensor:
     """Select the m updates of the least scores."""
     n = len(updates)
     m = n - f if m is None else m
     if not 1 <= m <= n:
         raise ValueError(f"multi_krum of {n} updates needs 1 <= m <= {n}, got m={m}")
-    return even(lowest(krum_scores(squared_distances(updates), f, variant), m), n)
+    squared = squared_distances(updates)
+    if not iterative:
+        return even(lowest(krum_scores(squared, f, variant), m), n)
+    remaining = torch.arange(n, device=updates.device)
+    chosen = []
+    for _ in range(m):
+        scores = krum_scores(squared[remaining][:, remaining], f, variant)
+        winner = int(lowest(scores, 1))
+        chosen.append(int(remaining[winner]))
+        remaining = torch.cat([remaining[:winner], remaining[winner + 1 :]])
+    return even(torch.tensor(chosen, device=updates.device), n)
 
 
-def multi_krum(updates: Tensor, *, f: int, m: int | None = None, variant: str = "paper") -> Tensor:
+def multi_krum(
+    updates: Tensor,
+    *,
+    f: int,
+    m: int | None = None,
+    variant: str = "paper",
+    iterative: bool = False,
+) -> Tensor:
     """Average the m updates of the least Krum scores (m = n - f unless given).
 
     Parameters
@@ -101,59 +117,27 @@ def multi_krum(updates: Tensor, *, f: int, m: int | None = None, variant: str = 
         1 is Krum, n the mean; ByzFL takes n - f, EPFL's code n - f - 2.
     variant
         Score, see ``krum``.
+    iterative
+        Whether the scores are taken anew among the rest after each choice (the program of
+        Shejwalkar and Houmansadr, with m = n - 2 f - 2).
+
+    Raises
+    ------
+    ValueError
+        If ``n < 2 f + 3``, for m outside 1..n, or for an unknown variant.
 
     References
     ----------
     Blanchard et al., Machine Learning with Adversaries, NeurIPS 2017, section 5 (Multi-Krum).
     """
-    return weighted(updates, multi_krum_weights(updates, f=f, m=m, variant=variant))
-
-
-def bulyan_picks(squared: Tensor, f: int) -> list[int]:
-    """Pick n - 2 f rows by repeated Krum on what remains; late picks have at least 1 neighbour."""
-    remaining = list(range(len(squared)))
-    picks = []
-    for _ in range(len(squared) - 2 * f):
-        if len(remaining) == 1:
-            picks.append(remaining.pop())
-            break
-        part = squared[remaining][:, remaining]
-        scores = nearest_sums(part, max(1, len(remaining) - f - 2))
-        picks.append(remaining.pop(int(lowest(scores, 1))))
-    return picks
-
-
-def bulyan_weights(updates: Tensor, *, f: int) -> Tensor:
-    """Weigh the selection set evenly: the second phase takes values, not updates."""
-    picks = bulyan_picks(squared_distances(updates), f)
-    return even(torch.tensor(picks, device=updates.device), len(updates))
-
-
-def bulyan(updates: Tensor, *, f: int) -> Tensor:
-    """Pick n - 2 f updates by repeated Krum, average per coordinate the n - 4 f most central.
-
-    Central means nearest to the median of the picked.
-
-    Raises
-    ------
-    ValueError
-        If ``n < 4 f + 3``.
-
-    References
-    ----------
-    El Mhamdi, Guerraoui, Rouault, The Hidden Vulnerability of Distributed Learning in Byzantium,
-    ICML 2018, Algorithm 2. Equally near values: the one picked earlier.
-    """
-    picks = bulyan_picks(squared_distances(updates), f)
-    keep = len(picks) - 2 * f
-    return by_blocks(updates, lambda b: nearest_mean(b[picks], median(b[picks]), keep))
+    weights = multi_krum_weights(updates, f=f, m=m, variant=variant, iterative=iterative)
+    return weighted(updates, weights)
 
 
 def cge_weights(updates: Tensor, *, f: int) -> Tensor:
     """Select the n - f least norms."""
     n = len(updates)
-    norms = torch.linalg.vector_norm(updates.double(), dim=1)
-    return even(lowest(norms, n - f), n)
+    return even(lowest(norms(updates), n - f), n)
 
 
 def cge(updates: Tensor, *, f: int) -> Tensor:

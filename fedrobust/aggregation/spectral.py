@@ -75,6 +75,8 @@ def dnc(
 ) -> Tensor:
     """Drop the c f updates that stick out along the main direction, average the rest.
 
+    Outliers of very different sizes mask each other: the largest sets the direction.
+
     Parameters
     ----------
     c

@@ -8,7 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation import columns, geometry, pre, selection, spectral, subsets, trust
+from fedrobust.aggregation import (
+    bulyan,
+    clusters,
+    columns,
+    geometry,
+    history,
+    pre,
+    selection,
+    spectral,
+    subsets,
+    trust,
+)
+from fedrobust.aggregation.outcome import Outcome
 
 RULES: dict[str, Callable[..., Tensor]] = {
     "mean": columns.mean,
@@ -19,7 +31,7 @@ RULES: dict[str, Callable[..., Tensor]] = {
     "sign_majority": columns.sign_majority,
     "krum": selection.krum,
     "multi_krum": selection.multi_krum,
-    "bulyan": selection.bulyan,
+    "bulyan": bulyan.bulyan,
     "cge": selection.cge,
     "mda": subsets.mda,
     "smea": subsets.smea,
@@ -27,13 +39,18 @@ RULES: dict[str, Callable[..., Tensor]] = {
     "rfa": geometry.rfa,
     "centered_clipping": geometry.centered_clipping,
     "norm_clipping": geometry.norm_clipping,
-    "median_of_means": trust.median_of_means,
+    "median_of_means": geometry.median_of_means,
     "dnc": spectral.dnc,
     "caf": spectral.caf,
-    "sign_guard": trust.sign_guard,
+    "sign_guard": clusters.sign_guard,
     "fltrust": trust.fltrust,
-    "foolsgold": trust.foolsgold,
-    "hierarchical_clustering_krum": trust.hierarchical_clustering_krum,
+    "zeno": trust.zeno,
+    "rsa": trust.rsa,
+    "foolsgold": history.foolsgold,
+    "safeguard": history.safeguard,
+    "clipped_clustering": history.clipped_clustering,
+    "flame": clusters.flame,
+    "hierarchical_clustering_krum": clusters.hierarchical_clustering_krum,
 }
 PREAGGREGATORS: dict[str, Callable[..., Tensor]] = {
     "nnm": pre.nnm,
@@ -58,46 +75,46 @@ WEIGHTS: dict[str, Callable[..., Tensor]] = {
     "cge": selection.cge_weights,
     "mda": subsets.mda_weights,
     "smea": subsets.smea_weights,
+    "geometric_median": geometry.geometric_median_weights,
+    "rfa": geometry.rfa_weights,
+    "norm_clipping": geometry.norm_clipping_weights,
+    "zeno": trust.zeno_weights,
     "dnc": spectral.dnc_weights,
     "caf": spectral.caf_weights,
-    "sign_guard": trust.sign_guard_weights,
-    "foolsgold": trust.foolsgold_weights,
-    "hierarchical_clustering_krum": trust.hierarchical_clustering_krum_weights,
+    "sign_guard": clusters.sign_guard_weights,
+    "hierarchical_clustering_krum": clusters.hierarchical_clustering_krum_weights,
 }
 
-# What a rule remembers: (memory, updates, aggregate) -> memory.
-REMEMBER: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
-    "centered_clipping": lambda memory, updates, aggregate: aggregate,
-    "foolsgold": lambda memory, updates, aggregate: trust.foolsgold_memory(memory, updates),
+# Rules that yield more than their aggregate: memory for the next round, or weights beside a term
+# that is no update (the previous aggregate, noise, a root).
+STEPS: dict[str, Callable[..., Outcome]] = {
+    "centered_clipping": geometry.centered_clipping_step,
+    "median_of_means": geometry.median_of_means_step,
+    "fltrust": trust.fltrust_step,
+    "foolsgold": history.foolsgold_step,
+    "safeguard": history.safeguard_step,
+    "clipped_clustering": history.clipped_clustering_step,
+    "flame": clusters.flame_step,
 }
 
-# f -> the fewest updates.
-MINIMUM: dict[str, Callable[[int], int]] = {
-    "mean": lambda f: 1,
-    "median": lambda f: 1,
-    "sign_majority": lambda f: 1,
-    "trimmed_mean": lambda f: 2 * f + 1,
-    "meamed": lambda f: 2 * f + 1,
-    "phocas": lambda f: 2 * f + 1,
-    "cge": lambda f: 2 * f + 1,
-    "krum": lambda f: 2 * f + 3,
-    "multi_krum": lambda f: 2 * f + 3,
-    "bulyan": lambda f: 4 * f + 3,
-    "geometric_median": lambda f: 1,
-    "rfa": lambda f: 1,
-    "centered_clipping": lambda f: 1,
-    "norm_clipping": lambda f: 1,
-    "median_of_means": lambda f: 1,
-    "dnc": lambda f: 2 * f + 1,
-    "caf": lambda f: 2 * f + 1,
-    "sign_guard": lambda f: 3,
-    "fltrust": lambda f: 1,
-    "foolsgold": lambda f: 2,
-    "hierarchical_clustering_krum": lambda f: 2 * f + 3,
-    "mda": lambda f: 2 * f + 1,
-    "smea": lambda f: 2 * f + 1,
-    "nnm": lambda f: 2 * f + 1,
-    "arc": lambda f: 2 * f + 1,
-    "clip": lambda f: 1,
-    "bucketing": lambda f: 1,
-}
+# Rules that cannot do without data of the server's own.
+NEEDS_OWN_DATA = {"fltrust", "zeno"}
+
+# Rules that treat every coordinate by itself: they run block by block behind a mixing.
+COORDINATE_WISE = {"median", "trimmed_mean", "meamed", "phocas", "sign_majority"}
+
+# Settings -> the fewest updates; one where a rule is not named.
+MINIMUM: dict[str, Callable[[dict[str, Any]], int]] = {
+    "krum": lambda s: 2 * s["f"] + 3,
+    "multi_krum": lambda s: max(2 * s["f"] + 3, s.get("m") or 1),
+    "hierarchical_clustering_krum": lambda s: max(2 * s["f"] + 3, s.get("clusters") or 1),
+    "bulyan": lambda s: 4 * s["f"] + 3,
+    "median_of_means": lambda s: s["groups"],
+    "zeno": lambda s: s["f"] + 1,
+    "sign_guard": lambda s: 3,
+    "flame": lambda s: 3,
+    "foolsgold": lambda s: 2,
+} | dict.fromkeys(
+    ("trimmed_mean", "meamed", "phocas", "cge", "mda", "smea", "dnc", "caf", "nnm", "arc"),
+    lambda s: 2 * s["f"] + 1,
+)

@@ -1,0 +1,169 @@
+"""Rules that cluster the updates: SignGuard, FLAME, hierarchical clustering with Krum."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedrobust.aggregation.distances import (
+    TINY,
+    centred_gram,
+    cosine_distances,
+    lowest,
+    middle,
+    norms,
+    squared_from,
+)
+from fedrobust.aggregation.outcome import Outcome
+from fedrobust.aggregation.selection import even, krum_scores, weighted
+
+
+def sign_shares(updates: Tensor) -> Tensor:
+    """Return the share of positive, zero and negative coordinates of each row, (n, 3)."""
+    signs = updates.sign()
+    return torch.stack([(signs == s).double().mean(1) for s in (1, 0, -1)], 1)
+
+
+def sign_guard_weights(
+    updates: Tensor, *, low: float = 0.1, high: float = 3.0, share: float = 0.1,
+    generator: torch.Generator | None = None,
+) -> Tensor:  # fmt: skip
+    """Weigh the kept updates, each clipped to the median norm."""
+    from sklearn.cluster import MeanShift, estimate_bandwidth
+
+    n, d = updates.shape
+    lengths = norms(updates)
+    typical = middle(lengths)
+    plausible = (lengths > low * typical) & (lengths < high * typical)
+    width = max(1, round(share * d))
+    start = int(torch.randint(0, d - width + 1, (1,), generator=generator))
+    features = sign_shares(updates[:, start : start + width])
+    points = (features / features.max(0).values.clamp(min=TINY)).cpu().numpy()
+    bandwidth = estimate_bandwidth(points, quantile=0.5, random_state=0)
+    if bandwidth > 0:
+        labels = torch.from_numpy(MeanShift(bandwidth=bandwidth).fit(points).labels_)
+        largest = labels.bincount().argmax()
+        plausible = plausible & (labels == largest).to(plausible.device)
+    if not plausible.any():
+        raise ValueError(f"sign_guard kept none of {n} updates")
+    scales = (typical / lengths.clamp(min=TINY)).clamp(max=1)
+    return torch.where(plausible, scales, 0.0) / plausible.sum()
+
+
+def sign_guard(
+    updates: Tensor, *, low: float = 0.1, high: float = 3.0, share: float = 0.1,
+    generator: torch.Generator | None = None,
+) -> Tensor:  # fmt: skip
+    """Keep updates of plausible norm and of the largest cluster of sign statistics; clip, average.
+
+    Parameters
+    ----------
+    low, high
+        Norms between low and high times the median norm are plausible.
+    share
+        Share of coordinates, contiguous and drawn by ``generator``, whose signs are counted.
+
+    References
+    ----------
+    Xu, Huang, Song, Lan, Byzantine-robust Federated Learning through Collaborative Malicious
+    Gradient Filtering, ICDCS 2022 (SignGuard, plain variant).
+    """
+    weights = sign_guard_weights(updates, low=low, high=high, share=share, generator=generator)
+    return weighted(updates, weights)
+
+
+def flame_step(
+    updates: Tensor, *, noise: float = 0.001, generator: torch.Generator | None = None
+) -> Outcome:
+    """Aggregate by FLAME; the weights are those before the noise."""
+    from sklearn.cluster import HDBSCAN
+
+    if noise < 0:
+        raise ValueError(f"flame needs noise >= 0, got {noise}")
+    n, lengths = len(updates), norms(updates)
+    clustering = HDBSCAN(
+        min_cluster_size=n // 2 + 1,
+        min_samples=1,
+        allow_single_cluster=True,
+        metric="precomputed",
+        copy=True,
+    )
+    labels = clustering.fit(cosine_distances(updates).cpu().numpy()).labels_
+    kept = torch.from_numpy(labels == 0).to(updates.device)
+    if not bool(kept.any()):
+        raise ValueError(f"flame found no majority among {n} updates")
+    bound = middle(lengths)
+    scales = (bound / lengths.clamp(min=TINY)).clamp(max=1)
+    weights = torch.where(kept, scales, 0.0) / int(kept.sum())
+    result = weighted(updates, weights)
+    if noise:
+        draw = torch.randn(result.shape, generator=generator, dtype=result.dtype)
+        result = result + float(noise * bound) * draw.to(result.device)
+    return Outcome(result, None, weights)
+
+
+def flame(
+    updates: Tensor, *, noise: float = 0.001, generator: torch.Generator | None = None
+) -> Tensor:
+    """Keep the majority cluster by angle, clip to the median norm, average, add noise.
+
+    HDBSCAN on cosine distances with clusters of more than n / 2; the median is over all updates.
+
+    Parameters
+    ----------
+    noise
+        lambda: the noise's standard deviation is lambda times the median norm; sqrt(2 ln(1.25 /
+        delta)) / epsilon for differential privacy, about 0.001 for images.
+
+    Raises
+    ------
+    ValueError
+        If no cluster holds a majority, or for negative noise.
+
+    References
+    ----------
+    Nguyen et al., FLAME: Taming Backdoors in Federated Learning, USENIX Security 2022, Algorithm 1.
+    Needs f < n / 2.
+    """
+    return flame_step(updates, noise=noise, generator=generator).aggregate
+
+
+def hierarchical_clustering_krum_weights(
+    updates: Tensor, *, f: int, clusters: int | None = None
+) -> Tensor:
+    """Return the weights of the chosen cluster's members."""
+    from sklearn.cluster import AgglomerativeClustering
+
+    n = len(updates)
+    count = n - f if clusters is None else clusters
+    if not 1 <= count <= n:
+        raise ValueError(f"clusters of {n} updates need to be 1..{n}, got {count}")
+    gram = centred_gram(updates)
+    distances = squared_from(gram).sqrt().cpu().numpy()
+    fitted = AgglomerativeClustering(count, metric="precomputed", linkage="average")
+    labels = torch.from_numpy(fitted.fit(distances).labels_).to(updates.device)
+    mixing = F.one_hot(labels, count).T.double()
+    mixing = mixing / mixing.sum(1, keepdim=True)
+    between = squared_from(mixing @ gram @ mixing.T)  # of the clusters' means
+    winner = int(lowest(krum_scores(between, min(f, max(0, (count - 3) // 2))), 1))
+    return even((labels == winner).nonzero().flatten(), n)
+
+
+def hierarchical_clustering_krum(updates: Tensor, *, f: int, clusters: int | None = None) -> Tensor:
+    """Cluster the updates, represent each cluster by its mean, take Krum's choice of the means.
+
+    An INTERPRETATION: of the paper that names it, only a second-hand description is known here.
+    Agglomerative clustering, average linkage on Euclidean distances.
+
+    Parameters
+    ----------
+    clusters
+        How many; n - f unless given.
+
+    References
+    ----------
+    Named by Yang, Luo, Dong, Li, Seesaw, arXiv 2410.05161; the full text was not available.
+    """
+    weights = hierarchical_clustering_krum_weights(updates, f=f, clusters=clusters)
+    return weighted(updates, weights)

@@ -1,0 +1,249 @@
+"""Rules that remember each client's past: FoolsGold, Safeguard, clipped clustering.
+
+Their memory is a table of tensors. What belongs to a client is stored under its number, so that one
+that is missing for a round keeps its past and nobody takes over another's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedrobust.aggregation.distances import (
+    TINY,
+    cosine_distances,
+    lowest,
+    middle,
+    norms,
+    squared_distances,
+)
+from fedrobust.aggregation.outcome import Outcome
+from fedrobust.aggregation.selection import even, weighted
+
+Memory = dict[str, Tensor]
+
+
+def add_to(memory: Memory | None, key: str, updates: Tensor, clients: Tensor) -> Memory:
+    """Return each client's sum with this round's update added: ``clients`` (N,), ``key`` (N, d)."""
+    if memory is None or key not in memory or memory[key].shape[1] != updates.shape[1]:
+        return {"clients": clients.clone(), key: updates.clone()}
+    known, sums = memory["clients"], memory[key]
+    fresh = clients[~torch.isin(clients, known)]
+    if len(fresh):
+        known = torch.cat([known, fresh])
+        sums = torch.cat([sums, sums.new_zeros(len(fresh), sums.shape[1])])
+    places = places_of(clients, known)
+    return {"clients": known, key: sums.index_add(0, places.to(sums.device), updates)}
+
+
+def places_of(clients: Tensor, known: Tensor) -> Tensor:
+    """Return where each client stands among the known ones."""
+    return (clients[:, None] == known[None, :]).int().argmax(1)
+
+
+def numbered(updates: Tensor, clients: Tensor | None) -> Tensor:
+    """Return the clients' numbers; their places where none are given."""
+    return torch.arange(len(updates)) if clients is None else clients.cpu()
+
+
+def foolsgold_rates(history: Tensor) -> Tensor:
+    """Return each client's learning rate in [0, 1] from its summed updates."""
+    unit = F.normalize(history, dim=1)
+    cosine = (unit @ unit.T).double().fill_diagonal_(0)
+    most = cosine.max(1).values
+    ratio = most[:, None] / most[None, :].clamp(min=TINY)
+    pardon = torch.where(most[:, None] < most[None, :], ratio, 1.0)
+    rate = (1 - (cosine * pardon).fill_diagonal_(-torch.inf).max(1).values.clamp(min=0)).clamp(0, 1)
+    rate = rate / rate.max().clamp(min=TINY)
+    rate = rate.clamp(max=0.99)
+    return (torch.log(rate / (1 - rate)) + 0.5).clamp(0, 1)
+
+
+def foolsgold_step(
+    updates: Tensor,
+    *,
+    normalise: bool = False,
+    memory: Memory | None = None,
+    clients: Tensor | None = None,
+) -> Outcome:
+    """Aggregate and remember each client's sum."""
+    numbers = numbered(updates, clients)
+    after = add_to(memory, "sums", updates, numbers)
+    rates = foolsgold_rates(after["sums"][places_of(numbers, after["clients"])])
+    if normalise:
+        rates = rates / rates.sum().clamp(min=TINY)
+    return Outcome(weighted(updates, rates), after, rates)
+
+
+def foolsgold(
+    updates: Tensor,
+    *,
+    normalise: bool = False,
+    memory: Memory | None = None,
+    clients: Tensor | None = None,
+) -> Tensor:
+    """Slow down clients whose accumulated updates point the same way as another's.
+
+    Parameters
+    ----------
+    normalise
+        Whether the weights are divided by their sum, as several programs do; the original does not.
+    memory
+        What earlier calls remembered; nothing at first.
+    clients
+        The rows' clients (n,), for the memory; their places unless given.
+
+    References
+    ----------
+    Fung, Yoon, Beschastnikh, The Limitations of Federated Learning in Sybil Settings, RAID 2020,
+    Algorithm 1. Punishes similar honest clients: not for IID data.
+    """
+    return foolsgold_step(updates, normalise=normalise, memory=memory, clients=clients).aggregate
+
+
+def central_row(sums: Tensor, threshold: float) -> Tensor | None:
+    """Return the squared distances from the first row that has most rows within the threshold."""
+    squared = squared_distances(sums)
+    most = (squared <= threshold**2).sum(1) * 2 > len(sums)
+    return squared[int(most.nonzero()[0])] if bool(most.any()) else None
+
+
+def safeguard_step(
+    updates: Tensor,
+    *,
+    window: int,
+    threshold: float,
+    short_window: int,
+    short_threshold: float,
+    factor: float = 2.0,
+    noise: float = 0.0,
+    memory: Memory | None = None,
+    clients: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Outcome:
+    """Aggregate; remember the sums of both windows, who is still good, and the round."""
+    if not 1 <= short_window <= window or min(threshold, short_threshold, factor) <= 0 or noise < 0:
+        raise ValueError(
+            "safeguard needs 1 <= short_window <= window, positive thresholds and factor, and"
+            f" noise >= 0, got {short_window}, {window}, {short_threshold}, {threshold}, {factor},"
+            f" {noise}"
+        )
+    numbers = numbered(updates, clients)
+    kept: Memory = dict(memory) if memory else {}
+    turn = int(kept.get("round", torch.tensor(0)))
+    out = kept.get("out", numbers[:0])
+    good = ~torch.isin(numbers, out)
+    if not bool(good.any()):
+        raise ValueError(f"safeguard has excluded all {len(numbers)} clients that answered")
+    scaled = updates / int(good.sum())
+    after: Memory = {"round": torch.tensor(turn + 1)}
+    for name, length, limit in (
+        ("long", window, threshold),
+        ("short", short_window, short_threshold),
+    ):
+        before = None if turn % length == 0 or f"{name}_clients" not in kept else {
+            "clients": kept[f"{name}_clients"], "sums": kept[name],
+        }  # fmt: skip
+        table = add_to(before, "sums", scaled, numbers)
+        after |= {name: table["sums"], f"{name}_clients": table["clients"]}
+        away = central_row(table["sums"][places_of(numbers, table["clients"])], limit)
+        if away is not None:
+            good &= (away <= (factor * limit) ** 2).cpu()
+    if not bool(good.any()):
+        raise ValueError(f"safeguard excluded all {len(numbers)} clients that answered")
+    after["out"] = torch.cat([out, numbers[~good & ~torch.isin(numbers, out)]])
+    weights = even(good.nonzero().flatten().to(updates.device), len(updates))
+    result = weighted(updates, weights)
+    if noise:
+        draw = torch.randn(result.shape, generator=generator, dtype=result.dtype)
+        result = result + noise * draw.to(result.device)
+    return Outcome(result, after, weights)
+
+
+def safeguard(
+    updates: Tensor,
+    *,
+    window: int,
+    threshold: float,
+    short_window: int,
+    short_threshold: float,
+    factor: float = 2.0,
+    noise: float = 0.0,
+    memory: Memory | None = None,
+    clients: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Exclude for good whoever's summed updates leave the majority's, over two windows of rounds.
+
+    A central client has more than half of all within a threshold of its sum; who is farther from it
+    than ``factor`` thresholds in either window is out. Where no client is central nobody leaves.
+
+    Parameters
+    ----------
+    window, short_window
+        Rounds after which the sums start anew (T_1 >= T_0).
+    threshold, short_threshold
+        Radii in units of an update's norm: each round adds update / number of good clients.
+    factor
+        2 in the paper, 1 in epfml's program.
+    noise
+        Standard deviation of the Gaussian noise that is added to the aggregate.
+    memory, clients
+        See ``foolsgold``. The memory is two matrices of the size of the updates.
+
+    Raises
+    ------
+    ValueError
+        For settings out of range, or if nobody is left.
+
+    References
+    ----------
+    Allen-Zhu, Ebrahimianghazani, Li, Alistarh, Byzantine-Resilient Non-Convex Stochastic Gradient
+    Descent, ICLR 2021, Algorithm 1 (double safeguard). The average is over those who pass this
+    round's check. Needs f < n / 2.
+    """
+    return safeguard_step(
+        updates, window=window, threshold=threshold, short_window=short_window,
+        short_threshold=short_threshold, factor=factor, noise=noise, memory=memory,
+        clients=clients, generator=generator,
+    ).aggregate  # fmt: skip
+
+
+def clipped_clustering_step(updates: Tensor, *, memory: Any = None) -> Outcome:
+    """Aggregate and remember the norms of all rounds."""
+    from sklearn.cluster import AgglomerativeClustering
+
+    n, lengths = len(updates), norms(updates)
+    past = lengths if memory is None else torch.cat([memory, lengths])
+    scales = (middle(past) / lengths.clamp(min=TINY)).clamp(max=1)
+    if n < 2:
+        return Outcome(weighted(updates, scales), past, scales)
+    labels = torch.from_numpy(
+        AgglomerativeClustering(2, metric="precomputed", linkage="average")
+        .fit(cosine_distances(updates).cpu().numpy())
+        .labels_
+    )
+    larger = labels == lowest(-labels.bincount(minlength=2).double(), 1)
+    weights = torch.where(larger.to(updates.device), scales, 0.0) / int(larger.sum())
+    return Outcome(weighted(updates, weights), past, weights)
+
+
+def clipped_clustering(updates: Tensor, *, memory: Any = None) -> Tensor:
+    """Clip to the median norm of all rounds, split in two clusters by angle, average the larger.
+
+    Average linkage on cosine distances; clusters of equal size: the one that holds the first row.
+
+    Parameters
+    ----------
+    memory
+        The norms of earlier rounds (k,); nothing at first.
+
+    References
+    ----------
+    Li, Ngai, Voigt, An Experimental Study of Byzantine-Robust Aggregation Schemes in Federated
+    Learning, IEEE Transactions on Big Data 2024 (ClippedClustering). Needs f < n / 2.
+    """
+    return clipped_clustering_step(updates, memory=memory).aggregate
