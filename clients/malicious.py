@@ -17,7 +17,7 @@ from clients import honest
 from clients.honest import Task, Trained
 from clients.workshop import Workshop
 from fedrobust import adversary
-from fedrobust.aggregation import aggregate
+from fedrobust.aggregation import build
 from fedrobust.attacks import ATTACKS, POISONS, craft, knowledge, poison
 from fedrobust.attacks.planted import TRAINED, TRAINED_SUPPLIED
 from fedrobust.config import Experiment
@@ -107,7 +107,7 @@ def _crafted(workshop: Workshop, task: Task, view: Tensor, f: int, context: Cont
         n=experiment.clients,
         f=f,
         round=task.round - 1,
-        rule=lambda rows: aggregate(rows, experiment.rule, pre=experiment.pre),
+        rule=lambda rows: _guess(experiment, task.round, rows, view),
         generator=generator(experiment.seed, "attack", round=task.round, client=task.client),
         previous=_last_step(experiment, task, context),
     )
@@ -128,6 +128,26 @@ def _trained(workshop: Workshop, task: Task, view: Tensor) -> Tensor:
             lr=experiment.server.lr,
             generator=generator(experiment.seed, "attack", round=task.round),
         )
+
+
+def _guess(experiment: Experiment, round: int, rows: Tensor, view: Tensor) -> Tensor:
+    """Ask the known rule with fresh memory; the server's own data are guessed from what is seen.
+
+    The root update is taken for the mean of the view, the loss for its linear part along it.
+    """
+    middle = view.mean(0)
+    return (
+        build(experiment.rule, pre=experiment.pre)
+        .apply(
+            rows,
+            generator=generator(experiment.seed, "probe", round=round),
+            server={
+                "root": lambda: middle,
+                "loss": lambda: lambda step: -float(step.to(middle) @ middle),
+            },
+        )
+        .aggregate
+    )
 
 
 def _last_step(experiment: Experiment, task: Task, context: Context) -> Tensor | None:

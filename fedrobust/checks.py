@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedrobust import adversarial, adversary, aggregation, attacks
 from fedrobust.data import DATASETS, PARTITIONERS
 from fedrobust.data.partitions import SUPPLIED
 from fedrobust.models import MODELS
-from fedrobust.spec import SpecError, parameters, resolve, split, suggest
+from fedrobust.spec import SpecError, parameters, resolve, suggest
 from fedrobust.training import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -70,6 +69,11 @@ def _ranges(e: Experiment) -> list[tuple[bool, str]]:
         (0 <= a.eps <= 1, f"adversarial.eps needs [0, 1], got {a.eps}"),
         (a.eval_steps >= 1, f"adversarial.eval_steps needs at least 1, got {a.eval_steps}"),
         (a.eval_images >= 1, f"adversarial.eval_images needs at least 1, got {a.eval_images}"),
+        (s.root_images >= 0, f"server.root_images needs at least 0, got {s.root_images}"),
+        (
+            s.root_images > 0 or e.rule["name"] not in aggregation.NEEDS_OWN_DATA,
+            f"{e.rule['name']} needs data of the server's own: set server.root_images",
+        ),
         (s.deadline > 0, f"server.deadline needs a positive number, got {s.deadline}"),
     ]
 
@@ -87,9 +91,7 @@ def _attack(e: Experiment) -> None:
 
 
 def _defence(e: Experiment) -> None:
-    for p in e.pre:
-        resolve(aggregation.PREAGGREGATORS, p, kind="pre-aggregator", supplied=("generator",))
-    _resolved(aggregation.RULES, e.rule, "rule")
+    aggregation.build(e.rule, pre=e.pre)
     if 0 <= e.byzantine < e.clients:
         aggregation.check(e.rule, n=e.clients, pre=e.pre)
 
@@ -99,8 +101,3 @@ def _adversarial(e: Experiment) -> None:
     if e.adversarial.perturbation:
         table, spec = adversarial.PERTURBATIONS, e.adversarial.perturbation
         resolve(table, spec, kind="perturbation", supplied=("generator",))
-
-
-def _resolved(table: dict[str, Callable[..., Any]], spec: dict[str, Any], kind: str) -> None:
-    resolve(table, spec, kind=kind, supplied=("generator", "memory"))
-    split(spec)

@@ -44,6 +44,8 @@ class Server:
         Fewest accepted replies; below it, or below what the rule needs, the model is kept.
     largest
         A reply with a value beyond this magnitude is refused.
+    root_images
+        Training images that the server holds itself, for rules that trust it (fltrust, zeno, rsa).
     """
 
     lr: float = 0.1
@@ -52,6 +54,7 @@ class Server:
     deadline: float = 600.0
     min_replies: int = 1
     largest: float = 1e10
+    root_images: int = 0
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from fedrobust.config import Experiment
 from fedrobust.flower import Rejected, array_of, screen, tensor_of
 from fedrobust.flower.screening import Reply
 from fedrobust.seeds import generator
+from strategies.trusted import OwnData
 
 Row = dict[str, Any]
 SILENT = "no reply before the deadline"
@@ -59,6 +60,8 @@ class RobustStrategy(Strategy):
         Round -> the clients known to be Byzantine, for the report only (simulation).
     on_row
         Called with each round's row when it is complete.
+    own_data
+        What the server knows itself, for rules that trust it.
 
     Notes
     -----
@@ -74,12 +77,14 @@ class RobustStrategy(Strategy):
         most_examples: int,
         members: Callable[[int], Iterable[int]] = lambda round: (),
         on_row: Callable[[Row], None] = lambda row: None,
+        own_data: OwnData | None = None,
     ) -> None:
         self._experiment = experiment
         self._clients = dict(clients)
         self._most_examples = most_examples
         self._members = members
         self._on_row = on_row
+        self._own_data = own_data
         self._rule = aggregation.build(experiment.rule, pre=experiment.pre)
         self._memory = self._rule.init()
         self._velocity: Tensor | None = None
@@ -177,7 +182,8 @@ class RobustStrategy(Strategy):
             )
         updates = self._matrix = heard.matrix(self._matrix)
         source = generator(self._experiment.seed, "rule", round=server_round)
-        outcome = self._rule.apply(updates, self._memory, source)
+        own = self._own_data.offers(self._model, server_round) if self._own_data else None  # type: ignore[arg-type]
+        outcome = self._rule.apply(updates, self._memory, source, clients=heard.clients, server=own)
         velocity = outcome.aggregate
         if self._velocity is not None:
             velocity = server.momentum * self._velocity + velocity

@@ -19,6 +19,7 @@ from fedrobust.training import one_thread
 from fedrobust.vector import FlatModel
 from strategies.robust import RobustStrategy, Row
 from strategies.roll_call import roll_call
+from strategies.trusted import OwnData
 
 
 def run(
@@ -63,6 +64,7 @@ def run(
         most_examples=len(dataset.train_labels),
         members=members,
         on_row=on_row,
+        own_data=OwnData(experiment, dataset, model) if experiment.server.root_images else None,
     )
 
     pattern = adversary.pattern(experiment.attack)

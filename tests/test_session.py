@@ -272,3 +272,20 @@ def test_adversarial_settings_are_checked(small):
     ):
         with pytest.raises(ConfigError, match=words):
             experiment(small, adversarial=wrong)
+
+
+@pytest.mark.parametrize("rule", ["fltrust", "zeno", "rsa"])
+def test_rules_that_trust_the_servers_own_data_run(small, rule):
+    settings = {"name": rule} | ({"f": 2} if rule == "zeno" else {})
+    server = small.get("server", {}) | {"root_images": 50}
+    attack = {"name": "opt_ipm"}  # asks the rule: what the server knows is guessed
+    rows = run_one(experiment(small, rule=settings, attack=attack, server=server))
+    assert [row["round"] for row in rows] == [0, 1, 2, 3]
+    assert all("kept" not in row for row in rows)
+    again = run_one(experiment(small, rule=settings, attack=attack, server=server))
+    assert [{**row, "seconds": 0} for row in again] == [{**row, "seconds": 0} for row in rows]
+
+
+def test_a_rule_without_the_data_that_it_needs_is_refused(small):
+    with pytest.raises(ConfigError, match="fltrust needs data of the server's own"):
+        experiment(small, rule="fltrust")
