@@ -21,8 +21,9 @@ from fedrobust.aggregation.selection import even, krum_scores, weighted
 
 def sign_shares(updates: Tensor) -> Tensor:
     """Return the share of positive, zero and negative coordinates of each row, (n, 3)."""
-    signs = updates.sign()
-    return torch.stack([(signs == s).double().mean(1) for s in (1, 0, -1)], 1)
+    width = updates.shape[1]
+    positive, negative = (updates > 0).sum(1), (updates < 0).sum(1)
+    return torch.stack([positive, width - positive - negative, negative], 1).double() / width
 
 
 def sign_guard_weights(

@@ -22,8 +22,9 @@ def centred_gram(updates: Tensor) -> Tensor:
     rows can be an attacker's), it is that of all rows instead. A mean is moved anywhere by one row.
     """
     n = len(updates)
-    rows = updates[[0, n // 2, n - 1]]
-    gram = products(updates, rows.sort(0).values[1])
+    a, b, c = updates[0], updates[n // 2], updates[n - 1]
+    low, high = torch.minimum(a, b), torch.maximum(a, b)
+    gram = products(updates, torch.maximum(low, torch.minimum(high, c)))
     return gram if near(gram) else products_of_any_size(updates, median(updates))
 
 
@@ -105,10 +106,15 @@ def norms(updates: Tensor) -> Tensor:
 
 def cosine_distances(updates: Tensor) -> Tensor:
     """Return 1 - cosine of each pair of rows, (n, n) float64; 1 from a row of zeros."""
+    return (1 - cosines(updates)).clamp(0, 2).fill_diagonal_(0)
+
+
+def cosines(updates: Tensor) -> Tensor:
+    """Return the cosine of each pair of rows, (n, n) float64; 0 with a row of zeros."""
     gram = products_of_any_size(updates, torch.zeros_like(updates[0]))
     lengths = gram.diagonal().sqrt()
     cosine = gram / (lengths[:, None] * lengths[None, :]).clamp(min=TINY)
-    return (1 - (cosine + cosine.T) / 2).clamp(0, 2).fill_diagonal_(0)
+    return (cosine + cosine.T) / 2
 
 
 def middle(values: Tensor) -> Tensor:

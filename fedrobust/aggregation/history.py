@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedrobust.aggregation.distances import (
     TINY,
     cosine_distances,
+    cosines,
     lowest,
     middle,
     norms,
@@ -26,17 +26,27 @@ from fedrobust.aggregation.selection import even, weighted
 Memory = dict[str, Tensor]
 
 
-def add_to(memory: Memory | None, key: str, updates: Tensor, clients: Tensor) -> Memory:
-    """Return each client's sum with this round's update added: ``clients`` (N,), ``key`` (N, d)."""
-    if memory is None or key not in memory or memory[key].shape[1] != updates.shape[1]:
-        return {"clients": clients.clone(), key: updates.clone()}
-    known, sums = memory["clients"], memory[key]
+def add_to(memory: Memory | None, updates: Tensor, clients: Tensor, *, scale: float = 1) -> Memory:
+    """Return each client's sum with its update added: ``clients`` (N,), ``sums`` (N, d)."""
+    if memory is None or memory["sums"].shape[1] != updates.shape[1]:
+        return {"clients": clients.clone(), "sums": updates * scale}
+    known, sums = memory["clients"], memory["sums"]
+    if torch.equal(known, clients):
+        return {"clients": known, "sums": sums.add(updates, alpha=scale)}
     fresh = clients[~torch.isin(clients, known)]
     if len(fresh):
         known = torch.cat([known, fresh])
         sums = torch.cat([sums, sums.new_zeros(len(fresh), sums.shape[1])])
     places = places_of(clients, known)
-    return {"clients": known, key: sums.index_add(0, places.to(sums.device), updates)}
+    added = sums.index_add(0, places.to(sums.device), updates, alpha=scale)
+    return {"clients": known, "sums": added}
+
+
+def sums_of(memory: Memory, clients: Tensor) -> Tensor:
+    """Return the sums of some clients, in their order."""
+    if torch.equal(memory["clients"], clients):
+        return memory["sums"]
+    return memory["sums"][places_of(clients, memory["clients"])]
 
 
 def places_of(clients: Tensor, known: Tensor) -> Tensor:
@@ -51,8 +61,7 @@ def numbered(updates: Tensor, clients: Tensor | None) -> Tensor:
 
 def foolsgold_rates(history: Tensor) -> Tensor:
     """Return each client's learning rate in [0, 1] from its summed updates."""
-    unit = F.normalize(history, dim=1)
-    cosine = (unit @ unit.T).double().fill_diagonal_(0)
+    cosine = cosines(history).fill_diagonal_(0)
     most = cosine.max(1).values
     ratio = most[:, None] / most[None, :].clamp(min=TINY)
     pardon = torch.where(most[:, None] < most[None, :], ratio, 1.0)
@@ -71,8 +80,8 @@ def foolsgold_step(
 ) -> Outcome:
     """Aggregate and remember each client's sum."""
     numbers = numbered(updates, clients)
-    after = add_to(memory, "sums", updates, numbers)
-    rates = foolsgold_rates(after["sums"][places_of(numbers, after["clients"])])
+    after = add_to(memory, updates, numbers)
+    rates = foolsgold_rates(sums_of(after, numbers))
     if normalise:
         rates = rates / rates.sum().clamp(min=TINY)
     return Outcome(weighted(updates, rates), after, rates)
@@ -138,7 +147,7 @@ def safeguard_step(
     good = ~torch.isin(numbers, out)
     if not bool(good.any()):
         raise ValueError(f"safeguard has excluded all {len(numbers)} clients that answered")
-    scaled = updates / int(good.sum())
+    share = 1 / int(good.sum())
     after: Memory = {"round": torch.tensor(turn + 1)}
     for name, length, limit in (
         ("long", window, threshold),
@@ -147,9 +156,9 @@ def safeguard_step(
         before = None if turn % length == 0 or f"{name}_clients" not in kept else {
             "clients": kept[f"{name}_clients"], "sums": kept[name],
         }  # fmt: skip
-        table = add_to(before, "sums", scaled, numbers)
+        table = add_to(before, updates, numbers, scale=share)
         after |= {name: table["sums"], f"{name}_clients": table["clients"]}
-        away = central_row(table["sums"][places_of(numbers, table["clients"])], limit)
+        away = central_row(sums_of(table, numbers), limit)
         if away is not None:
             good &= (away <= (factor * limit) ** 2).cpu()
     if not bool(good.any()):

@@ -1,0 +1,67 @@
+"""Timing beside a reference, and how far the memory rises."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Call = Callable[[], Any]
+
+
+def seconds_of(call: Call, *, device: str = "cpu") -> float:
+    """Time one call, the device's queue included."""
+    begin = time.perf_counter()
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def side_by_side(
+    call: Call, reference: Call, *, times: int = 7, limit: float = 20.0, device: str = "cpu"
+) -> tuple[float, float]:
+    """Return the medians of a call and of its reference, taken in turns after one to warm up.
+
+    Parameters
+    ----------
+    limit
+        Seconds after which no further turn is started; two are taken at least.
+    """
+    seconds_of(call, device=device)
+    seconds_of(reference, device=device)
+    ours: list[float] = []
+    theirs: list[float] = []
+    while len(ours) < 2 or (len(ours) < times and sum(ours) + sum(theirs) < limit):
+        ours.append(seconds_of(call, device=device))
+        theirs.append(seconds_of(reference, device=device))
+    return statistics.median(ours), statistics.median(theirs)
+
+
+def peak_of(call: Call, *, device: str = "cpu") -> int | None:
+    """Return how far the memory in use rises during a call; None where the system does not tell."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what an earlier case freed must not hide this one's need
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+    except (OSError, AttributeError):
+        return None
+    call()
+    return max(0, _status("VmHWM") - before)
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"/proc/self/status has no {field}")
