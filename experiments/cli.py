@@ -1,7 +1,4 @@
-"""The command line: ``fedrobust run | list | check | distortion``.
-
-Exit codes: 0 done, 1 a run failed, 2 the configuration or the call is wrong, 130 interrupted.
-"""
+"""The command line: ``fedrobust run | sweep | list | check | report | distortion``."""
 
 from __future__ import annotations
 
@@ -13,25 +10,31 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments import listing
+from experiments import listing, showing, tables
+from experiments.preparing import check_data, experiments_of
 from experiments.progress import Live
+from experiments.report import folders_in
+from experiments.report import write as write_report
 from experiments.results import Results, load
-from experiments.simulation import check_grid, resolve
+from experiments.simulation import check_grid
 from experiments.sweep import Sweep
-from fedrobust import data
-from fedrobust.config import ConfigError, Experiment, parse_value
+from fedrobust.config import ConfigError
 from fedrobust.data import DataError
 from fedrobust.models import ModelError
 from fedrobust.rundir import FolderError
 from fedrobust.spec import SpecError, suggest
 
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 a run failed; 2 the configuration or the call is wrong; 130 interrupted."
+)
 NEXT = """next:
+  fedrobust report results/NAME           one HTML page of all this
   fedrobust check FILE                    your own TOML, checked (model: quickstart.toml)
   fedrobust run FILE -o attack=ipm        one thing changed
   fedrobust run FILE --grid flower        the same rounds through Flower's engine
   flwr run . --stream                     the default app on Flower, live
   fedrobust list                          every rule, attack, partition, with its paper
-  experiments/notebooks/compare_strategies.ipynb       the same from Python"""
+  experiments/notebooks/                  the same from Python"""
 WRONG_INPUT = (ConfigError, DataError, FolderError, ModelError, SpecError)
 
 app = typer.Typer(
@@ -51,35 +54,89 @@ DataRoot = Annotated[
     str | None,
     typer.Option(envvar="FEDROBUST_DATA", help="Folder of the full data sets."),
 ]
+Download = Annotated[bool, typer.Option(help="Fetch a missing data set.")]
+Output = Annotated[Path, typer.Option(help="Parent folder of the results.")]
+Seeds = Annotated[int, typer.Option(help="Repeat with this many seeds.", min=1)]
+Workers = Annotated[int, typer.Option(help="Processes; 0: one a core.", min=0)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object at the end.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress: the table only.")]
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def run(
     file: File,
     override: Overrides = None,
     data_root: DataRoot = None,
-    download: Annotated[bool, typer.Option(help="Fetch a missing data set.")] = False,
+    download: Download = False,
     grid: Annotated[str, typer.Option(help="in_process or flower (Ray).")] = "in_process",
-    output: Annotated[Path, typer.Option(help="Parent folder of the results.")] = Path("results"),
-    seeds: Annotated[int, typer.Option(help="Repeat with this many seeds.", min=1)] = 1,
-    workers: Annotated[int, typer.Option(help="Processes; 0: one a core.", min=0)] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+    output: Output = Path("results"),
+    seeds: Seeds = 1,
+    workers: Workers = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run an experiment, or every run of its sweep; finished runs are not run again."""
     check_grid(grid)
-    experiments = _experiments(file, override, seeds)
-    _check_data(experiments, data_root, download)
+    experiments = experiments_of(file, override, seeds=seeds)
+    check_data(experiments, data_root, download)
     sweep = Sweep(experiments, output / file.stem, grid, data_root, workers)
-    live = Live(errors if as_json else console, experiments)
-    with live:
-        sweep.run(live.row)
-    results = load(sweep.folders())
-    written = write_summary(results, sweep.output)
+    results = _run(sweep, errors if as_json else console, quiet=quiet)
+    written = showing.write_summary(results, sweep.output)
     if as_json:
-        typer.echo(json.dumps(_as_json(results, sweep)))
-    else:
-        _show(results, written)
+        typer.echo(json.dumps(showing.as_json(results, sweep)))
+        return
+    showing.show(results, console)
+    if not quiet:
+        showing.show_written(written, console)
         console.print(NEXT, highlight=False, soft_wrap=True)
+
+
+@app.command("sweep", epilog=EXIT_CODES)
+def sweep_over(
+    file: File,
+    over: Annotated[
+        list[str] | None,
+        typer.Option("--over", "-s", help="key=a,b,c: an axis of the sweep; may be repeated."),
+    ] = None,
+    override: Overrides = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    output: Output = Path("results"),
+    seeds: Seeds = 1,
+    workers: Workers = 0,
+    table: Annotated[str, typer.Option(help="text, markdown or latex.")] = "text",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run every combination of some settings; print the table, write the report.
+
+    A cell is the mean over the seeds with its 95 % interval; the score of a defence is its worst
+    attack.
+    """
+    experiments = experiments_of(file, override, seeds=seeds, over=over)
+    check_data(experiments, data_root, download)
+    sweep = Sweep(experiments, output / file.stem, "in_process", data_root, workers)
+    resolve_one(table, list(tables.FORMATS), "format")
+    results = _run(sweep, errors, quiet=quiet)  # the table alone goes to stdout
+    written = showing.write_summary(results, sweep.output)
+    page = write_report(sweep.folders(), sweep.output / "report.html", data_root=data_root)
+    if as_json:
+        typer.echo(json.dumps(showing.as_json(results, sweep) | {"report": str(page)}))
+        return
+    typer.echo(results.table(table), nl=False)
+    if not quiet:
+        showing.show_written([*written, page], errors)
+
+
+@app.command(epilog=EXIT_CODES)
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, or that of a whole sweep.")],
+    output: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Write one self-contained HTML page about a run or a sweep: FOLDER/report.html."""
+    page = write_report(folders_in(folder), output or folder / "report.html", data_root=data_root)
+    typer.echo(f"written: {page}")
 
 
 @app.command("list")
@@ -104,8 +161,8 @@ def list_plugins(
 @app.command()
 def check(file: File, override: Overrides = None, data_root: DataRoot = None) -> None:
     """Check an experiment without running it; print every run, fully resolved, and its limits."""
-    experiments = _experiments(file, override, 1)
-    _check_data(experiments, data_root, download=False)
+    experiments = experiments_of(file, override)
+    check_data(experiments, data_root, download=False)
     table = Table(title=f"{len(experiments)} run(s)", title_justify="left")
     for column in ("run", "attack", "defence", "n", "byzantine", "tolerated f", "rounds", "seed"):
         table.add_column(column, overflow="fold")
@@ -146,9 +203,20 @@ def resolve_name(scheme: str) -> str:
     """
     from fedrobust.redundancy import SCHEMES
 
-    if scheme not in SCHEMES:
-        raise ConfigError([f"unknown scheme {scheme!r}; {suggest(scheme, list(SCHEMES))}"])
-    return scheme
+    return resolve_one(scheme, list(SCHEMES), "scheme")
+
+
+def resolve_one(name: str, allowed: list[str], kind: str) -> str:
+    """Refuse a name that is not allowed.
+
+    Raises
+    ------
+    ConfigError
+        With what was meant.
+    """
+    if name not in allowed:
+        raise ConfigError([f"unknown {kind} {name!r}; {suggest(name, allowed)}"])
+    return name
 
 
 def main() -> None:
@@ -164,79 +232,15 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-def write_summary(results: Results, output: Path) -> list[Path]:
-    """Write the table (Markdown, CSV) and the picture; return what was written."""
-    table = (results.table() * 100).round(2)
-    (output / "table.csv").write_text(table.to_csv())
-    (output / "table.md").write_text(markdown(table))
-    picture = output / ("heat_map.png" if len(results.runs) > 1 else "accuracy.png")
-    results.plot().savefig(picture, dpi=150)
-    return [output / "table.md", output / "table.csv", picture]
-
-
-def markdown(table: Any) -> str:
-    """Return a frame as a Markdown table."""
-    head = ["", *map(str, table.columns)]
-    body = [[str(name), *(f"{v:.1f}" for v in row)] for name, row in table.iterrows()]
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
-
-
-def _experiments(file: Path, override: list[str] | None, seeds: int) -> list[Experiment]:
-    pairs = {}
-    for item in override or []:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError([f"an override is key=value, got {item!r}"])
-        pairs[key.strip()] = parse_value(value.strip())
-    experiments = resolve(file, pairs)
-    if seeds > 1:
-        experiments = [
-            run
-            for e in experiments
-            for i in range(seeds)
-            for run in resolve(e, {"seed": e.seed + i})
-        ]
-    return experiments
-
-
-def _check_data(experiments: list[Experiment], data_root: str | None, download: bool) -> None:
-    """Load each data set and cut each partition once, so that errors come before the first run."""
-    for name in dict.fromkeys(e.data for e in experiments):
-        loaded = data.load(name, root=data_root, download=download)
-        shares = {(str(e.partition), e.clients): e for e in experiments if e.data == name}
-        for e in shares.values():
-            labels = loaded.train_labels
-            data.partition(labels, e.partition, clients=e.clients, seed=e.seed)
+def _run(sweep: Sweep, terminal: Console, *, quiet: bool) -> Results:
+    with Live(terminal, sweep.experiments, quiet=quiet) as live:
+        sweep.run(live.row)
+    return load(sweep.folders())
 
 
 def _spec(spec: dict[str, Any]) -> str:
     settings = ", ".join(f"{k}={v}" for k, v in spec.items() if k != "name")
     return f"{spec['name']}({settings})" if settings else spec["name"]
-
-
-def _show(results: Results, written: list[Path]) -> None:
-    table = results.table() * 100
-    shown = Table(title="final test accuracy (%)", title_justify="left")
-    shown.add_column("defence")
-    for column in table.columns:
-        shown.add_column(str(column), justify="right")
-    for name, row in table.iterrows():
-        shown.add_row(str(name), *(f"{value:.1f}" for value in row))
-    console.print(shown)
-    console.print("[dim]worst: the lowest of the row, the score of a defence[/]")
-    for path in written:
-        console.print(f"written: {path}", soft_wrap=True)
-
-
-def _as_json(results: Results, sweep: Sweep) -> dict[str, Any]:
-    return {
-        "table": json.loads(results.table().to_json(orient="index")),
-        "runs": [
-            {"run": e.run_id, "name": e.name, "seed": e.seed, "folder": str(path)}
-            for (e, _), path in zip(results.runs, sweep.folders(), strict=True)
-        ],
-    }
 
 
 if __name__ == "__main__":

@@ -15,10 +15,16 @@ Row = dict[str, Any]
 
 
 class Live:
-    """Show the rounds of all runs as they come."""
+    """Show the rounds of all runs as they come; nothing at all where ``quiet``.
 
-    def __init__(self, console: Console, experiments: list[Experiment]) -> None:
-        self._console = console
+    Without a terminal (CI, a pipe) there is no bar: a line as each run ends, and nothing else.
+    """
+
+    def __init__(
+        self, console: Console, experiments: list[Experiment], *, quiet: bool = False
+    ) -> None:
+        self._console = Console(quiet=True) if quiet else console
+        self._bytes = 0
         self._runs = len(experiments)
         self._ended = 0
         self._told = False
@@ -31,7 +37,7 @@ class Live:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[last]}"),
-            console=console,
+            console=self._console,
         )
         total = sum(e.rounds for e in experiments)
         self._task = self._bar.add_task(f"{self._runs} run(s)", total=total, last="")
@@ -50,9 +56,11 @@ class Live:
 
     def row(self, experiment: Experiment, row: Row) -> None:
         """Take one row of one run."""
+        self._bytes += sum(row.get(key) or 0 for key in ("bytes_up", "bytes_down"))
         if "accuracy" in row:
             last = f"{experiment.name} {row['accuracy']:.1%}"
-            self._bar.update(self._task, last=last)
+            sent = f", {size(self._bytes)} sent" if self._bytes else ""
+            self._bar.update(self._task, last=last + sent)
             self._first(last, row)
         if row["round"] > 0:
             self._bar.advance(self._task)
@@ -71,3 +79,12 @@ class Live:
     def _line(self, text: str) -> None:
         seconds = time.monotonic() - self._start
         self._console.print(f"[dim]{seconds:6.1f} s[/]  {text}", highlight=False)
+
+
+def size(count: float) -> str:
+    """Write a number of bytes for people: ``3.1 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -6,12 +6,14 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 
-from fedrobust.config import Experiment, read
+from experiments import tables
+from fedrobust.config import ConfigError, Experiment, read
 from fedrobust.rundir import read_rows
+from fedrobust.spec import suggest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +34,7 @@ class Results:
     @property
     def frame(self) -> pd.DataFrame:
         """One line per run and round, with the run's attack, defence and seed beside it."""
-        named = self._named()
+        named = self.names
         return pd.DataFrame(
             {"run": e.run_id, **names, "seed": e.seed, **row}
             for (e, rows), names in zip(self.runs, named, strict=True)
@@ -44,32 +46,110 @@ class Results:
         """Final clean accuracy in [0, 1], mean over the runs."""
         return statistics.fmean(final_accuracy(rows) for _, rows in self.runs)
 
-    def table(self) -> pd.DataFrame:
-        """Final accuracy, defence x attack: the mean over seeds; last column the worst attack."""
-        return self._pivot("mean").pipe(_with_worst)
+    @overload
+    def table(self, format: None = None) -> pd.DataFrame: ...
+    @overload
+    def table(self, format: str) -> str: ...
+
+    def table(self, format: str | None = None) -> pd.DataFrame | str:
+        """Final accuracy, defence x attack: the mean over seeds; last column the worst attack.
+
+        Parameters
+        ----------
+        format
+            None for a frame of fractions; "text", "markdown" or "latex" for the written table in
+            per cent, with the half-width of the 95 % interval where there are several seeds.
+
+        Raises
+        ------
+        ConfigError
+            For an unknown format.
+        """
+        means = self._pivot("mean").pipe(_with_worst)
+        return means if format is None else tables.render(means, self.interval(), format=format)
 
     def spread(self) -> pd.DataFrame:
         """Standard deviation over seeds (ddof 1) of each cell; NaN for a single seed."""
         return self._pivot("std")
 
+    def interval(self) -> pd.DataFrame:
+        """Half-width of the 95 % t-interval over seeds of each cell of ``table``.
+
+        The column ``worst`` repeats that of the attack which is worst on average.
+        """
+        means, halves = self._pivot("mean"), self._pivot(tables.half_width)
+        worst = [
+            halves.at[name, row.idxmin()] if row.notna().any() else float("nan")
+            for name, row in means.iterrows()
+        ]
+        return halves.assign(worst=worst)
+
+    def compare(self, *others: Results) -> Results:
+        """Put the runs of several results side by side; a run that occurs twice is kept once."""
+        every = [run for results in (self, *others) for run in results.runs]
+        return Results(tuple({experiment.run_id: (experiment, rows) for experiment, rows in every}
+                             .values()))  # fmt: skip
+
+    def against(self, baseline: str) -> pd.DataFrame:
+        """Compare each defence with one of them, seed by seed.
+
+        Parameters
+        ----------
+        baseline
+            A row name of ``table``.
+
+        Returns
+        -------
+        One line per attack and other defence: ``difference`` of final accuracy, mean over the seeds
+        that both ran, ``half_width`` of its 95 % t-interval (NaN for one seed), and ``seeds``.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such defence.
+        """
+        finals = self._finals().pivot_table(
+            index=["attack", "seed"], columns="defence", values="value", sort=False
+        )
+        if baseline not in finals.columns:
+            hint = suggest(baseline, [str(name) for name in finals.columns])
+            raise ConfigError([f"unknown defence {baseline!r}; {hint}"])
+        differences = finals.drop(columns=baseline).sub(finals[baseline], axis=0)
+        return pd.DataFrame(
+            {
+                "attack": attack,
+                "defence": defence,
+                "difference": column.mean(),
+                "half_width": tables.half_width(column.tolist()),
+                "seeds": int(column.notna().sum()),
+            }
+            for attack, part in differences.groupby(level="attack", sort=False)
+            for defence, column in part.items()
+        )
+
     def plot(self) -> Figure:
         """Draw accuracy over rounds for one run, the heat map of the table for several."""
         from experiments.pictures import curves, heat_map
 
-        several = len({tuple(names.values()) for names in self._named()}) > 1
+        several = len({tuple(names.values()) for names in self.names}) > 1
         return heat_map(self.table()) if several else curves(self.frame)
 
     def __repr__(self) -> str:
         return f"Results of {len(self.runs)} run(s), final accuracy:\n{self.table().round(4)}"
 
     def _repr_html_(self) -> str:
-        return (self.table() * 100).round(1).to_html()
+        from experiments.report.heat import heat_table
 
-    def _pivot(self, statistic: str) -> pd.DataFrame:
-        finals = pd.DataFrame(
-            {**names, "value": final_accuracy(rows)}
-            for (_, rows), names in zip(self.runs, self._named(), strict=True)
+        return heat_table(self.table(), self.interval())
+
+    def _finals(self) -> pd.DataFrame:
+        return pd.DataFrame(
+            {**names, "seed": e.seed, "value": final_accuracy(rows)}
+            for (e, rows), names in zip(self.runs, self.names, strict=True)
         )
+
+    def _pivot(self, statistic: Any) -> pd.DataFrame:
+        finals = self._finals()
         table = finals.pivot_table(
             index="defence", columns="attack", values="value", aggfunc=statistic, dropna=False
         )
@@ -78,8 +158,9 @@ class Results:
             columns=list(dict.fromkeys(finals["attack"])),
         )
 
-    def _named(self) -> list[dict[str, str]]:
-        """Name each run's attack and defence, with the settings in which namesakes differ."""
+    @property
+    def names(self) -> list[dict[str, str]]:
+        """Each run's ``attack`` and ``defence``, with the settings in which namesakes differ."""
         attacks = distinct([[e.attack] for e, _ in self.runs])
         defences = distinct([[*e.pre, e.rule] for e, _ in self.runs])
         others = varied([_settings(e) for e, _ in self.runs])

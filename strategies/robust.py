@@ -122,6 +122,8 @@ class RobustStrategy(Strategy):
             "round": server_round,
             "replies": len(heard.accepted),
             "rejected": heard.rejected,
+            "bytes_down": self._model.nbytes * len(self._sent),
+            "bytes_up": sum(reply.update.nbytes for reply in heard.accepted.values()),
         }
         try:
             stepped = self._step(server_round, heard)

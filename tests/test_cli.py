@@ -11,7 +11,7 @@ import pytest
 import tomli_w
 
 from experiments import listing
-from experiments.cli import main, markdown
+from experiments.cli import main
 from experiments.results import Results, distinct, load
 from fedrobust import aggregation, attacks
 from fedrobust.config import Experiment, expand, read
@@ -181,7 +181,7 @@ def test_a_single_run_draws_its_curve(file, tmp_path):
     output = tmp_path / "results" / "small"
     assert (output / "accuracy.png").is_file()
     results = load(p.parent for p in output.rglob("rounds.jsonl"))
-    assert markdown(results.table() * 100).startswith("|  | none | worst |")
+    assert results.table("markdown").startswith("|  | none | worst |")
 
 
 def test_namesakes_are_told_apart_by_what_differs():

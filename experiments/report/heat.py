@@ -1,0 +1,85 @@
+"""Heat maps as HTML tables: readable on a phone, by a screen reader, and printed."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+import pandas as pd
+
+LIGHT, DARK = (239, 246, 244), (20, 104, 96)  # one hue, so that it survives grey printing
+BLACK = "#000"
+SWITCH = 0.179  # above this luminance black ink has the greater contrast
+STYLE = "white-space:nowrap;padding:.35em .6em;text-align:right;font-variant-numeric:tabular-nums"
+
+
+def heat_table(
+    means: pd.DataFrame,
+    intervals: pd.DataFrame | None = None,
+    *,
+    low: float = 0.1,
+    high: float = 0.9,
+    unit: float = 100.0,
+    digits: int = 1,
+) -> str:
+    """Write a table whose cells are the darker the larger they are.
+
+    Parameters
+    ----------
+    means
+        Fractions; a column ``worst`` is set apart by a rule.
+    intervals
+        Half-widths of the same shape, written small below each value; NaN for none.
+    low, high
+        Values of the lightest and of the darkest cell.
+    unit
+        Factor of the printed numbers: 100 for per cent.
+    digits
+        Digits after the point.
+    """
+    head = "".join(f"<th scope='col'>{escape(str(c))}</th>" for c in means.columns)
+    lines = []
+    for i, name in enumerate(means.index):
+        row = [
+            _cell(
+                float(means.iat[i, j]),
+                math.nan if intervals is None else float(intervals.iat[i, j]),
+                (low, high, unit, digits),
+                str(means.columns[j]) == "worst",
+            )
+            for j in range(means.shape[1])
+        ]
+        lines.append(f"<tr><th scope='row'>{escape(str(name))}</th>{''.join(row)}</tr>")
+    return (
+        "<table class='heat' style='border-collapse:collapse'>"
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    )
+
+
+def colours(share: float) -> tuple[str, str]:
+    """Return background and ink of a cell; share 0 is light, 1 is dark."""
+    share = min(1.0, max(0.0, share))
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(LIGHT, DARK, strict=True))
+    bright = luminance(red, green, blue) > SWITCH
+    return f"rgb({red},{green},{blue})", BLACK if bright else "#fff"
+
+
+def luminance(red: int, green: int, blue: int) -> float:
+    """Return the relative luminance in [0, 1] of an sRGB colour (WCAG 2.1)."""
+
+    def linear(value: int) -> float:
+        share = value / 255
+        return share / 12.92 if share <= 0.03928 else ((share + 0.055) / 1.055) ** 2.4
+
+    return 0.2126 * linear(red) + 0.7152 * linear(green) + 0.0722 * linear(blue)
+
+
+def _cell(mean: float, half: float, scale: tuple[float, float, float, int], apart: bool) -> str:
+    if math.isnan(mean):
+        return f"<td style='{STYLE}'>-</td>"
+    low, high, unit, digits = scale
+    background, ink = colours((mean - low) / (high - low) if high > low else 0.5)
+    border = ";border-left:3px solid #000" if apart else ""
+    spread = "" if math.isnan(half) else f"<br><small>± {half * unit:.{digits}f}</small>"
+    style = f"{STYLE};background:{background};color:{ink}{border}"
+    return f"<td style='{style}'>{mean * unit:.{digits}f}{spread}</td>"

@@ -1,0 +1,55 @@
+"""What a finished run or sweep leaves behind: tables on the terminal, files, JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments import tables
+from experiments.results import Results
+from experiments.sweep import Sweep
+
+
+def write_summary(results: Results, output: Path) -> list[Path]:
+    """Write the table (Markdown, CSV, LaTeX) and the picture; return what was written."""
+    (output / "table.csv").write_text((results.table() * 100).round(2).to_csv())
+    (output / "table.md").write_text(results.table("markdown"))
+    (output / "table.tex").write_text(results.table("latex"))
+    picture = output / ("heat_map.png" if len(results.runs) > 1 else "accuracy.png")
+    results.plot().savefig(picture, dpi=150)
+    return [output / "table.md", output / "table.csv", output / "table.tex", picture]
+
+
+def show(results: Results, console: Console) -> None:
+    """Print the table of final accuracies, with intervals where there are several seeds."""
+    table = tables.cells(results.table(), results.interval())
+    shown = Table(title="final test accuracy (%)", title_justify="left")
+    shown.add_column("defence")
+    for column in table.columns:
+        shown.add_column(str(column), justify="right")
+    for name, row in table.iterrows():
+        shown.add_row(str(name), *row)
+    console.print(shown)
+    console.print("[dim]worst: the lowest of the row, the score of a defence; ± 95 % interval[/]")
+
+
+def show_written(paths: list[Path], console: Console) -> None:
+    """Say which files were written."""
+    for path in paths:
+        console.print(f"written: {path}", soft_wrap=True)
+
+
+def as_json(results: Results, sweep: Sweep) -> dict[str, Any]:
+    """Return the table, its intervals and each run's folder, for machines."""
+    return {
+        "table": json.loads(results.table().to_json(orient="index")),
+        "interval": json.loads(results.interval().to_json(orient="index")),
+        "runs": [
+            {"run": e.run_id, "name": e.name, "seed": e.seed, "folder": str(path)}
+            for (e, _), path in zip(results.runs, sweep.folders(), strict=True)
+        ],
+    }

@@ -1,0 +1,108 @@
+"""Tables of results for people and papers: text, Markdown, LaTeX; means with their intervals."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+from scipy import stats
+
+from fedrobust.config import ConfigError
+from fedrobust.spec import suggest
+
+CONFIDENCE = 0.95
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Return the half-width of the 95 % t-interval of the mean; NaN for fewer than two values."""
+    known = [value for value in values if not math.isnan(value)]
+    if len(known) < 2:
+        return math.nan
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(known) - 1))
+    return quantile * statistics.stdev(known) / math.sqrt(len(known))
+
+
+def cells(means: pd.DataFrame, intervals: pd.DataFrame, *, plus_minus: str = "±") -> pd.DataFrame:
+    """Write fractions as per cent: ``85.8 ± 0.2``, or ``85.8`` where there is no interval."""
+
+    def cell(mean: float, half: float) -> str:
+        if math.isnan(mean):
+            return "-"
+        spread = "" if math.isnan(half) else f" {plus_minus} {half * 100:.1f}"
+        return f"{mean * 100:.1f}{spread}"
+
+    rows = [
+        [cell(m, h) for m, h in zip(mean_row, half_row, strict=True)]
+        for mean_row, half_row in zip(means.to_numpy(), intervals.to_numpy(), strict=True)
+    ]
+    return pd.DataFrame(rows, index=means.index, columns=means.columns)
+
+
+def render(means: pd.DataFrame, intervals: pd.DataFrame, *, format: str) -> str:
+    """Write a defence x attack table of fractions in one of ``FORMATS``.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown format.
+    """
+    if format not in FORMATS:
+        raise ConfigError([f"unknown format {format!r}; {suggest(format, list(FORMATS))}"])
+    return FORMATS[format](means, intervals)
+
+
+def markdown(means: pd.DataFrame, intervals: pd.DataFrame) -> str:
+    """Write a pipe table, as GitHub and notebooks read it."""
+    return pipes(cells(means, intervals))
+
+
+def pipes(table: pd.DataFrame) -> str:
+    """Write any frame of words as a Markdown pipe table, its index as the first column."""
+    head = ["", *map(str, table.columns)]
+    body = [
+        [str(name), *map(str, row)] for name, row in zip(table.index, table.values, strict=True)
+    ]
+    lines = [head, ["---"] * len(head), *body]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def latex(means: pd.DataFrame, intervals: pd.DataFrame) -> str:
+    """Write a ``tabular`` for booktabs; the best mean of each column is bold."""
+    words = cells(means, intervals, plus_minus=r"$\pm$")
+    best = means.max()
+    lines = [
+        r"\begin{tabular}{l" + "r" * len(means.columns) + "}",
+        r"\toprule",
+        " & ".join(["defence", *map(_tex, means.columns)]) + r" \\",
+        r"\midrule",
+    ]
+    for name in means.index:
+        row = [
+            rf"\textbf{{{words.at[name, column]}}}"
+            if means.at[name, column] == best[column]
+            else words.at[name, column]
+            for column in means.columns
+        ]
+        lines.append(" & ".join([_tex(name), *row]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def text(means: pd.DataFrame, intervals: pd.DataFrame) -> str:
+    """Write aligned columns for a terminal."""
+    return cells(means, intervals).to_string() + "\n"
+
+
+FORMATS: dict[str, Callable[[pd.DataFrame, pd.DataFrame], str]] = {
+    "text": text,
+    "markdown": markdown,
+    "latex": latex,
+}
+
+TEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"},
+       "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}  # fmt: skip
+
+
+def _tex(word: object) -> str:
+    return "".join(TEX.get(letter, letter) for letter in str(word))

@@ -1,0 +1,272 @@
+"""Tables, intervals, sweeps from the command line, and the report: one page on its own."""
+
+import json
+import math
+import re
+import sys
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+import tomli_w
+
+from experiments import tables
+from experiments.cli import main
+from experiments.report import build, folders_in, heat
+from experiments.report.gathering import gather, measures
+from experiments.results import Results, load
+from fedrobust.config import ConfigError, expand
+from fedrobust.rundir import RunFolder
+
+VOID = {"meta", "link", "br", "img", "hr", "input", "use", "path", "rect", "line", "circle"}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Sweep once through the command line: 2 rules x 2 attacks x 2 seeds on the digits."""
+    from tests.conftest import SMALL
+
+    folder = tmp_path_factory.mktemp("sweep")
+    file = folder / "tiny.toml"
+    file.write_text(tomli_w.dumps(SMALL | {"sweep": {"attack": ["none", "nan"]}}))
+    call = ["sweep", file, "-s", "rule=mean,krum", "--seeds", 2, "--workers", 1, "--json", "-q"]
+    return folder, call
+
+
+@pytest.fixture(scope="module")
+def output(swept):
+    folder, call = swept
+    code, said = command(*call, "--output", folder / "results")
+    assert code == 0
+    return folder / "results" / "tiny", json.loads(said)
+
+
+def command(*arguments):
+    """Call the command line in this process; return its exit code and what it printed."""
+    import contextlib
+    import io
+
+    said = io.StringIO()
+    before, sys.argv = sys.argv, ["fedrobust", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(said):
+            main()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        sys.argv = before
+    return code, said.getvalue()
+
+
+class Page(HTMLParser):
+    """What a page holds: tags that balance, addresses, the text of each table cell."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.addresses, self.tags, self.words = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [v for k, v in attributes if k in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [v for k, v in attributes if k in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_half_width_by_hand():
+    # mean 2, s = 1, n = 3: t(0.975, 2) = 4.302653, so 4.302653 / sqrt(3)
+    assert tables.half_width([1.0, 2.0, 3.0]) == pytest.approx(2.484138, abs=1e-6)
+    assert math.isnan(tables.half_width([1.0]))
+    assert tables.half_width([1.0, 2.0, 3.0, float("nan")]) == pytest.approx(2.484138, abs=1e-6)
+
+
+def test_tables_for_papers():
+    means = pd.DataFrame({"none": [0.9, 0.8], "a_b": [0.1, float("nan")]}, index=["x", "50%_y"])
+    halves = pd.DataFrame({"none": [0.01, float("nan")], "a_b": [0.02, 0.0]}, index=means.index)
+    assert tables.render(means, halves, format="markdown") == (
+        "|  | none | a_b |\n| --- | --- | --- |\n"
+        "| x | 90.0 ± 1.0 | 10.0 ± 2.0 |\n| 50%_y | 80.0 | - |\n"
+    )
+    written = tables.render(means, halves, format="latex")
+    assert r"\textbf{90.0 $\pm$ 1.0} & \textbf{10.0 $\pm$ 2.0} \\" in written
+    assert r"50\%\_y & 80.0 & - \\" in written
+    assert r"defence & none & a\_b \\" in written
+    with pytest.raises(ConfigError, match="did you mean 'latex'"):
+        tables.render(means, halves, format="latx")
+
+
+def finals(small, values):
+    """Results whose runs end at given accuracies, by (rule, attack, seed)."""
+    runs = []
+    for (rule, attack, seed), value in values.items():
+        (e,) = expand(small | {"rule": rule, "attack": attack, "seed": seed})
+        runs.append((e, [{"round": 1, "accuracy": value}]))
+    return Results(tuple(runs))
+
+
+def test_the_worst_attack_is_the_score(small):
+    results = finals(small, {
+        ("mean", "none", 1): 0.9, ("mean", "none", 2): 0.8,
+        ("mean", "zero", 1): 0.5, ("mean", "zero", 2): 0.3,
+        ("krum", "none", 1): 0.6, ("krum", "none", 2): 0.6,
+        ("krum", "zero", 1): 0.7, ("krum", "zero", 2): 0.7,
+    })  # fmt: skip
+    table, interval = results.table(), results.interval()
+    assert table.at["mean", "worst"] == pytest.approx(0.4)
+    assert table.at["krum", "worst"] == pytest.approx(0.6)
+    # two values: t(0.975, 1) = 12.7062, half width = 12.7062 * |a - b| / 2
+    assert interval.at["mean", "none"] == pytest.approx(0.635310, abs=1e-6)
+    assert interval.at["mean", "worst"] == interval.at["mean", "zero"]
+    assert interval.at["krum", "worst"] == 0
+    against = results.against("krum").set_index(["attack", "defence"])
+    assert against.at[("zero", "mean"), "difference"] == pytest.approx(-0.3)
+    assert against.at[("none", "mean"), "seeds"] == 2
+    with pytest.raises(ConfigError, match="did you mean 'krum'"):
+        results.against("krm")
+
+
+def test_results_stand_side_by_side_once(small):
+    one = finals(small, {("mean", "none", 1): 0.9})
+    two = finals(small, {("krum", "none", 1): 0.6})
+    both = one.compare(two, one)
+    assert len(both.runs) == 2
+    assert list(both.table().index) == ["mean", "krum"]
+    assert "<table" in both._repr_html_() and "krum" in both._repr_html_()
+
+
+def test_a_sweep_from_the_command_line(output):
+    folder, said = output
+    assert list(said["table"]) == ["mean", "krum"]
+    assert set(said["interval"]["krum"]) == {"none", "nan", "worst"}
+    assert len(said["runs"]) == 8
+    assert said["report"] == str(folder / "report.html")
+    names = {"table.md", "table.csv", "table.tex", "heat_map.png", "report.html"}
+    assert names <= {p.name for p in folder.iterdir()}
+    assert "±" in (folder / "table.md").read_text()
+
+
+def test_a_finished_sweep_is_only_read_again(swept, output):
+    folder, call = swept
+    stamps = {p: p.stat().st_mtime_ns for p in folder.rglob("rounds.jsonl")}
+    assert len(stamps) == 8
+    call = [word for word in call if word != "--json"]
+    code, said = command(*call, "--table", "latex", "--output", folder / "results")
+    assert code == 0
+    assert said.startswith(r"\begin{tabular}{lrrr}") and said.endswith("\\end{tabular}\n")
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("rounds.jsonl")} == stamps
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["-s", "rule=krun,mean"], "did you mean 'krum'"),
+        (["-s", "rule"], "a sweep axis is key=a,b,c, got 'rule'"),
+        (["-s", "rule=[1,"], "needs a TOML list or values with commas"),
+        (["--table", "latx"], "did you mean 'latex'"),
+    ],
+)
+def test_a_wrong_sweep_is_refused_before_it_starts(swept, capsys, options, sentence):
+    folder, call = swept
+    code, _ = command(*call, *options, "--output", folder / "wrong")
+    assert code == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+    assert not (folder / "wrong").exists()
+
+
+def test_the_report_is_one_page_that_needs_nothing(output):
+    folder, said = output
+    text = (folder / "report.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    assert page.tags.count("svg") >= 4
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert page.addresses, "the tables can be taken away as CSV"
+    assert all(a.startswith(("data:text/csv;base64,", "#")) for a in page.addresses)
+    assert not re.search(r"url\((?!#)", text) and "@import" not in text
+    words = " ".join(page.words)
+    for title in ("Final accuracy", "Accuracy over rounds", "What the attackers got",
+                  "Replies that lost their vote", "Who holds which data", "Time and bytes a round",
+                  "Configuration", "Environment", "How to reproduce"):  # fmt: skip
+        assert title in words
+    score = max(row["worst"] for row in said["table"].values())
+    assert f"{score:.1%} under its worst attack" in words
+
+
+def test_the_numbers_in_the_page_are_those_of_the_runs(output):
+    folder, said = output
+    page = Page((folder / "report.html").read_text())
+    shown = {word.strip() for word in page.words}
+    for row in said["table"].values():
+        for value in row.values():
+            assert f"{value * 100:.1f}" in shown
+    assert "update holds values that are not finite" in shown
+
+
+def test_a_report_is_reproducible_and_ids_do_not_clash(output):
+    folder, _ = output
+    one, two = build(folders_in(folder)), build(folders_in(folder))
+    assert one == two
+    ids = re.findall(r' id="([^"]+)"', one)
+    assert len(ids) > 20
+    clips = [i for i in ids if re.fullmatch(r"p[0-9a-f]{10,}", i)]
+    assert clips and len(clips) == len(set(clips))
+
+
+def test_the_report_of_one_run_and_of_none(output, tmp_path):
+    folder, _ = output
+    run = folders_in(folder)[0]
+    assert folders_in(run) == [run]
+    code, said = command("report", run, "--output", tmp_path / "page.html")
+    assert code == 0 and "written:" in said
+    assert "Final test accuracy" in (tmp_path / "page.html").read_text()
+    (tmp_path / "empty").mkdir()
+    assert command("report", tmp_path / "empty")[0] == 2
+
+
+def test_hostile_words_are_escaped(small, tmp_path):
+    """A reason comes from a client: it may hold anything."""
+    (e,) = expand(small)
+    folder = RunFolder(tmp_path, e)
+    evil = "<script>alert(1)</script>"
+    with folder.recording():
+        folder.append({"round": 0, "accuracy": 0.1, "seconds": 0.1})
+        rejected = [{"client": 0, "node": 1, "reason": evil}]
+        row = {"round": 3, "accuracy": 0.5, "seconds": 0.1, "rejected": rejected, "kept": evil}
+        folder.append(row | {"detection_recall": 0.5})
+    text = build([folder.path])
+    assert evil not in text and "&lt;script&gt;" in text
+    assert "Detection recall over rounds" in text
+    assert measures(load([folder.path]).frame) == ["detection_recall"]
+
+
+def test_a_data_set_that_is_not_at_hand_is_said(small, tmp_path, monkeypatch):
+    monkeypatch.delenv("FEDROBUST_DATA", raising=False)
+    (e,) = expand(small | {"data": "cifar10", "model": "cnn"})
+    folder = RunFolder(tmp_path, e)
+    with folder.recording():
+        folder.append({"round": 3, "accuracy": 0.5, "seconds": 0.1})
+    assert "the data set is not at hand" in build([folder.path])
+    assert len(gather([folder.path]).environments) == 1
+
+
+def test_cells_are_readable():
+    """Ink and ground keep the contrast of 4.5 that WCAG asks for, over the whole scale."""
+    for step in range(101):
+        ground, ink = heat.colours(step / 100)
+        red, green, blue = map(int, re.findall(r"\d+", ground))
+        light, dark = heat.luminance(red, green, blue), (1.0 if ink == "#fff" else 0.0)
+        high, low = max(light, dark), min(light, dark)
+        assert (high + 0.05) / (low + 0.05) >= 4.5
