@@ -23,7 +23,7 @@ from fedrobust.spec import SpecError, parameters, suggest
 Entry = dict[str, str]
 # What the system hands in: no setting of the plug-in, so nothing to list. f is one, of the rules.
 SUPPLIED = {
-    "rules": {"generator", "memory"},
+    "rules": {"generator", "memory", "clients"},
     "pre-aggregators": {"generator"},
     "attacks": {"n", "f", "round", "rule", "generator", "previous", "own"},
     "training attacks": set(planted.TRAINED_SUPPLIED),
