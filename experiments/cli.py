@@ -18,6 +18,7 @@ from experiments.report import write as write_report
 from experiments.results import Results, load
 from experiments.simulation import check_grid
 from experiments.sweep import Sweep
+from experiments.trackers import tracking
 from fedrobust.config import ConfigError
 from fedrobust.data import DataError
 from fedrobust.models import ModelError
@@ -58,6 +59,9 @@ Download = Annotated[bool, typer.Option(help="Fetch a missing data set.")]
 Output = Annotated[Path, typer.Option(help="Parent folder of the results.")]
 Seeds = Annotated[int, typer.Option(help="Repeat with this many seeds.", min=1)]
 Workers = Annotated[int, typer.Option(help="Processes; 0: one a core.", min=0)]
+Track = Annotated[
+    list[str] | None, typer.Option(help="tensorboard, mlflow or wandb; may be repeated.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object at the end.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress: the table only.")]
 
@@ -72,6 +76,8 @@ def run(
     output: Output = Path("results"),
     seeds: Seeds = 1,
     workers: Workers = 0,
+    track: Track = None,
+    save_model: Annotated[bool, typer.Option(help="Keep each final model (safetensors).")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -79,8 +85,8 @@ def run(
     check_grid(grid)
     experiments = experiments_of(file, override, seeds=seeds)
     check_data(experiments, data_root, download)
-    sweep = Sweep(experiments, output / file.stem, grid, data_root, workers)
-    results = _run(sweep, errors if as_json else console, quiet=quiet)
+    sweep = Sweep(experiments, output / file.stem, grid, data_root, workers, save_model)
+    results = _run(sweep, errors if as_json else console, track, quiet=quiet)
     written = showing.write_summary(results, sweep.output)
     if as_json:
         typer.echo(json.dumps(showing.as_json(results, sweep)))
@@ -104,6 +110,7 @@ def sweep_over(
     output: Output = Path("results"),
     seeds: Seeds = 1,
     workers: Workers = 0,
+    track: Track = None,
     table: Annotated[str, typer.Option(help="text, markdown or latex.")] = "text",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -117,7 +124,7 @@ def sweep_over(
     check_data(experiments, data_root, download)
     sweep = Sweep(experiments, output / file.stem, "in_process", data_root, workers)
     resolve_one(table, list(tables.FORMATS), "format")
-    results = _run(sweep, errors, quiet=quiet)  # the table alone goes to stdout
+    results = _run(sweep, errors, track, quiet=quiet)  # the table alone goes to stdout
     written = showing.write_summary(results, sweep.output)
     page = write_report(sweep.folders(), sweep.output / "report.html", data_root=data_root)
     if as_json:
@@ -232,9 +239,12 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-def _run(sweep: Sweep, terminal: Console, *, quiet: bool) -> Results:
-    with Live(terminal, sweep.experiments, quiet=quiet) as live:
-        sweep.run(live.row)
+def _run(sweep: Sweep, terminal: Console, trackers: list[str] | None, *, quiet: bool) -> Results:
+    with (
+        Live(terminal, sweep.experiments, quiet=quiet) as live,
+        tracking(trackers or [], sweep.output, live.row) as on_row,
+    ):
+        sweep.run(on_row)
     return load(sweep.folders())
 
 

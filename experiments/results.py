@@ -17,6 +17,7 @@ from fedrobust.spec import suggest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,9 +28,12 @@ class Results:
     ----------
     runs
         (experiment, rows) pairs; a row is one line of rounds.jsonl.
+    models
+        Each run's final model, (d,); empty unless ``simulate`` was asked to keep them.
     """
 
     runs: tuple[tuple[Experiment, list[dict[str, Any]]], ...]
+    models: tuple[Tensor, ...] = ()
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -126,6 +130,20 @@ class Results:
             for attack, part in differences.groupby(level="attack", sort=False)
             for defence, column in part.items()
         )
+
+    def state_dict(self, run: int = 0, *, data_root: str | None = None) -> dict[str, Tensor]:
+        """Return a run's final model as a PyTorch state_dict: names, parameters and buffers.
+
+        Raises
+        ------
+        ConfigError
+            If the models were not kept.
+        """
+        from experiments.export import state_dict
+
+        if not self.models:
+            raise ConfigError(["no models were kept: simulate(..., keep_models=True)"])
+        return state_dict(self.runs[run][0], self.models[run], data_root=data_root)
 
     def plot(self) -> Figure:
         """Draw accuracy over rounds for one run, the heat map of the table for several."""

@@ -8,10 +8,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
 from clients.client_app import app
+from experiments.plugging import is_own, plugged
 from experiments.results import Results
 from fedrobust.config import ConfigError, Experiment, expand, override, read
-from fedrobust.flower import InProcessGrid
+from fedrobust.flower import InProcessGrid, tensor_of
 from fedrobust.rundir import RunFolder
 from fedrobust.spec import suggest
 from strategies.session import run
@@ -25,12 +29,30 @@ def simulate(
     *,
     grid: str = "in_process",
     data_root: str | None = None,
+    on_row: Callable[[Experiment, Row], None] = lambda experiment, row: None,
+    keep_models: bool = False,
     **overrides: Any,
 ) -> Results:
     """Run one experiment (or each of its sweep) and return the results; see ``fedrobust``."""
     check_grid(grid)
-    runs = resolve(experiment, {k.replace("__", "."): v for k, v in overrides.items()})
-    return Results(tuple((e, run_one(e, grid=grid, data_root=data_root)) for e in runs))
+    if grid != "in_process" and (
+        own := [k for k in ("rule", "attack") if is_own(overrides.get(k))]
+    ):
+        raise ConfigError([f"a {own[0]} that is an object of yours runs in process only"])
+    runs: list[tuple[Experiment, list[Row]]] = []
+    vectors: list[Tensor] = []
+    with plugged({k.replace("__", "."): v for k, v in overrides.items()}) as (named, stock):
+        for e in resolve(experiment, named):
+            rows = run_one(
+                e,
+                grid=grid,
+                data_root=data_root,
+                on_row=lambda row, e=e: on_row(e, row),  # type: ignore[misc]
+                on_model=vectors.append if keep_models else None,
+                stock=stock,
+            )
+            runs.append((e, rows))
+    return Results(tuple(runs), tuple(vectors))
 
 
 def resolve(
@@ -62,9 +84,16 @@ def run_one(
     data_root: str | None = None,
     folder: RunFolder | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
+    on_model: Callable[[Tensor], None] | None = None,
+    stock: Strategy | None = None,
 ) -> list[Row]:
-    """Run one resolved experiment and return its rows; ``folder`` records them as they come."""
+    """Run one resolved experiment and return its rows; ``folder`` records them as they come.
+
+    ``on_model`` is called with the final model, a vector (d,); in process only.
+    """
     if grid == "flower":
+        if on_model is not None:
+            raise ConfigError(["the final model is kept in process only"])
         from experiments.flower_run import run_on_flower
 
         return run_on_flower(experiment, data_root=data_root, folder=folder, on_row=on_row)
@@ -82,7 +111,9 @@ def run_one(
         stack.enter_context(quiet("flwr"))
         run_config = {"experiment": experiment.to_toml(), "data-root": data_root or ""}
         nodes = InProcessGrid(app, clients=experiment.clients, run_config=run_config)
-        run(nodes, experiment, data_root=data_root, on_row=keep)
+        final = run(nodes, experiment, data_root=data_root, on_row=keep, stock=stock)
+        if on_model is not None:
+            on_model(tensor_of(final["model"]).clone())
     return rows
 
 

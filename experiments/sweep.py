@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from experiments import export
 from experiments.simulation import run_one
 from fedrobust.config import Experiment
 from fedrobust.rundir import RunFolder
 
 Row = dict[str, Any]
+MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Sweep:
     ----------
     workers
         Processes; 0 means one a core.
+    models
+        Write each run's final model beside its rows, as ``MODEL``.
     """
 
     experiments: list[Experiment]
@@ -36,6 +41,7 @@ class Sweep:
     grid: str = "in_process"
     data_root: str | None = None
     workers: int = 0
+    models: bool = False
 
     def folders(self) -> list[Path]:
         """Return each run's folder, in order."""
@@ -43,7 +49,7 @@ class Sweep:
 
     def run(self, on_row: Callable[[Experiment, Row], None]) -> None:
         """Run what is not finished; ``on_row`` is called in this process."""
-        waiting = [e for e in self.experiments if not RunFolder(self.output, e).finished]
+        waiting = [e for e in self.experiments if not self._done(RunFolder(self.output, e))]
         workers = min(self.workers or os.cpu_count() or 1, len(waiting))
         if workers <= 1 or self.grid != "in_process":
             for experiment in waiting:
@@ -53,7 +59,22 @@ class Sweep:
 
     def _run_here(self, experiment: Experiment, on_row: Callable[[Row], None]) -> None:
         folder = RunFolder(self.output, experiment)
-        run_one(experiment, grid=self.grid, data_root=self.data_root, folder=folder, on_row=on_row)
+
+        def write_model(vector: Tensor) -> None:
+            state = export.state_dict(experiment, vector, data_root=self.data_root)
+            export.write(folder.path / MODEL, experiment, state)
+
+        run_one(
+            experiment,
+            grid=self.grid,
+            data_root=self.data_root,
+            folder=folder,
+            on_row=on_row,
+            on_model=write_model if self.models else None,
+        )
+
+    def _done(self, folder: RunFolder) -> bool:
+        return folder.finished and (not self.models or (folder.path / MODEL).is_file())
 
     def _run_parallel(
         self, waiting: list[Experiment], workers: int, on_row: Callable[[Experiment, Row], None]

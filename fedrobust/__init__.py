@@ -21,6 +21,10 @@ def simulate(experiment: Any, *, grid: str = "in_process", **overrides: Any) -> 
         ``"in_process"``, or ``"flower"`` for Flower's own simulation engine on Ray.
     **overrides
         Keys of the configuration set on top; ``__`` stands for the dot: ``server__lr=0.05``.
+        ``rule`` may be a function ``(updates, *, f) -> (d,)`` of your own, or a Flower strategy;
+        ``attack`` a function ``(honest, *, n, f) -> (f, d)``. Further: ``data_root``;
+        ``on_row(experiment, row)``, called as the rounds end; ``keep_models=True`` for
+        ``Results.state_dict``.
 
     Raises
     ------

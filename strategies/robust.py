@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,33 +15,12 @@ from torch import Tensor
 from fedrobust import aggregation
 from fedrobust.attacks import bypass, impact, spread
 from fedrobust.config import Experiment
-from fedrobust.flower import Rejected, array_of, screen, tensor_of
-from fedrobust.flower.screening import Reply
+from fedrobust.flower import array_of, tensor_of
 from fedrobust.seeds import generator
+from strategies.listening import Round, listen
 from strategies.trusted import OwnData
 
 Row = dict[str, Any]
-SILENT = "no reply before the deadline"
-
-
-@dataclass
-class Round:
-    """What came back in one round."""
-
-    accepted: dict[int, Reply] = field(default_factory=dict)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
-
-    def matrix(self, buffer: Tensor | None = None) -> Tensor:
-        """Return the accepted updates (n, d), by client; inside ``buffer`` where it fits."""
-        rows = [self.accepted[client].update for client in self.clients]
-        shape = (len(rows), rows[0].numel()) if rows else (0, 0)
-        fits = buffer is not None and tuple(buffer.shape) == shape
-        return torch.stack(rows, out=buffer) if fits else torch.stack(rows)
-
-    @property
-    def clients(self) -> list[int]:
-        """The clients whose replies were accepted, in order."""
-        return sorted(self.accepted)
 
 
 class RobustStrategy(Strategy):
@@ -151,29 +129,14 @@ class RobustStrategy(Strategy):
         self._row = {"round": server_round + 1}
 
     def _screen(self, replies: Iterable[Message]) -> Round:
-        """Accept at most one reply a node; name who lost the vote and why."""
-        node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in self._sent}
-        d, heard = self._model.numel(), Round()  # type: ignore[union-attr]
-        missing = set(self._clients)
-        server = self._experiment.server
-        for reply in replies:
-            node = node_of.get(reply.metadata.reply_to_message_id)
-            if node is None or node not in missing:
-                continue  # a reply to nothing that was asked in this round
-            missing.discard(node)
-            try:
-                checked = screen(
-                    reply, d=d, most_examples=self._most_examples, largest=server.largest
-                )
-                heard.accepted[self._clients[node]] = checked
-            except Rejected as reason:
-                heard.rejected.append(self._named(node, str(reason)))
-        heard.rejected += [self._named(node, SILENT) for node in missing]
-        heard.rejected.sort(key=lambda entry: entry["client"])
-        return heard
-
-    def _named(self, node: int, reason: str) -> dict[str, Any]:
-        return {"node": node, "client": self._clients[node], "reason": reason}
+        return listen(
+            replies,
+            self._sent,
+            clients=self._clients,
+            d=self._model.numel(),  # type: ignore[union-attr]
+            most_examples=self._most_examples,
+            largest=self._experiment.server.largest,
+        )
 
     def _step(self, server_round: int, heard: Round) -> Tensor:
         """Step: v <- momentum v + aggregate, w <- w - lr v."""
@@ -212,11 +175,11 @@ class RobustStrategy(Strategy):
             if outcome.weights is not None:
                 row["bypass"] = bypass(outcome.weights, malicious)
             if not bool(malicious.all()):
-                row["impact"] = _impact(outcome.aggregate, updates[~malicious])
+                row["impact"] = impact_of(outcome.aggregate, updates[~malicious])
         return row
 
 
-def _impact(aggregate: Tensor, honest: Tensor) -> dict[str, float]:
+def impact_of(aggregate: Tensor, honest: Tensor) -> dict[str, float]:
     """How far the aggregate is from the honest mean, in honest spreads, and its direction."""
     measured = impact(aggregate, honest.mean(0), spread=spread(honest))
     return {

@@ -7,6 +7,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 
 from fedrobust import adversary, data, models
 from fedrobust.adversarial import evaluate_attacks
@@ -19,6 +20,7 @@ from fedrobust.training import one_thread
 from fedrobust.vector import FlatModel
 from strategies.robust import RobustStrategy, Row
 from strategies.roll_call import roll_call
+from strategies.stock import StockStrategy
 from strategies.trusted import OwnData
 
 
@@ -28,6 +30,7 @@ def run(
     *,
     data_root: str | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
+    stock: Strategy | None = None,
 ) -> ArrayRecord:
     """Run one experiment over a grid whose nodes are its clients.
 
@@ -41,6 +44,8 @@ def run(
         Where the full data sets are.
     on_row
         Called with round 0 (the initial model) and with each round as it ends.
+    stock
+        A Flower strategy that leads the run in the place of ours.
 
     Returns
     -------
@@ -58,14 +63,19 @@ def run(
     def members(round: int) -> tuple[int, ...]:
         return adversary.members(experiment, round=round)
 
-    strategy = RobustStrategy(
-        experiment,
-        clients=clients,
-        most_examples=len(dataset.train_labels),
-        members=members,
-        on_row=on_row,
-        own_data=OwnData(experiment, dataset, model) if experiment.server.root_images else None,
-    )
+    shared: dict[str, Any] = {
+        "clients": clients,
+        "most_examples": len(dataset.train_labels),
+        "members": members,
+        "on_row": on_row,
+    }
+    strategy: RobustStrategy | StockStrategy
+    if stock is not None:
+        shapes = {name: tuple(p.shape) for name, p in model.module.named_parameters()}
+        strategy = StockStrategy(stock, experiment, shapes=shapes, **shared)
+    else:
+        own = OwnData(experiment, dataset, model) if experiment.server.root_images else None
+        strategy = RobustStrategy(experiment, own_data=own, **shared)
 
     pattern = adversary.pattern(experiment.attack)
 

@@ -2,6 +2,7 @@
 
 from fedrobust.flower.adversary_grid import AdversaryGrid
 from fedrobust.flower.cohort_grid import CohortGrid, serve_cohort
+from fedrobust.flower.drop_in import Robust
 from fedrobust.flower.in_process import InProcessGrid
 from fedrobust.flower.screening import Rejected, screen
 from fedrobust.flower.wire import TensorArray, array_of, read_setting, read_tensor, tensor_of
@@ -11,6 +12,7 @@ __all__ = [
     "CohortGrid",
     "InProcessGrid",
     "Rejected",
+    "Robust",
     "TensorArray",
     "array_of",
     "read_setting",

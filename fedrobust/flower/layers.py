@@ -1,0 +1,74 @@
+"""One flat vector <-> the named layers that stock Flower apps send."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from torch import Tensor
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Running statistics of normalisation layers: no coordinates of an update, aggregated on their own.
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+FLOATS = ("float16", "float32", "float64")
+HEADER = 4096  # an npy header is shorter
+
+
+def to_layers(vector: Tensor, shapes: Shapes) -> ArrayRecord:
+    """Cut a vector (d,) into named arrays, in the order of ``shapes``."""
+    record, offset = ArrayRecord(), 0
+    for name, shape in shapes.items():
+        size = int(np.prod(shape, dtype=np.int64))
+        record[name] = Array(vector[offset : offset + size].view(shape).numpy())
+        offset += size
+    return record
+
+
+def from_layers(record: ArrayRecord, shapes: Shapes) -> Tensor:
+    """Join the named arrays of a trusted strategy into one float32 vector (d,).
+
+    Raises
+    ------
+    ValueError
+        If a layer is missing, extra, or of another shape.
+    """
+    arrays = read_layers(record, {name: ("float32", shape) for name, shape in shapes.items()})
+    return torch.cat([array.reshape(-1).float() for array in arrays.values()])
+
+
+def read_layers(
+    record: ArrayRecord, expected: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> dict[str, Tensor]:
+    """Read named arrays of expected dtype and shape, trusting none of their claims.
+
+    A floating layer may come in any of ``FLOATS``: Flower's own server optimizers return float64.
+
+    Raises
+    ------
+    ValueError
+        If a layer is missing or extra, of another dtype or shape, longer than it must be, or
+        holds a value that is not finite.
+    """
+    if set(record.keys()) != set(expected):
+        odd = sorted(set(record.keys()) ^ set(expected))
+        raise ValueError(f"layers missing or extra: {', '.join(odd)[:80]}")
+    return {name: _read(name, record[name], *expected[name]) for name in expected}
+
+
+def _read(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    allowed = FLOATS if dtype in FLOATS else (dtype,)
+    if array.dtype not in allowed or tuple(array.shape) != shape:
+        found = f"{array.dtype} {tuple(array.shape)}"
+        raise ValueError(f"layer {name!r} is {found}, expected {dtype} {shape}")
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(array.dtype).itemsize
+    if len(array.data) > size + HEADER:
+        raise ValueError(f"layer {name!r} takes {len(array.data)} bytes, expected {size}")
+    values = array.numpy()
+    if str(values.dtype) != array.dtype or values.shape != shape:
+        raise ValueError(f"layer {name!r} holds {values.dtype} {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"layer {name!r} holds values that are not finite")
+    return torch.from_numpy(np.array(values, copy=True))
