@@ -408,3 +408,16 @@ def test_the_kernels_agree_with_the_plain_path(name, d, n):
 def call_settings(name):
     settings_ = {k: v for k, v in spec(name).items() if k != "name"}
     return settings_ | ({"generator": seeded()} if "generator" in parameters(RULES[name]) else {})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", [*RULES, *PREAGGREGATORS])
+def test_a_gpu_gives_what_the_cpu_gives(name):
+    x, call = sample(d=5000, dtype=torch.float32), aggregate
+    if name in PREAGGREGATORS:
+        call = preaggregate
+    expected = call(x, spec(name), generator=seeded())
+    found = call(x.cuda(), spec(name), generator=seeded())
+    assert found.device.type == "cuda"
+    assert torch.allclose(found.cpu(), expected, atol=1e-4)

@@ -238,8 +238,8 @@ def _mixed(rows: Tensor, mixing: Tensor) -> Tensor:
     """Return the mixed rows; a mixing that only scales them needs no product."""
     scales = mixing.diagonal()
     if len(mixing) == len(rows) and torch.equal(mixing, torch.diag(scales)):
-        return rows * scales.to(rows.dtype)[:, None]
-    return mixing.to(rows.dtype) @ rows
+        return rows * scales.to(rows)[:, None]
+    return mixing.to(rows) @ rows
 
 
 def _by_columns(rows: Tensor, mixing: Tensor, rule: Spec) -> Outcome:

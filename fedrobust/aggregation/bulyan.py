@@ -20,8 +20,8 @@ def bulyan_picks(squared: Tensor, f: int) -> Tensor:
     Late picks have at least 1 neighbour; ties go to the lowest index.
     """
     order = squared.clone().fill_diagonal_(-1).sort(dim=1, stable=True).indices[:, 1:]
-    picks = _picks(squared.cpu().numpy(), order.cpu().numpy(), f)
-    return torch.from_numpy(picks).to(squared.device)
+    picks = _picks(squared.numpy(), order.numpy(), f)
+    return torch.from_numpy(picks)
 
 
 @numba.njit(cache=True)
@@ -72,7 +72,7 @@ def epfl_mixing(squared: Tensor, f: int) -> Tensor:
     near.scatter_(1, away.sort(dim=1, stable=True).indices[:, :neighbours], True)
     counted = torch.where(near, away, 0.0)
     scores = counted.sum(1)
-    mixing = torch.zeros(n - 2 * f - 2, n, dtype=torch.float64, device=squared.device)
+    mixing = torch.zeros(n - 2 * f - 2, n, dtype=torch.float64)
     for turn, row in enumerate(mixing):
         best = lowest(scores, neighbours - turn)
         row[best] = 1 / len(best)
@@ -114,7 +114,7 @@ def bulyan(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
     n = len(updates)
     squared = squared_distances(updates)
     if variant == "epfl":
-        mixing = epfl_mixing(squared, f).to(updates.dtype)
+        mixing = epfl_mixing(squared, f).to(updates)
         middle = (len(mixing) - 1) // 2
         keep = len(mixing) - 2 * f
         return by_blocks(

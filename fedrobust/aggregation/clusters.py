@@ -45,7 +45,7 @@ def sign_guard_weights(
     if bandwidth > 0:
         labels = torch.from_numpy(MeanShift(bandwidth=bandwidth).fit(points).labels_)
         largest = labels.bincount().argmax()
-        plausible = plausible & (labels == largest).to(plausible.device)
+        plausible = plausible & (labels == largest)
     if not plausible.any():
         raise ValueError(f"sign_guard kept none of {n} updates")
     scales = (typical / lengths.clamp(min=TINY)).clamp(max=1)
@@ -90,8 +90,8 @@ def flame_step(
         metric="precomputed",
         copy=True,
     )
-    labels = clustering.fit(cosine_distances(updates).cpu().numpy()).labels_
-    kept = torch.from_numpy(labels == 0).to(updates.device)
+    labels = clustering.fit(cosine_distances(updates).numpy()).labels_
+    kept = torch.from_numpy(labels == 0)
     if not bool(kept.any()):
         raise ValueError(f"flame found no majority among {n} updates")
     bound = middle(lengths)
@@ -100,7 +100,7 @@ def flame_step(
     result = weighted(updates, weights)
     if noise:
         draw = torch.randn(result.shape, generator=generator, dtype=result.dtype)
-        result = result + float(noise * bound) * draw.to(result.device)
+        result = result + float(noise * bound) * draw.to(result)
     return Outcome(result, None, weights)
 
 
@@ -141,9 +141,9 @@ def hierarchical_clustering_krum_weights(
     if not 1 <= count <= n:
         raise ValueError(f"clusters of {n} updates need to be 1..{n}, got {count}")
     gram = centred_gram(updates)
-    distances = squared_from(gram).sqrt().cpu().numpy()
+    distances = squared_from(gram).sqrt().numpy()
     fitted = AgglomerativeClustering(count, metric="precomputed", linkage="average")
-    labels = torch.from_numpy(fitted.fit(distances).labels_).to(updates.device)
+    labels = torch.from_numpy(fitted.fit(distances).labels_)
     mixing = F.one_hot(labels, count).T.double()
     mixing = mixing / mixing.sum(1, keepdim=True)
     between = squared_from(mixing @ gram @ mixing.T)  # of the clusters' means

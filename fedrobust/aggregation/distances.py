@@ -1,4 +1,7 @@
-"""Squared distances between updates, from one matrix of products of centred rows."""
+"""Squared distances between updates, from one matrix of products of centred rows.
+
+What is (n, n) or (n,) lives on the CPU, wherever the updates are: decisions are small.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ def products(updates: Tensor, centre: Tensor, scales: Tensor | None = None) -> T
         else:
             offsets = block * scales[:, None] - middle * scales[:, None]
         gram += offsets @ offsets.T
-    return gram
+    return gram.cpu()
 
 
 def products_of_any_size(updates: Tensor, centre: Tensor) -> Tensor:
@@ -55,7 +58,7 @@ def products_of_any_size(updates: Tensor, centre: Tensor) -> Tensor:
         return gram
     largest = torch.maximum(updates.amax(1), -updates.amin(1))
     scales = LARGEST / torch.maximum(largest, centre.abs().max()).clamp(min=LARGEST)
-    back = 1 / scales.double()
+    back = 1 / scales.double().cpu()
     return products(updates, centre, scales) * back[:, None] * back[None, :]
 
 
@@ -96,7 +99,7 @@ def norms_from(updates: Tensor, centre: Tensor) -> Tensor:
     width = max(1, (1 << 20) // len(updates))
     for rows, part in zip(updates.split(width, 1), centre.split(width), strict=True):
         squared += (rows.double() - part.double()).square_().sum(1)
-    return squared.sqrt()
+    return squared.sqrt().cpu()
 
 
 def norms(updates: Tensor) -> Tensor:

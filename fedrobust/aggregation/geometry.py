@@ -90,7 +90,7 @@ def rfa_weights(
     centre = chosen_variant(STARTS, start, "rfa's start")(updates)
     for _ in range(iterations - 1):
         weights = inverse(norms_from(updates, centre), nu)
-        centre = weights.to(updates.dtype) @ updates
+        centre = weights.to(updates) @ updates
     return inverse(norms_from(updates, centre), nu)
 
 
@@ -137,12 +137,12 @@ def centered_clipping_step(
     else:
         known = {name: STARTS[name] for name in ("mean", "median")} | {"previous": None}
         centre = chosen_variant(known, start, "centered_clipping's start")(updates)
-    counted = torch.zeros(len(updates), dtype=torch.float64, device=updates.device)
+    counted = torch.zeros(len(updates), dtype=torch.float64)
     for _ in range(iterations):
         distances = norms_from(updates, centre)
         share = (tau / distances.clamp_(min=TINY)).clamp_(max=1) / len(updates)
         counted = counted * (1 - share.sum()) + share
-        centre = centre * (1 - share.sum()).to(updates.dtype) + share.to(updates.dtype) @ updates
+        centre = centre * float(1 - share.sum()) + share.to(updates) @ updates
     return Outcome(centre, centre, counted)
 
 
@@ -213,11 +213,11 @@ def median_of_means_step(
         raise ValueError(f"median_of_means of {n} updates needs 1 <= groups <= {n}, got {groups}")
     geometric = chosen_variant({"geometric_median": True, "median": False}, inner, "inner median")
     bounds = [n * i // groups for i in range(groups + 1)]
-    mixing = torch.zeros(groups, n, dtype=torch.float64, device=updates.device)
+    mixing = torch.zeros(groups, n, dtype=torch.float64)
     for row, (first, last) in zip(mixing, pairwise(bounds), strict=True):
         row[first:last] = 1 / (last - first)  # before the sum: huge values may not overflow it
     if not geometric:
-        means = mixing.to(updates.dtype)
+        means = mixing.to(updates)
         return Outcome(by_blocks(updates, lambda block: median(means @ block)), None, None)
     gram = mixing @ centred_gram(updates) @ mixing.T
     weights = weiszfeld(gram, tolerance=1e-8, max_iterations=1000) @ mixing

@@ -46,7 +46,7 @@ def sums_of(memory: Memory, clients: Tensor) -> Tensor:
     """Return the sums of some clients, in their order."""
     if torch.equal(memory["clients"], clients):
         return memory["sums"]
-    return memory["sums"][places_of(clients, memory["clients"])]
+    return memory["sums"][places_of(clients, memory["clients"]).to(memory["sums"].device)]
 
 
 def places_of(clients: Tensor, known: Tensor) -> Tensor:
@@ -160,15 +160,15 @@ def safeguard_step(
         after |= {name: table["sums"], f"{name}_clients": table["clients"]}
         away = central_row(sums_of(table, numbers), limit)
         if away is not None:
-            good &= (away <= (factor * limit) ** 2).cpu()
+            good &= away <= (factor * limit) ** 2
     if not bool(good.any()):
         raise ValueError(f"safeguard excluded all {len(numbers)} clients that answered")
     after["out"] = torch.cat([out, numbers[~good & ~torch.isin(numbers, out)]])
-    weights = even(good.nonzero().flatten().to(updates.device), len(updates))
+    weights = even(good.nonzero().flatten(), len(updates))
     result = weighted(updates, weights)
     if noise:
         draw = torch.randn(result.shape, generator=generator, dtype=result.dtype)
-        result = result + noise * draw.to(result.device)
+        result = result + noise * draw.to(result)
     return Outcome(result, after, weights)
 
 
@@ -232,11 +232,11 @@ def clipped_clustering_step(updates: Tensor, *, memory: Any = None) -> Outcome:
         return Outcome(weighted(updates, scales), past, scales)
     labels = torch.from_numpy(
         AgglomerativeClustering(2, metric="precomputed", linkage="average")
-        .fit(cosine_distances(updates).cpu().numpy())
+        .fit(cosine_distances(updates).numpy())
         .labels_
     )
     larger = labels == lowest(-labels.bincount(minlength=2).double(), 1)
-    weights = torch.where(larger.to(updates.device), scales, 0.0) / int(larger.sum())
+    weights = torch.where(larger, scales, 0.0) / int(larger.sum())
     return Outcome(weighted(updates, weights), past, weights)
 
 

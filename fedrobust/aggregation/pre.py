@@ -14,7 +14,7 @@ def nnm_mixing(updates: Tensor, *, f: int) -> Tensor:
     """Return the (n, n) mixing matrix of ``nnm``."""
     keep = len(updates) - f
     nearest = squared_distances(updates).sort(dim=1, stable=True).indices[:, :keep]
-    mixing = torch.zeros(len(updates), len(updates), dtype=torch.float64, device=updates.device)
+    mixing = torch.zeros(len(updates), len(updates), dtype=torch.float64)
     return mixing.scatter_(1, nearest, 1 / keep)
 
 
@@ -30,7 +30,7 @@ def nnm(updates: Tensor, *, f: int) -> Tensor:
     ----------
     Allouah et al., Fixing by Mixing, AISTATS 2023, Algorithm 2.
     """
-    return nnm_mixing(updates, f=f).to(updates.dtype) @ updates
+    return nnm_mixing(updates, f=f).to(updates) @ updates
 
 
 def bucketing_mixing(
@@ -45,7 +45,7 @@ def bucketing_mixing(
     mixing = torch.zeros(len(buckets), n, dtype=torch.float64)
     for row, bucket in zip(mixing, buckets, strict=True):
         row[bucket] = 1 / len(bucket)
-    return mixing.to(updates.device)
+    return mixing
 
 
 def bucketing(
@@ -59,7 +59,7 @@ def bucketing(
     ICLR 2022, Algorithm 1.
     """
     mixing = bucketing_mixing(updates, size=size, permute=permute, generator=generator)
-    return mixing.to(updates.dtype) @ updates
+    return mixing.to(updates) @ updates
 
 
 def clip_mixing(updates: Tensor, *, bound: float) -> Tensor:
@@ -77,7 +77,7 @@ def clip(updates: Tensor, *, bound: float) -> Tensor:
     ----------
     Static clipping; Sun et al., Can You Really Backdoor Federated Learning?, 2019, section 4.
     """
-    return clip_mixing(updates, bound=bound).to(updates.dtype) @ updates
+    return clip_mixing(updates, bound=bound).to(updates) @ updates
 
 
 def arc_mixing(updates: Tensor, *, f: int) -> Tensor:
@@ -101,4 +101,4 @@ def arc(updates: Tensor, *, f: int) -> Tensor:
     ----------
     Allouah et al., Adaptive Gradient Clipping for Robust Federated Learning, 2024 (ARC).
     """
-    return arc_mixing(updates, f=f).to(updates.dtype) @ updates
+    return arc_mixing(updates, f=f).to(updates) @ updates

@@ -13,8 +13,8 @@ from fedrobust.aggregation.distances import lowest, nearest_sums, norms, squared
 
 
 def even(chosen: Tensor, n: int) -> Tensor:
-    """Spread weight 1 evenly over the chosen rows."""
-    weights = torch.zeros(n, dtype=torch.float64, device=chosen.device)
+    """Spread weight 1 evenly over the chosen rows: (n,), on the CPU."""
+    weights = torch.zeros(n, dtype=torch.float64)
     weights[chosen] = 1 / len(chosen)
     return weights
 
@@ -24,7 +24,7 @@ def weighted(updates: Tensor, weights: Tensor) -> Tensor:
     chosen = weights.nonzero().flatten()
     if len(chosen) == 1 and weights[chosen[0]] == 1:
         return updates[chosen[0]].clone()
-    return weights.to(updates.dtype) @ updates
+    return weights.to(updates) @ updates
 
 
 # One name, six rules: variant -> (power of the distance, neighbours beyond the n - f - 2 nearest).
@@ -91,14 +91,14 @@ def multi_krum_weights(
     squared = squared_distances(updates)
     if not iterative:
         return even(lowest(krum_scores(squared, f, variant), m), n)
-    remaining = torch.arange(n, device=updates.device)
+    remaining = torch.arange(n)
     chosen = []
     for _ in range(m):
         scores = krum_scores(squared[remaining][:, remaining], f, variant)
         winner = int(lowest(scores, 1))
         chosen.append(int(remaining[winner]))
         remaining = torch.cat([remaining[:winner], remaining[winner + 1 :]])
-    return even(torch.tensor(chosen, device=updates.device), n)
+    return even(torch.tensor(chosen), n)
 
 
 def multi_krum(

@@ -39,7 +39,7 @@ def mda_weights(updates: Tensor, *, f: int) -> Tensor:
     def diameter(rows: list[int]) -> float:
         return float(squared[rows][:, rows].max())
 
-    return even(torch.tensor(best_subset(n, f, diameter, "mda"), device=updates.device), n)
+    return even(torch.tensor(best_subset(n, f, diameter, "mda")), n)
 
 
 def mda(updates: Tensor, *, f: int) -> Tensor:
@@ -68,7 +68,7 @@ def smea_weights(updates: Tensor, *, f: int) -> Tensor:
         part = part - part.mean(0) - part.mean(1, keepdim=True) + part.mean()
         return float(torch.linalg.eigvalsh(part)[-1]) / len(rows)
 
-    return even(torch.tensor(best_subset(n, f, top_eigenvalue, "smea"), device=updates.device), n)
+    return even(torch.tensor(best_subset(n, f, top_eigenvalue, "smea")), n)
 
 
 def smea(updates: Tensor, *, f: int) -> Tensor:

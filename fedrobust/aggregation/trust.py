@@ -23,7 +23,7 @@ def fltrust_step(updates: Tensor, *, root: Tensor) -> Outcome:
     root = root.to(updates)
     length = norms(root[None])[0]
     lengths = norms(updates).clamp(min=TINY)
-    along = (updates @ (root / length.clamp(min=TINY).to(root.dtype))).double()
+    along = (updates @ (root / float(length.clamp(min=TINY)))).double().cpu()
     scores = (along / lengths).clamp(min=0)
     if not scores.any():
         return Outcome(root.clone(), None, torch.zeros_like(scores))
@@ -74,7 +74,7 @@ def zeno_weights(
         descent - rho * float(norm) ** 2 if math.isfinite(descent) else -math.inf
         for descent, norm in zip(descents, norms(updates), strict=True)
     ]
-    worst_first = -torch.tensor(scores, dtype=torch.float64, device=updates.device)
+    worst_first = -torch.tensor(scores, dtype=torch.float64)
     return even(lowest(worst_first, len(updates) - f), len(updates))
 
 
