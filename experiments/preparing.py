@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from experiments.elsewhere import byzfl
 from experiments.simulation import resolve
 from fedrobust import data
 from fedrobust.config import ConfigError, Experiment, parse_value, read
@@ -18,12 +19,12 @@ def experiments_of(
     seeds: int = 1,
     over: Iterable[str] | None = None,
 ) -> list[Experiment]:
-    """Read an experiment and resolve every run of it.
+    """Read an experiment and resolve every run of it, equal ones once.
 
     Parameters
     ----------
     file
-        A TOML file.
+        A TOML file, or a ByzFL benchmark file (``.json``).
     overrides
         ``key=value`` on top of the file.
     seeds
@@ -36,15 +37,16 @@ def experiments_of(
     ConfigError
         With everything that is wrong.
     """
-    document = dict(read(file))
     axes = {key: _values(key, text) for key, text in _pairs(over, "a sweep axis is key=a,b,c")}
-    if axes:
-        document["sweep"] = {**document.get("sweep", {}), **axes}
     pairs = _pairs(overrides, "an override is key=value")
-    runs = resolve(document, {key: parse_value(value) for key, value in pairs})
-    if seeds == 1:
-        return runs
-    return [run for e in runs for i in range(seeds) for run in resolve(e, {"seed": e.seed + i})]
+    given = {key: parse_value(value) for key, value in pairs}
+    runs = []
+    for document in byzfl.read(file) if file.suffix == ".json" else [read(file)]:
+        swept = {"sweep": {**document.get("sweep", {}), **axes}} if axes else {}
+        runs += resolve({**document, **swept}, given)
+    if seeds > 1:
+        runs = [r for e in runs for i in range(seeds) for r in resolve(e, {"seed": e.seed + i})]
+    return list({e.run_id: e for e in runs}.values())
 
 
 def check_data(experiments: list[Experiment], data_root: str | None, download: bool) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedrobust.data.sets import DataError
+from fedrobust.data.similarity import similarity
 from fedrobust.seeds import derive
 from fedrobust.spec import Spec, resolve
 
@@ -77,6 +78,7 @@ PARTITIONERS: dict[str, Callable[..., Any]] = {
     "dirichlet": dirichlet,
     "shards": shards,
     "pathological": pathological,
+    "similarity": similarity,
 }
 SUPPLIED = ("clients", "seed")
 

@@ -1,0 +1,1 @@
+"""Coming from elsewhere: other libraries' names and files, read as ours."""
