@@ -9,6 +9,7 @@ SPECS = {
     "dirichlet": {"name": "dirichlet", "alpha": 0.5},
     "shards": "shards",
     "pathological": "pathological",
+    "similarity": {"name": "similarity", "gamma": 0.5},
 }
 
 
