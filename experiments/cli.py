@@ -19,10 +19,11 @@ from experiments.results import Results, load
 from experiments.simulation import check_grid
 from experiments.sweep import Sweep
 from experiments.trackers import tracking
+from fedrobust.checkpoint import CheckpointError
 from fedrobust.config import ConfigError
 from fedrobust.data import DataError
 from fedrobust.models import ModelError
-from fedrobust.rundir import FolderError
+from fedrobust.rundir import FolderError, WriteError
 from fedrobust.spec import SpecError, suggest
 
 EXIT_CODES = (
@@ -36,7 +37,7 @@ NEXT = """next:
   flwr run . --stream                     the default app on Flower, live
   fedrobust list                          every rule, attack, partition, with its paper
   experiments/notebooks/                  the same from Python"""
-WRONG_INPUT = (ConfigError, DataError, FolderError, ModelError, SpecError)
+WRONG_INPUT = (CheckpointError, ConfigError, DataError, FolderError, ModelError, SpecError)
 
 app = typer.Typer(
     help="What happens to federated training when clients lie, and which defence holds.",
@@ -76,6 +77,7 @@ def run(
     output: Output = Path("results"),
     seeds: Seeds = 1,
     workers: Workers = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints.")] = False,
     track: Track = None,
     save_model: Annotated[bool, typer.Option(help="Keep each final model (safetensors).")] = False,
     as_json: Json = False,
@@ -85,7 +87,8 @@ def run(
     check_grid(grid)
     experiments = experiments_of(file, override, seeds=seeds)
     check_data(experiments, data_root, download)
-    sweep = Sweep(experiments, output / file.stem, grid, data_root, workers, save_model)
+    parent = output / file.stem
+    sweep = Sweep(experiments, parent, grid, data_root, workers, save_model, resume)
     results = _run(sweep, errors if as_json else console, track, quiet=quiet)
     written = showing.write_summary(results, sweep.output)
     if as_json:
@@ -233,7 +236,7 @@ def main() -> None:
     except WRONG_INPUT as error:
         for line in str(error).splitlines():
             errors.print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
+        raise SystemExit(1 if isinstance(error, WriteError) else 2) from None
     except KeyboardInterrupt:
         errors.print("interrupted; finished runs are kept and will not be run again")
         raise SystemExit(130) from None

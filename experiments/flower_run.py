@@ -50,6 +50,7 @@ def run_on_flower(
     folder: RunFolder | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
     hosts: int = 2,
+    resume: bool = False,
 ) -> list[Row]:
     """Run one experiment on Flower's simulation engine (Ray) and return its rows.
 
@@ -57,6 +58,8 @@ def run_on_flower(
     ----------
     hosts
         Cohort hosts: nodes of the simulation, one CPU each.
+    resume
+        Continue from the folder's checkpoint, if it has one.
 
     Raises
     ------
@@ -72,6 +75,7 @@ def run_on_flower(
             "output": str(output.resolve()),
             "data-root": str(Path(data_root).resolve()) if data_root else "",
             "hosts": hosts,
+            "resume": resume,
         }
         app = _write_app(home / "app", config)
         with _superlink(home) as environment:

@@ -18,6 +18,7 @@ from fedrobust.config import ConfigError, Experiment, expand, override, read
 from fedrobust.flower import InProcessGrid, tensor_of
 from fedrobust.rundir import RunFolder
 from fedrobust.spec import suggest
+from strategies.durable import Checkpoints
 from strategies.session import run
 
 Row = dict[str, Any]
@@ -86,21 +87,31 @@ def run_one(
     on_row: Callable[[Row], None] = lambda row: None,
     on_model: Callable[[Tensor], None] | None = None,
     stock: Strategy | None = None,
+    resume: bool = False,
 ) -> list[Row]:
     """Run one resolved experiment and return its rows; ``folder`` records them as they come.
 
-    ``on_model`` is called with the final model, a vector (d,); in process only.
+    ``on_model`` is called with the final model, a vector (d,); in process only. With ``resume`` the
+    run continues from the folder's checkpoint, if it has one; a ``stock`` strategy's memory is its
+    own, so that its runs have none.
     """
     if grid == "flower":
         if on_model is not None:
             raise ConfigError(["the final model is kept in process only"])
         from experiments.flower_run import run_on_flower
 
-        return run_on_flower(experiment, data_root=data_root, folder=folder, on_row=on_row)
+        return run_on_flower(
+            experiment, data_root=data_root, folder=folder, on_row=on_row, resume=resume
+        )
     rows: list[Row] = []
+    checkpoints = None
     with ExitStack() as stack:
         if folder is not None:
-            stack.enter_context(folder.recording())
+            stack.enter_context(folder.recording(resume=resume))
+            checkpoints = Checkpoints(folder.save, folder.saved) if stock is None else None
+            rows += folder.rows()
+        for row in rows:
+            on_row(row)
 
         def keep(row: Row) -> None:
             rows.append(row)
@@ -111,7 +122,14 @@ def run_one(
         stack.enter_context(quiet("flwr"))
         run_config = {"experiment": experiment.to_toml(), "data-root": data_root or ""}
         nodes = InProcessGrid(app, clients=experiment.clients, run_config=run_config)
-        final = run(nodes, experiment, data_root=data_root, on_row=keep, stock=stock)
+        final = run(
+            nodes,
+            experiment,
+            data_root=data_root,
+            on_row=keep,
+            stock=stock,
+            checkpoints=checkpoints,
+        )
         if on_model is not None:
             on_model(tensor_of(final["model"]).clone())
     return rows

@@ -34,6 +34,8 @@ class Sweep:
         Processes; 0 means one a core.
     models
         Write each run's final model beside its rows, as ``MODEL``.
+    resume
+        Continue unfinished runs from their last checkpoint instead of starting them anew.
     """
 
     experiments: list[Experiment]
@@ -42,6 +44,7 @@ class Sweep:
     data_root: str | None = None
     workers: int = 0
     models: bool = False
+    resume: bool = False
 
     def folders(self) -> list[Path]:
         """Return each run's folder, in order."""
@@ -71,6 +74,7 @@ class Sweep:
             folder=folder,
             on_row=on_row,
             on_model=write_model if self.models else None,
+            resume=self.resume,
         )
 
     def _done(self, folder: RunFolder) -> bool:

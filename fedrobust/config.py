@@ -351,7 +351,7 @@ def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
     return Experiment.from_dict(override(document, given))
 
 
-RUNTIME_KEYS = ("hosts", "data-root", "output")
+RUNTIME_KEYS = ("hosts", "data-root", "output", "resume")
 
 
 def slug(text: str) -> str:

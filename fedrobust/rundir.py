@@ -1,4 +1,4 @@
-"""A run's folder, written as the run goes: config.toml, environment.json, rounds.jsonl."""
+"""A run's folder, written as it goes: config.toml, environment.json, rounds.jsonl, checkpoint."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ from typing import Any
 
 import torch
 
+from fedrobust import checkpoint
+from fedrobust.checkpoint import CheckpointError
 from fedrobust.config import Experiment, slug
 
+CHECKPOINT = "checkpoint.npz"
 PACKAGES = ("flwr", "numba", "numpy", "ray", "scipy", "torch", "torchvision")
 
 
 class FolderError(ValueError):
     """A run folder that another process holds, or that belongs to another experiment."""
+
+
+class WriteError(FolderError):
+    """A disk that takes no more; what was written before is whole."""
 
 
 class RunFolder:
@@ -30,6 +37,7 @@ class RunFolder:
     def __init__(self, parent: str | Path, experiment: Experiment) -> None:
         self.path = Path(parent) / f"{slug(experiment.name)}-{experiment.run_id}"
         self._experiment = experiment
+        self.saved: dict[str, Any] | None = None
 
     @property
     def finished(self) -> bool:
@@ -42,22 +50,71 @@ class RunFolder:
         return read_rows(self.path / "rounds.jsonl")
 
     @contextmanager
-    def recording(self) -> Iterator[RunFolder]:
-        """Hold the folder alone, start its files anew, and append rows inside the block."""
+    def recording(self, *, resume: bool = False) -> Iterator[RunFolder]:
+        """Hold the folder alone and append rows inside the block.
+
+        Parameters
+        ----------
+        resume
+            Keep what the last checkpoint stands for (``saved``) and drop the rows after it;
+            without it, or where there is no checkpoint, the files start anew.
+
+        Raises
+        ------
+        FolderError
+            If another process holds the folder.
+        CheckpointError
+            If the checkpoint is damaged, or the rows before it are not all there.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise FolderError(f"another process is writing {str(self.path)!r}") from error
-            _replace(self.path / "config.toml", self._experiment.to_toml())
-            _replace(self.path / "environment.json", json.dumps(environment(), indent=2))
-            (self.path / "rounds.jsonl").write_text("")
+            self._start(self._checkpoint() if resume else None)
             yield self
+
+    def save(self, tree: dict[str, Any]) -> None:
+        """Write the checkpoint of the rows so far, after making those durable."""
+        with _told(self.path):
+            _sync(self.path / "rounds.jsonl")
+            checkpoint.save(self.path / CHECKPOINT, {"run": self._experiment.run_id, **tree})
+
+    def _checkpoint(self) -> dict[str, Any] | None:
+        """Return a checkpoint of this run whose rows are all there; None where there is none."""
+        tree = checkpoint.load(self.path / CHECKPOINT)
+        if tree is None:
+            return None
+        if tree["run"] != self._experiment.run_id:
+            raise CheckpointError(f"the checkpoint in {str(self.path)!r} is of another run")
+        rows = self.rows()[: tree["round"] + 1]
+        if [row["round"] for row in rows] != list(range(tree["round"] + 1)):
+            raise CheckpointError(
+                f"the checkpoint in {str(self.path)!r} is of round {tree['round']}, but not all "
+                "rows up to it are there: run again without --resume"
+            )
+        return tree
+
+    def _start(self, tree: dict[str, Any] | None) -> None:
+        """Write the files as they are before the next round."""
+        self.saved = tree
+        told: dict[str, Any] = environment()
+        rows = []
+        if tree is None:
+            (self.path / CHECKPOINT).unlink(missing_ok=True)
+        else:
+            rows = self.rows()[: tree["round"] + 1]
+            first = json.loads((self.path / "environment.json").read_text())
+            resumed = [*first.get("resumed", []), {"after": tree["round"], **told}]
+            told = first | {"resumed": resumed}
+        _replace(self.path / "config.toml", self._experiment.to_toml())
+        _replace(self.path / "environment.json", json.dumps(told, indent=2))
+        _replace(self.path / "rounds.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def append(self, row: dict[str, Any]) -> None:
         """Append one round, on disk before the next one starts."""
-        with (self.path / "rounds.jsonl").open("a") as file:
+        with _told(self.path), (self.path / "rounds.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
 
@@ -109,4 +166,23 @@ def _replace(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_suffix(path.suffix + ".tmp")
     temporary.write_text(text)
+    _sync(temporary)
     os.replace(temporary, path)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn a refusal of the disk into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"cannot write into {str(path)!r}: {error.strerror}; what was written before is whole:"
+            " make room, then run again with --resume"
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    """Put a file's bytes on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

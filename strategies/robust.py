@@ -128,6 +128,14 @@ class RobustStrategy(Strategy):
         self._on_row(self._row)
         self._row = {"round": server_round + 1}
 
+    def snapshot(self) -> dict[str, Any]:
+        """Return what the next round depends on: the rule's memory and the server's velocity."""
+        return {"memory": self._memory, "velocity": self._velocity}
+
+    def restore(self, tree: Mapping[str, Any]) -> None:
+        """Take a snapshot over."""
+        self._memory, self._velocity = tree["memory"], tree["velocity"]
+
     def _screen(self, replies: Iterable[Message]) -> Round:
         return listen(
             replies,

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedrobust.config import from_run_config
 from fedrobust.flower import CohortGrid
 from fedrobust.rundir import RunFolder
+from strategies.durable import Checkpoints
 from strategies.robust import Row
 from strategies.session import run
 
@@ -27,9 +28,11 @@ def main(grid: Grid, context: Context) -> None:
     hosts = int(config.get("hosts", 0))
     cohort = CohortGrid(grid, clients=experiment.clients, hosts=hosts)
     with ExitStack() as stack:
-        folder = None
+        folder, checkpoints = None, None
         if output := str(config.get("output", "")):
-            folder = stack.enter_context(RunFolder(output, experiment).recording())
+            recording = RunFolder(output, experiment).recording(resume=bool(config.get("resume")))
+            folder = stack.enter_context(recording)
+            checkpoints = Checkpoints(folder.save, folder.saved)
 
         def on_row(row: Row) -> None:
             log(INFO, "%s", sentence(row))
@@ -37,7 +40,7 @@ def main(grid: Grid, context: Context) -> None:
                 folder.append(row)
 
         root = str(config.get("data-root", "")) or None
-        run(cohort, experiment, data_root=root, on_row=on_row)
+        run(cohort, experiment, data_root=root, on_row=on_row, checkpoints=checkpoints)
 
 
 def sentence(row: Row) -> str:

@@ -18,8 +18,10 @@ from fedrobust.flower import AdversaryGrid, array_of, tensor_of
 from fedrobust.seeds import generator
 from fedrobust.training import one_thread
 from fedrobust.vector import FlatModel
+from strategies.durable import Checkpoints, continue_from, state_of
 from strategies.robust import RobustStrategy, Row
 from strategies.roll_call import roll_call
+from strategies.rounds import train
 from strategies.stock import StockStrategy
 from strategies.trusted import OwnData
 
@@ -31,6 +33,7 @@ def run(
     data_root: str | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
     stock: Strategy | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> ArrayRecord:
     """Run one experiment over a grid whose nodes are its clients.
 
@@ -46,6 +49,8 @@ def run(
         Called with round 0 (the initial model) and with each round as it ends.
     stock
         A Flower strategy that leads the run in the place of ours.
+    checkpoints
+        Where the state after a round goes, and the one to continue from.
 
     Returns
     -------
@@ -92,18 +97,27 @@ def run(
                     held_out = (dataset.test_images, dataset.test_labels)
                     metrics["attack_success"] = success_rate(model.module, *held_out, **pattern)
         strategy.close_round(server_round, metrics)
+        if checkpoints is not None and isinstance(strategy, RobustStrategy):
+            checkpoints.offer(
+                server_round,
+                last=server_round == experiment.rounds,
+                state=lambda: state_of(strategy, grid, tensor_of(arrays["model"])),
+            )
         return MetricRecord(metrics) if metrics else None
 
-    initial = array_of(model=model.vector.clone())
+    saved, after = checkpoints.saved if checkpoints is not None else None, None
+    if saved is not None and isinstance(strategy, RobustStrategy):
+        after = continue_from(saved, strategy, grid, experiment)
     with one_thread():
-        result = strategy.start(
-            grid=_with_adversary(grid, experiment, clients, members),
-            initial_arrays=initial,
-            num_rounds=experiment.rounds,
+        return train(
+            strategy,
+            _with_adversary(grid, experiment, clients, members),
+            array_of(model=saved["model"] if saved else model.vector.clone()),
+            rounds=experiment.rounds,
             timeout=experiment.server.deadline,
-            evaluate_fn=evaluate_round,
+            evaluate=evaluate_round,
+            after=after,
         )
-    return result.arrays or initial  # empty where no round could step
 
 
 def _robust(experiment: Experiment, model: FlatModel, dataset: data.Dataset) -> dict[str, float]:

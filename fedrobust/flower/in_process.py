@@ -42,7 +42,7 @@ class InProcessGrid(Grid):
     ) -> None:
         identify()
         self._app = app
-        self._contexts = {i + 1: new_context(i, clients, run_config) for i in range(clients)}
+        self.contexts = {i + 1: new_context(i, clients, run_config) for i in range(clients)}
         self._waiting: dict[str, Message] = {}
         self._ids = count(1)
 
@@ -67,7 +67,7 @@ class InProcessGrid(Grid):
 
     def get_node_ids(self) -> list[int]:
         """Return 1..clients."""
-        return list(self._contexts)
+        return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Accept messages; they are handled when their replies are pulled."""
@@ -96,9 +96,9 @@ class InProcessGrid(Grid):
 
     def _deliver(self, message: Message) -> Message | None:
         node = message.metadata.dst_node_id
-        if node not in self._contexts:
+        if node not in self.contexts:
             return Message(Error(code=0, reason=f"no node {node}"), reply_to=message)
-        return answer(self._app, message, self._contexts[node])
+        return answer(self._app, message, self.contexts[node])
 
 
 def answer(

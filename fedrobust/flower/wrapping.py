@@ -20,6 +20,11 @@ class WrappedGrid(Grid):
         self._inner = inner
         self._done: dict[str, Message] = {}
 
+    @property
+    def inner(self) -> Grid:
+        """The grid that carries the messages."""
+        return self._inner
+
     def set_run(self, run: Any) -> None:
         """Hand the run to the inner grid."""
         self._inner.set_run(run)

@@ -1,0 +1,156 @@
+"""Kill a run with SIGKILL at random points, resume it, and compare it with one that was let alone.
+
+``python -m experiments.benchmarks.kills --kills 100`` prints one JSON line per case. Every run is a
+fork of this process, which itself never trains: OpenMP's threads do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from experiments.simulation import run_one
+from fedrobust import checkpoint
+from fedrobust.config import Experiment
+from fedrobust.rundir import CHECKPOINT, RunFolder
+
+Row = dict[str, Any]
+BASE: dict[str, Any] = {
+    "data": "digits",
+    "model": "mlp",
+    "clients": 12,
+    "byzantine": 2,
+    "rounds": 30,
+    "seed": 5,
+    "rule": "median",
+    "attack": "alie",
+    "server": {"lr": 0.2, "evaluate_every": 3},
+}
+# Each remembers something else: velocity only, clients' momentum, rules' tables, attackers.
+HEAVY = ("flwr_datasets.partitioner", "sklearn.cluster", "sklearn.datasets")  # once, not per fork
+CASES: dict[str, dict[str, Any]] = {
+    "server velocity": {},
+    "worker momentum": {"worker_momentum": 0.9, "rule": "nnm+trimmed_mean"},
+    "previous aggregate": {"rule": {"name": "centered_clipping", "tau": 1.0}},
+    "sums per client": {"rule": "foolsgold"},
+    "norms of all rounds": {"rule": "clipped_clustering", "attack": "sign_flip"},
+    "attacker's last model": {"attack": "rop", "byzantine": 3},
+}
+
+
+class Different(AssertionError):
+    """A resumed run that ended otherwise than the one that was let alone."""
+
+
+def campaign(case: str, *, kills: int, parent: Path, seed: int = 0) -> dict[str, Any]:
+    """Kill runs of one case until there were enough kills; return what was seen.
+
+    Parameters
+    ----------
+    kills
+        SIGKILLs in all, over as many complete runs as that takes.
+    parent
+        Results go below it.
+    seed
+        Of the points in time.
+
+    Raises
+    ------
+    Different
+        If a resumed run's rows or its final state are not those of the uninterrupted run.
+    """
+    experiment = Experiment.from_dict(BASE | CASES[case])
+    began = time.monotonic()
+    kill_until_done(experiment, parent / "whole", lambda: None)
+    expected = outcome(experiment, parent / "whole")
+    length = time.monotonic() - began
+    source = random.Random(f"{seed}/{case}")
+    done, runs = 0, 0
+    rounds: list[int] = []
+    while done < kills:
+        here = parent / f"killed-{runs}"
+        struck = kill_until_done(experiment, here, lambda: source.uniform(0, 0.7 * length))
+        if outcome(experiment, here) != expected:
+            raise Different(f"{case}: run {runs} after {len(struck)} kills")
+        done, runs, rounds = done + len(struck), runs + 1, rounds + struck
+    return {"case": case, "kills": done, "runs": runs, "struck after rounds": sorted(rounds)}
+
+
+def kill_until_done(
+    experiment: Experiment, parent: Path, delay: Callable[[], float | None], most: int = 200
+) -> list[int]:
+    """Run, kill after a delay, resume, until the run ends by itself; return the rounds on disk.
+
+    A delay of None lets the run alone.
+    """
+    folder = RunFolder(parent, experiment)
+    struck: list[int] = []
+    for _ in range(most):
+        child = start(experiment, parent)
+        if (seconds := delay()) is not None:
+            time.sleep(seconds)
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if not status:
+            return struck
+        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
+            raise Different(f"the run failed by itself, wait status {status}")
+        struck.append(len(folder.rows()) - 1)
+    raise Different(f"no end after {most} kills")
+
+
+def start(experiment: Experiment, parent: Path, before: Callable[[], None] = lambda: None) -> int:
+    """Run an experiment, resuming it, in a child process; return its id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        before()
+        run_one(experiment, folder=RunFolder(parent, experiment), resume=True)
+        os._exit(0)
+    except BaseException:  # a child must not go on as if it were its parent
+        traceback.print_exc(file=sys.stderr)
+        os._exit(1)
+
+
+def outcome(experiment: Experiment, parent: Path) -> tuple[list[Row], str]:
+    """Return a run's rows without their times, and its final state as text."""
+    folder = RunFolder(parent, experiment)
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in folder.rows()]
+    return rows, flat(checkpoint.load(folder.path / CHECKPOINT))
+
+
+def flat(tree: Any) -> str:
+    """Write a tree as text, tensors by their bytes."""
+    return json.dumps(tree, default=lambda tensor: tensor.numpy().tobytes().hex())
+
+
+def main(kills: int = 20, seed: int = 0, case: list[str] | None = None) -> None:
+    """Kill every case and print what was seen."""
+    torch.set_num_threads(1)
+    for module in HEAVY:
+        importlib.import_module(module)
+    for name in case or CASES:
+        with tempfile.TemporaryDirectory() as parent:
+            seen = campaign(name, kills=kills, parent=Path(parent), seed=seed)
+        struck = seen.pop("struck after rounds")
+        typer.echo(json.dumps(seen | {"distinct rounds struck": len(set(struck)), "lost": 0}))
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()
