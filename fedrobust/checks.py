@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedrobust import adversarial, adversary, aggregation, attacks
+from fedrobust import adversarial, adversary, aggregation, attacks, fleet
 from fedrobust.data import DATASETS, PARTITIONERS
 from fedrobust.data.partitions import SUPPLIED
 from fedrobust.models import MODELS
 from fedrobust.spec import SpecError, parameters, resolve, suggest
-from fedrobust.training import OPTIMIZERS
 
 if TYPE_CHECKING:
     from fedrobust.config import Experiment
@@ -34,15 +33,14 @@ def check(experiment: Experiment, errors: list[str]) -> None:
     for name, table, kind in (
         (experiment.data, DATASETS, "data set"),
         (experiment.model, MODELS, "model"),
-        (experiment.training.optimizer, OPTIMIZERS, "optimizer"),
     ):
         if name not in table:
             errors.append(f"unknown {kind} {name!r}; {suggest(name, list(table))}")
-    for part in (_partition, _placement, _attack, _defence, _adversarial):
+    for part in (_partition, _placement, _attack, _defence, _adversarial, fleet.check):
         try:
             part(experiment)
         except (SpecError, ValueError, TypeError) as error:
-            errors.append(str(error))
+            errors += str(error).splitlines()
 
 
 def _ranges(e: Experiment) -> list[tuple[bool, str]]:
@@ -57,9 +55,6 @@ def _ranges(e: Experiment) -> list[tuple[bool, str]]:
         (e.rounds >= 1, f"rounds needs at least 1, got {e.rounds}"),
         (0 <= e.worker_momentum < 1, f"worker_momentum needs [0, 1), got {e.worker_momentum}"),
         (t.mode in modes, f"unknown training.mode {t.mode!r}; {suggest(t.mode, modes)}"),
-        (t.batch_size >= 1, f"training.batch_size needs at least 1, got {t.batch_size}"),
-        (t.epochs >= 1, f"training.epochs needs at least 1, got {t.epochs}"),
-        (t.steps >= 0, f"training.steps needs at least 0, got {t.steps}"),
         (t.lr > 0, f"training.lr needs a positive number, got {t.lr}"),
         (0 <= t.momentum < 1, f"training.momentum needs [0, 1), got {t.momentum}"),
         (s.lr > 0, f"server.lr needs a positive number, got {s.lr}"),
@@ -93,7 +88,7 @@ def _attack(e: Experiment) -> None:
 def _defence(e: Experiment) -> None:
     aggregation.build(e.rule, pre=e.pre)
     if 0 <= e.byzantine < e.clients:
-        aggregation.check(e.rule, n=e.clients, pre=e.pre)
+        aggregation.check(e.rule, n=fleet.sample_size(e), pre=e.pre)
 
 
 def _adversarial(e: Experiment) -> None:

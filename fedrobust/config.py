@@ -15,7 +15,7 @@ from typing import Any
 
 import tomli_w
 
-from fedrobust import checks
+from fedrobust import checks, fleet
 from fedrobust.spec import SpecError, split, suggest
 from fedrobust.training import Recipe
 
@@ -97,6 +97,10 @@ class Experiment:
         and was given none gets f = byzantine, written out in the resolved configuration.
     worker_momentum
         beta of m <- beta m + (1 - beta) update, kept by every client; 0 sends the update itself.
+    participation
+        Share of the clients that are asked in a round, drawn anew each time.
+    groups
+        Clients that differ from ``training``, by name; see ``fedrobust.fleet``.
     """
 
     data: str
@@ -114,6 +118,8 @@ class Experiment:
     training: Recipe = field(default_factory=Recipe)
     server: Server = field(default_factory=Server)
     adversarial: Adversarial = field(default_factory=Adversarial)
+    participation: float = 1.0
+    groups: dict[str, fleet.Group] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -159,7 +165,7 @@ class Experiment:
         return experiment
 
 
-SPECS = ("rule", "attack", "partition", "placement", "perturbation", "loss")
+SPECS = ("rule", "attack", "partition", "placement", "perturbation", "loss", "schedule")
 NESTED = {"training": Recipe, "server": Server, "adversarial": Adversarial}
 
 
@@ -284,6 +290,8 @@ def _convert(key: str, value: Any, kind: str, prefix: str, errors: list[str]) ->
         if not isinstance(value, Mapping):
             raise TypeError(f"needs a table, got {value!r}")
         return NESTED[key](**_typed(NESTED[key], value, f"{key}.", errors))
+    if key == "groups":
+        return fleet.parse(value, _typed, errors)
     if key in SPECS:
         return parse_spec(value) if value else {}
     if key == "pre":

@@ -56,7 +56,8 @@ def pgd(
     restarts
         Runs per sample; kept is one that fools the model, and of those the highest loss.
     generator
-        Draws the starts; None: the draws of seed 0. Each image's draw depends on its place.
+        Draws the starts; None: the draws of seed 0. Each image's draw depends on its place. A list
+        of generators draws for equal parts of the batch.
     norm
         "linf" (steps by the sign) or "l2" (steps by the normalised gradient).
     targeted
@@ -252,8 +253,16 @@ def _first(
     return eps * column(radius, x) * direction
 
 
-def _draw(kind: Callable[..., Tensor], like: Tensor, source: torch.Generator) -> Tensor:
-    """Draw on the generator's device: the same start wherever the images are."""
+def _draw(
+    kind: Callable[..., Tensor], like: Tensor, source: torch.Generator | list[torch.Generator]
+) -> Tensor:
+    """Draw on the generator's device: the same start wherever the images are.
+
+    A list of generators draws for equal parts of the batch, each for its own.
+    """
+    if isinstance(source, list):
+        parts = zip(like.chunk(len(source)), source, strict=True)
+        return torch.cat([_draw(kind, part, one) for part, one in parts])
     drawn = kind(like.shape, generator=source, device=source.device, dtype=like.dtype)
     return drawn.to(like.device)
 

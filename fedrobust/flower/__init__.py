@@ -3,6 +3,7 @@
 from fedrobust.flower.adversary_grid import AdversaryGrid
 from fedrobust.flower.cohort_grid import CohortGrid, serve_cohort
 from fedrobust.flower.drop_in import Robust
+from fedrobust.flower.fleet_grid import FleetGrid
 from fedrobust.flower.in_process import InProcessGrid
 from fedrobust.flower.screening import Rejected, screen
 from fedrobust.flower.wire import TensorArray, array_of, read_setting, read_tensor, tensor_of
@@ -10,6 +11,7 @@ from fedrobust.flower.wire import TensorArray, array_of, read_setting, read_tens
 __all__ = [
     "AdversaryGrid",
     "CohortGrid",
+    "FleetGrid",
     "InProcessGrid",
     "Rejected",
     "Robust",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedrobust.evaluation import pixels
+from fedrobust.training import augment
+from fedrobust.training.precision import precision
 from fedrobust.vector import FlatModel
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -40,6 +43,17 @@ class Recipe:
         where steps is 0.
     optimizer, lr, momentum, weight_decay
         The local optimizer of update mode; weight decay also adds to the gradient of gradient mode.
+    schedule
+        A spec of ``SCHEDULES``: how ``lr`` changes from round to round.
+    clip
+        Greatest L2 norm of a mini-batch gradient, longer ones are shortened to it; 0 clips none.
+    augment
+        "none", "flip", "crop" or "flip+crop": random changes of the training images.
+    precision
+        "float32", "tf32" or "bf16".
+    cohort
+        "off": clients train one by one. "vmap": clients of one kind train as one stack. "auto":
+        as one stack where that is possible and faster. Equal to "off" up to float error.
     """
 
     mode: str = "gradient"
@@ -50,6 +64,11 @@ class Recipe:
     lr: float = 0.05
     momentum: float = 0.0
     weight_decay: float = 0.0
+    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
+    clip: float = 0.0
+    augment: str = "none"
+    precision: str = "float32"
+    cohort: str = "off"
 
 
 def cross_entropy(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -77,6 +96,7 @@ def train_local(
     *,
     generator: torch.Generator,
     loss: Loss = cross_entropy,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, float]:
     """Train one client from ``start`` and return what it sends.
 
@@ -87,11 +107,13 @@ def train_local(
     start
         Global parameters, (d,).
     images, labels
-        The client's data: uint8 (N, C, H, W), int64 (N,).
+        The client's data: uint8 (N, C, H, W), int64 (N,), on the model's device.
     generator
-        Draws the mini-batches.
+        Draws the mini-batches and their augmentation.
     loss
         (module, images in [0, 1], labels) -> scalar; adversarial training comes in here.
+    out
+        Where to put the update, (d,); fresh memory where None.
 
     Returns
     -------
@@ -103,58 +125,74 @@ def train_local(
     model.load(start)
     if not model.module.training:
         model.module.train()
+    out = torch.empty_like(start) if out is None else out
+    steps = _steps(model, images, labels, recipe, generator, loss)
     if recipe.mode == "gradient":
-        batch = next(batches(len(labels), recipe, generator))
-        value = _backward(model, images[batch], labels[batch], loss)
-        update = model.gradient.clone()
+        value = next(steps)
+        out.copy_(model.gradient)
         if recipe.weight_decay:
-            update.add_(start, alpha=recipe.weight_decay)
-        return update, value
-    return _local_steps(model, start, images, labels, recipe, generator, loss)
+            out.add_(start, alpha=recipe.weight_decay)
+        return out, value
+    optimizer = optimizer_over(model.vector, model.gradient, recipe)
+    losses = []
+    for value in steps:
+        optimizer.step()
+        losses.append(value)
+    return torch.sub(start, model.vector, out=out), sum(losses) / len(losses)
 
 
 def batches(count: int, recipe: Recipe, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield index batches: shuffled passes over ``count`` images, as many as the recipe asks."""
     size = min(recipe.batch_size, count)
     per_pass = -(-count // size)
-    total = recipe.steps or recipe.epochs * per_pass
-    for step in range(total):
+    for step in range(length(count, recipe)):
         if step % per_pass == 0:
             order = torch.randperm(count, generator=generator)
         place = step % per_pass
         yield order[place * size : (place + 1) * size]
 
 
-def _backward(model: FlatModel, images: Tensor, labels: Tensor, loss: Loss) -> float:
-    model.gradient.zero_()
-    value = loss(model.module, pixels(images), labels)
-    value.backward()
-    return float(value.detach())
+def length(count: int, recipe: Recipe) -> int:
+    """Return how many mini-batches a client with ``count`` images takes in update mode."""
+    return recipe.steps or recipe.epochs * -(-count // min(recipe.batch_size, count))
 
 
-def _local_steps(
+def optimizer_over(vector: Tensor, gradient: Tensor, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return an optimizer over one tensor: elementwise steps need no named tensors."""
+    flat = torch.nn.Parameter(vector)
+    flat.data = vector
+    flat.grad = gradient
+    settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer in WITH_MOMENTUM:
+        settings["momentum"] = recipe.momentum
+    return OPTIMIZERS[recipe.optimizer]([flat], **settings)
+
+
+def _steps(
     model: FlatModel,
-    start: Tensor,
     images: Tensor,
     labels: Tensor,
     recipe: Recipe,
     generator: torch.Generator,
     loss: Loss,
-) -> tuple[Tensor, float]:
-    optimizer = _optimizer(model, recipe)
-    losses = []
+) -> Iterator[float]:
+    """Leave one mini-batch's gradient in the model and yield its loss, again and again."""
     for batch in batches(len(labels), recipe, generator):
-        losses.append(_backward(model, images[batch], labels[batch], loss))
-        optimizer.step()
-    return start - model.vector, sum(losses) / len(losses)
+        chosen = batch.to(images.device)
+        taken = images[chosen]
+        if recipe.augment != augment.NONE:
+            draws = augment.draw(recipe.augment, len(batch), generator)
+            taken = augment.apply(taken, recipe.augment, draws)
+        model.gradient.zero_()
+        with precision(recipe.precision, images.device):
+            value = loss(model.module, pixels(taken), labels[chosen])
+        value.backward()
+        if recipe.clip:
+            model.gradient.mul_(shortening(model.gradient, recipe.clip))
+        yield float(value.detach())
 
 
-def _optimizer(model: FlatModel, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return an optimizer over the one flat vector: elementwise steps need no named tensors."""
-    flat = torch.nn.Parameter(model.vector)
-    flat.data = model.vector
-    flat.grad = model.gradient
-    settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
-    if recipe.optimizer in WITH_MOMENTUM:
-        settings["momentum"] = recipe.momentum
-    return OPTIMIZERS[recipe.optimizer]([flat], **settings)
+def shortening(gradients: Tensor, clip: float) -> Tensor:
+    """Return the factors (..., 1) that shorten vectors (..., d) to the length ``clip``, <= 1."""
+    norms = torch.linalg.vector_norm(gradients, dim=-1, keepdim=True)
+    return (clip / norms.clamp_min(1e-12)).clamp_max(1.0)
