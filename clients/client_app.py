@@ -7,11 +7,12 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients import honest, malicious
-from clients.workshop import open_workshop
-from fedrobust import __version__, adversary
+from clients.together import train_one, train_together
+from fedrobust import __version__
 from fedrobust.flower import serve_cohort
 from fedrobust.flower.wire import PROTOCOL
+
+__all__ = ["app", "train_together"]
 
 app = ClientApp()
 
@@ -19,23 +20,13 @@ app = ClientApp()
 @app.train()  # type: ignore[arg-type]  # None is a client that stays silent
 def train(message: Message, context: Context) -> Message | None:
     """Train one client, or every client of a cohort."""
-    return serve_cohort(train_one, message, context)
+    return serve_cohort(train_one, message, context, together=train_together)
 
 
 @app.query("hello")  # type: ignore[arg-type]
 def hello(message: Message, context: Context) -> Message | None:
     """Say which client this node is and which protocol it speaks."""
     return serve_cohort(greet, message, context)
-
-
-def train_one(message: Message, context: Context) -> Message | None:
-    """Answer one training message as the client that this node is."""
-    workshop = open_workshop(context.run_config)
-    task = honest.read_task(message, context)
-    if task.client in adversary.members(workshop.experiment, round=task.round):
-        return malicious.answer(workshop, task, message, context)
-    images, labels = workshop.share(task.client)
-    return honest.respond(message, honest.train(workshop, task, context, images, labels))
 
 
 def greet(message: Message, context: Context) -> Message:

@@ -13,10 +13,11 @@ from fedrobust.adversarial import adversarial_loss
 from fedrobust.config import Experiment
 from fedrobust.flower import array_of, read_setting, read_tensor
 from fedrobust.seeds import generator
-from fedrobust.training import one_thread, train_local
+from fedrobust.training import Member, one_thread, train_cohort
 from fedrobust.training.local import Loss, cross_entropy
 
 MOMENTUM = "momentum"
+Result = tuple[Tensor, float]  # the update (d,) and its loss
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,37 @@ def train(
     workshop: Workshop, task: Task, context: Context, images: Tensor, labels: Tensor
 ) -> Trained:
     """Train on the given images and labels; worker momentum lives in the client's state."""
+    results = train_alone(workshop, task, member(workshop, task, images, labels))
+    return finish(workshop, context, results, examples=len(labels))
+
+
+def member(
+    workshop: Workshop, task: Task, images: Tensor, labels: Tensor, *, keep: bool = False
+) -> Member:
+    """Describe the client's local training; ``keep`` puts its update where the last one lay."""
     experiment = workshop.experiment
-    source = generator(experiment.seed, "batches", round=task.round, client=task.client)
+    return Member(
+        images,
+        labels,
+        workshop.recipe(task.client, task.round),
+        generator(experiment.seed, "batches", round=task.round, client=task.client),
+        _loss(experiment, task),
+        workshop.rows[task.client] if keep and not experiment.worker_momentum else None,
+    )
+
+
+def train_alone(workshop: Workshop, task: Task, member: Member) -> Result:
+    """Train one client."""
+    start = task.vector.to(workshop.model.vector.device)
     with one_thread():
-        update, loss = train_local(
-            workshop.model,
-            task.vector,
-            images,
-            labels,
-            experiment.training,
-            generator=source,
-            loss=_loss(experiment, task),
-        )
-    return Trained(_momentum(update, experiment.worker_momentum, context), len(labels), loss)
+        return train_cohort(workshop.model, start, [member], cohort="off")[0]
+
+
+def finish(workshop: Workshop, context: Context, results: Result, *, examples: int) -> Trained:
+    """Mix the update into the client's momentum, if it keeps one."""
+    update, loss = results
+    beta = workshop.experiment.worker_momentum
+    return Trained(_momentum(update, beta, context), examples, loss)
 
 
 def _loss(experiment: Experiment, task: Task) -> Loss:

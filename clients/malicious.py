@@ -16,7 +16,7 @@ from torch import Tensor
 from clients import honest
 from clients.honest import Task, Trained
 from clients.workshop import Workshop
-from fedrobust import adversary
+from fedrobust import adversary, fleet
 from fedrobust.aggregation import build
 from fedrobust.attacks import ATTACKS, POISONS, craft, knowledge, poison
 from fedrobust.attacks.planted import TRAINED, TRAINED_SUPPLIED
@@ -78,7 +78,8 @@ def _craft_alone(
         parts = zip(images.chunk(OWN_VIEWS), labels.chunk(OWN_VIEWS), strict=True)
         alone = replace(context, state=RecordDict())
         view = torch.stack([honest.train(workshop, task, alone, *p).update for p in parts])
-    colluders = adversary.members(workshop.experiment, round=task.round)
+    asked = set(fleet.participants(workshop.experiment, task.round))
+    colluders = [c for c in adversary.members(workshop.experiment, round=task.round) if c in asked]
     rows = _crafted(workshop, task, view, len(colluders), context)
     return replace(trained, update=rows[colluders.index(task.client)].clone())
 
@@ -104,7 +105,7 @@ def _crafted(workshop: Workshop, task: Task, view: Tensor, f: int, context: Cont
     return craft(
         view,
         experiment.attack,
-        n=experiment.clients,
+        n=fleet.sample_size(experiment),
         f=f,
         round=task.round - 1,
         rule=lambda rows: _guess(experiment, task.round, rows, view),

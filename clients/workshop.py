@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedrobust import data, models
+from fedrobust import data, fleet, models
 from fedrobust.config import Experiment, from_run_config
+from fedrobust.training import Recipe
 from fedrobust.vector import FlatModel
 
 
@@ -25,6 +26,11 @@ class Workshop:
         Each client's share: slices of one reordered training set, so that no round gathers them.
     model
         Scratch model: whoever trains overwrites it.
+    groups
+        Each client's group.
+    rows
+        (clients, d): where updates lie that need not outlive their round. Fresh memory for each
+        update costs more than the update; rows that are never touched take none.
     """
 
     experiment: Experiment
@@ -32,10 +38,16 @@ class Workshop:
     images: tuple[Tensor, ...]
     labels: tuple[Tensor, ...]
     model: FlatModel
+    groups: tuple[str, ...]
+    rows: Tensor
 
     def share(self, client: int) -> tuple[Tensor, Tensor]:
         """Return a client's own images and labels."""
         return self.images[client], self.labels[client]
+
+    def recipe(self, client: int, round: int) -> Recipe:
+        """Return how a client trains in a round."""
+        return fleet.recipe_of(self.experiment, self.groups[client], round)
 
 
 def open_workshop(run_config: Mapping[str, Any]) -> Workshop:
@@ -55,7 +67,15 @@ def _open(items: tuple[tuple[str, Any], ...]) -> Workshop:
         seed=experiment.seed,
     )
     module = models.build_for(experiment.model, dataset, seed=experiment.seed)
+    device = torch.device(run_config.get("device") or "cpu")
+    model = FlatModel(module.to(device))
     order, sizes = torch.cat(shares), [len(share) for share in shares]
-    images = dataset.train_images[order].split(sizes)
-    labels = dataset.train_labels[order].split(sizes)
-    return Workshop(experiment, dataset.classes, images, labels, FlatModel(module))
+    return Workshop(
+        experiment,
+        dataset.classes,
+        dataset.train_images[order].to(device).split(sizes),
+        dataset.train_labels[order].to(device).split(sizes),
+        model,
+        fleet.assign(experiment),
+        model.vector.new_empty(experiment.clients, model.d),
+    )

@@ -11,7 +11,7 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from clients.client_app import app
+from clients.client_app import app, train_together
 from experiments.plugging import is_own, plugged
 from experiments.results import Results
 from fedrobust.config import ConfigError, Experiment, expand, override, read
@@ -121,7 +121,9 @@ def run_one(
 
         stack.enter_context(quiet("flwr"))
         run_config = {"experiment": experiment.to_toml(), "data-root": data_root or ""}
-        nodes = InProcessGrid(app, clients=experiment.clients, run_config=run_config)
+        nodes = InProcessGrid(
+            app, clients=experiment.clients, run_config=run_config, together=train_together
+        )
         final = run(
             nodes,
             experiment,

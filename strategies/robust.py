@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedrobust import aggregation
+from fedrobust import aggregation, fleet
 from fedrobust.attacks import bypass, impact, spread
 from fedrobust.config import Experiment
 from fedrobust.flower import array_of, tensor_of
@@ -83,10 +83,12 @@ class RobustStrategy(Strategy):
         self._model = tensor_of(arrays["model"])
         setting = ConfigRecord({**config, "round": server_round})
         content = RecordDict({"arrays": arrays, "config": setting})
-        ttl = self._experiment.server.deadline
+        ttl = fleet.wall(self._experiment)
+        asked = set(fleet.participants(self._experiment, server_round))
         self._sent = [
             Message(content, node, "train", group_id=str(server_round), ttl=ttl)
-            for node in self._clients
+            for node, client in self._clients.items()
+            if client in asked
         ]
         return self._sent
 

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedrobust import adversary, data, models
+from fedrobust import adversary, data, fleet, models
 from fedrobust.adversarial import evaluate_attacks
 from fedrobust.attacks.planted import success_rate
 from fedrobust.config import Experiment
@@ -19,6 +19,7 @@ from fedrobust.seeds import generator
 from fedrobust.training import one_thread
 from fedrobust.vector import FlatModel
 from strategies.durable import Checkpoints, continue_from, state_of
+from strategies.fleets import in_time
 from strategies.robust import RobustStrategy, Row
 from strategies.roll_call import roll_call
 from strategies.rounds import train
@@ -62,12 +63,13 @@ def run(
         grid,
         expected=experiment.clients,
         needed=experiment.clients - experiment.byzantine,
-        deadline=experiment.server.deadline,
+        deadline=fleet.wall(experiment),
     )
 
     def members(round: int) -> tuple[int, ...]:
         return adversary.members(experiment, round=round)
 
+    heard, on_row = in_time(grid, experiment, clients, dataset.train_labels, members, on_row)
     shared: dict[str, Any] = {
         "clients": clients,
         "most_examples": len(dataset.train_labels),
@@ -111,10 +113,10 @@ def run(
     with one_thread():
         return train(
             strategy,
-            _with_adversary(grid, experiment, clients, members),
+            _with_adversary(heard, experiment, clients, members),
             array_of(model=saved["model"] if saved else model.vector.clone()),
             rounds=experiment.rounds,
-            timeout=experiment.server.deadline,
+            timeout=fleet.wall(experiment),
             evaluate=evaluate_round,
             after=after,
         )

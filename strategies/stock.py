@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from fedrobust import fleet
 from fedrobust.config import Experiment
 from fedrobust.flower import array_of, tensor_of
 from fedrobust.flower.layers import Shapes, from_layers, to_layers
@@ -81,7 +82,7 @@ class StockStrategy(Strategy):
         asked = self._inner.configure_train(server_round, layers, ConfigRecord({**config}), grid)
         settings = ConfigRecord({**config, "round": server_round})
         content = RecordDict({"arrays": arrays, "config": settings})
-        ttl = self._experiment.server.deadline
+        ttl = fleet.wall(self._experiment)
         nodes = [message.metadata.dst_node_id for message in asked]
         group = str(server_round)
         self._sent = [Message(content, node, "train", group_id=group, ttl=ttl) for node in nodes]

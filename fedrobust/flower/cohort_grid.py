@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedrobust.flower.in_process import RAISED, answer, stamp
+from fedrobust.flower.in_process import RAISED, Together, answer, stamp
 from fedrobust.flower.wire import read_setting
 from fedrobust.flower.wrapping import WrappedGrid
 
@@ -83,8 +83,12 @@ class CohortGrid(WrappedGrid):
         return Message(content, host, kind, ttl=ttl, group_id=label)
 
 
-def serve_cohort(handler: Handler, message: Message, context: Context) -> Message | None:
+def serve_cohort(
+    handler: Handler, message: Message, context: Context, *, together: Together | None = None
+) -> Message | None:
     """Answer a host's message by calling ``handler`` once for each logical client in it.
+
+    ``together``, where given, answers for all of them instead: (messages, contexts) -> replies.
 
     A message without a cohort goes to the handler as it is.
     """
@@ -95,11 +99,14 @@ def serve_cohort(handler: Handler, message: Message, context: Context) -> Messag
     shared = {key: record for key, record in message.content.items() if key != COHORT}
     reply = RecordDict()
     status: dict[str, Any] = {}
-    for client in clients:
-        own = _own_context(context, client, of)
-        inner = Message(RecordDict(dict(shared)), reply_to=message)
+    contexts = [_own_context(context, client, of) for client in clients]
+    asked = [Message(RecordDict(dict(shared)), reply_to=message) for _ in clients]
+    for client, inner in zip(clients, asked, strict=True):
         stamp(inner, f"{message.metadata.message_id}/{client}")
-        status[str(client)] = _collect(reply, client, answer(handler, inner, own))
+    one_by_one = (answer(handler, m, c) for m, c in zip(asked, contexts, strict=True))
+    answers = together(asked, contexts) if together else one_by_one
+    for client, own, answered in zip(clients, contexts, answers, strict=True):
+        status[str(client)] = _collect(reply, client, answered)
         _keep_state(context, client, own.state)
     reply["status"] = ConfigRecord(status)
     return Message(reply, reply_to=message)

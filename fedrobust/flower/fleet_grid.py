@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from itertools import count
 from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedrobust.fleet import Timing
+from fedrobust.flower.in_process import stamp
 from fedrobust.flower.wire import read_setting
 from fedrobust.flower.wrapping import WrappedGrid
 
@@ -37,13 +39,19 @@ class FleetGrid(WrappedGrid):
     ) -> None:
         super().__init__(inner)
         self._clients = clients
+        self._ids = count(1)
         self._timing = lru_cache(maxsize=4)(timing)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
         """Carry what arrives in time; the others have not answered."""
-        heard = [message for message in messages if not self._missing(message)]
+        heard = []
+        for message in messages:
+            if self._missing(message):
+                stamp(message, f"unheard-{next(self._ids)}")  # its sender is told who is missing
+            else:
+                heard.append(message)
         return list(self._inner.send_and_receive(heard, timeout=timeout)) if heard else []
 
     def row(self, round: int) -> dict[str, Any]:

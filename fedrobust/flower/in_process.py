@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -11,6 +11,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+Together = Callable[[Sequence[Message], Sequence[Context]], Iterable[Message | None]]
 RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
@@ -26,6 +27,9 @@ class InProcessGrid(Grid):
         How many nodes there are; node i + 1 has ``partition-id`` i.
     run_config
         What every client reads as ``context.run_config``.
+    together
+        Answers "train" messages of several clients at once: (messages, contexts) -> one reply or
+        None a message, in order, each made when it is asked for.
 
     Notes
     -----
@@ -39,8 +43,10 @@ class InProcessGrid(Grid):
         *,
         clients: int,
         run_config: dict[str, Any],
+        together: Together | None = None,
     ) -> None:
         identify()
+        self._together = together
         self._app = app
         self.contexts = {i + 1: new_context(i, clients, run_config) for i in range(clients)}
         self._waiting: dict[str, Message] = {}
@@ -78,21 +84,32 @@ class InProcessGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Run the clients whose messages are asked for and return their replies."""
         asked = [self._waiting.pop(i) for i in message_ids if i in self._waiting]
-        replies = [self._deliver(message) for message in asked]
-        return [reply for reply in replies if reply is not None]
+        return [reply for reply in self._replies(asked) if reply is not None]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
         """Run every client; those not reached before the timeout have not answered."""
         end = time.monotonic() + timeout if timeout is not None else None
-        replies: list[Message] = []
-        for message_id in self.push_messages(messages):
+        asked = [self._waiting.pop(i) for i in self.push_messages(messages)]
+        answers, replies = self._replies(asked), []
+        for _ in asked:
             if end is not None and time.monotonic() > end:
-                self._waiting.pop(message_id)
-                continue
-            replies += self.pull_messages([message_id])
+                break
+            if (reply := next(answers)) is not None:
+                replies.append(reply)
         return replies
+
+    def _replies(self, asked: list[Message]) -> Iterator[Message | None]:
+        """Answer messages in order, one when it is asked for; None is silence."""
+        known = all(m.metadata.dst_node_id in self._contexts for m in asked)
+        trains = all(m.metadata.message_type == "train" for m in asked)
+        if self._together is not None and asked and known and trains:
+            yield from self._together(
+                asked, [self._contexts[m.metadata.dst_node_id] for m in asked]
+            )
+        else:
+            yield from (self._deliver(message) for message in asked)
 
     def _deliver(self, message: Message) -> Message | None:
         node = message.metadata.dst_node_id
