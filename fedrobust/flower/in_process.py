@@ -102,12 +102,10 @@ class InProcessGrid(Grid):
 
     def _replies(self, asked: list[Message]) -> Iterator[Message | None]:
         """Answer messages in order, one when it is asked for; None is silence."""
-        known = all(m.metadata.dst_node_id in self._contexts for m in asked)
+        known = all(m.metadata.dst_node_id in self.contexts for m in asked)
         trains = all(m.metadata.message_type == "train" for m in asked)
         if self._together is not None and asked and known and trains:
-            yield from self._together(
-                asked, [self._contexts[m.metadata.dst_node_id] for m in asked]
-            )
+            yield from self._together(asked, [self.contexts[m.metadata.dst_node_id] for m in asked])
         else:
             yield from (self._deliver(message) for message in asked)
 
