@@ -1,7 +1,6 @@
 """The calling convention of the krum library: ``aggregate(gradients, *, n, f)``.
 
-Its September 2026 Krum sums plain distances to the n - f - 3 nearest others (itself counted as the
-first of n - f - 2); no variant here does. Its May 2026 snapshot's score is the variant "epfl".
+Its own Krum is the variant "plain" here, that of its May 2026 snapshot "epfl".
 """
 
 from __future__ import annotations
