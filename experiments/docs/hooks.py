@@ -1,0 +1,138 @@
+"""MkDocs hooks: pages that are read off the code, so that they cannot fall behind it.
+
+A line ``<!-- make: NAME ARGUMENTS -->`` of a page becomes what the function NAME returns.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from experiments import listing
+from experiments.cli import app
+from fedrobust.aggregation.aggregator import check
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+MARK = re.compile(r"^<!-- make: (\w+) ?(.*?) -->$", re.MULTILINE)
+MOST = 64  # updates tried when looking for the fewest that a rule takes
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Fill a page's marks; MkDocs calls this for each page."""
+    return MARK.sub(lambda mark: MAKERS[mark[1]](mark[2]), markdown)
+
+
+def formulas() -> dict[str, dict[str, str]]:
+    """Return rule -> formula and what it survives, as written by hand."""
+    return tomllib.loads((HERE / "formulas.toml").read_text(encoding="utf-8"))
+
+
+def rules(kind: str) -> str:
+    """Describe every rule or pre-aggregator: what, formula, settings, limits, paper."""
+    written, parts = formulas(), []
+    for entry in listing.tables(kind)[kind]:
+        told = written[entry["name"]]
+        lines = [
+            f"### {entry['name']}\n\n{entry['what']}\n",
+            f"```text\n{told['formula']}\n```\n",
+            f"- **Settings:** {_code(entry['parameters']) or 'none'}",
+            f"- **Needs:** {needs(entry['name'], kind)}",
+            f"- **Breakdown:** {told['breakdown']}",
+            f"- **Paper:** {entry['paper'] or 'none'}\n",
+        ]
+        parts.append("\n".join(lines))
+    return "\n".join(parts)
+
+
+def needs(name: str, kind: str) -> str:
+    """Say how many updates a rule needs, found by asking the rule's own check."""
+    fewest = [_fewest(name, kind, f) for f in (1, 2)]
+    if None in fewest or fewest[0] == fewest[1]:
+        return f"at least {fewest[0]} update(s)" if fewest[0] else "see its settings"
+    slope = fewest[1] - fewest[0]  # type: ignore[operator]
+    return f"n >= {slope} f + {fewest[0] - slope}"  # type: ignore[operator]
+
+
+def _fewest(name: str, kind: str, f: int) -> int | None:
+    spec: dict[str, Any] = {"name": name}
+    settings = next(e for e in listing.tables(kind)[kind] if e["name"] == name)["parameters"]
+    for key in (part for part in settings.split(", ") if part and "=" not in part):
+        spec[key] = f if key == "f" else 1
+    for n in range(1, MOST):
+        try:
+            if kind == "rules":
+                check(spec, n=n)
+            else:
+                check("mean", n=n, pre=[spec])
+            return n
+        except ValueError:
+            continue
+    return None
+
+
+def table(kind: str) -> str:
+    """Write one kind of plug-in as a table."""
+    rows = [
+        f"| `{e['name']}` | {_cell(e['what'])} | {_code(e['parameters'])} | {_cell(e['paper'])} |"
+        for e in listing.tables(kind)[kind]
+    ]
+    return "\n".join(
+        ["| name | what it does | settings | paper |", "| --- | --- | --- | --- |", *rows]
+    )
+
+
+def everything(skipped: str) -> str:
+    """Write every kind that has no page of its own."""
+    kinds = [kind for kind in listing.tables() if kind not in skipped.split(", ")]
+    return "\n\n".join(f"## {kind.capitalize()}\n\n{table(kind)}" for kind in kinds)
+
+
+def commands(_: str) -> str:
+    """Write every command of the program with its options."""
+    group = typer.main.get_command(app)
+    parts = []
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        parts.append(f"## fedrobust {name}\n\n{_plain(command.help or '')}\n")
+        rows = []
+        for parameter in command.params:
+            names = (
+                ", ".join(f"`{o}`" for o in parameter.opts) if parameter.opts else parameter.name
+            )
+            words = _cell(getattr(parameter, "help", None) or "")
+            if names not in ("`--help`",):
+                rows.append(f"| {names} | {words} |")
+        parts.append("\n".join(["| option | what it does |", "| --- | --- |", *rows, ""]))
+    return "\n".join(parts)
+
+
+def file(path: str) -> str:
+    """Take in another Markdown file of the repository, its links made plain words."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"\1", text)
+
+
+def _code(settings: str) -> str:
+    return ", ".join(f"`{part}`" for part in settings.split(", ") if part)
+
+
+def _cell(words: str) -> str:
+    return words.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _plain(words: str) -> str:
+    return " ".join(words.split()).replace("<", "&lt;")
+
+
+MAKERS: dict[str, Callable[[str], str]] = {
+    "rules": rules,
+    "table": table,
+    "everything": everything,
+    "commands": commands,
+    "file": file,
+}
