@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test lint clean
+.PHONY: run test lint docs clean
 
 run: $(STAMP)
 	$(BIN)/fedrobust run experiments/quickstart.toml
@@ -16,6 +16,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/mkdocs build --strict -f experiments/docs/mkdocs.yml
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

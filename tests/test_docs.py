@@ -139,3 +139,12 @@ def test_the_site_builds_with_warnings_as_errors(tmp_path):
     commands = (tmp_path / "site" / "reference" / "cli.html").read_text()
     assert "fedrobust sweep" in commands and "--over" in commands
     assert "fonts.googleapis" not in rules
+
+
+def test_the_image_is_made_of_what_is_there():
+    text = (ROOT / "experiments" / "deploy" / "Dockerfile").read_text()
+    sources = [word for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for word in line.split()]
+    assert len(sources) == 7 and all((ROOT / source).exists() for source in sources)
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert re.search(r'^ENTRYPOINT \["(\w+)"\]$', text, re.M)[1] in scripts
+    assert "\nUSER lab\n" in text, "nothing runs as root"
