@@ -60,6 +60,7 @@ Download = Annotated[bool, typer.Option(help="Fetch a missing data set.")]
 Output = Annotated[Path, typer.Option(help="Parent folder of the results.")]
 Seeds = Annotated[int, typer.Option(help="Repeat with this many seeds.", min=1)]
 Workers = Annotated[int, typer.Option(help="Processes; 0: one a core.", min=0)]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints.")]
 Track = Annotated[
     list[str] | None, typer.Option(help="tensorboard, mlflow or wandb; may be repeated.")
 ]
@@ -77,7 +78,7 @@ def run(
     output: Output = Path("results"),
     seeds: Seeds = 1,
     workers: Workers = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints.")] = False,
+    resume: Resume = False,
     track: Track = None,
     save_model: Annotated[bool, typer.Option(help="Keep each final model (safetensors).")] = False,
     as_json: Json = False,
@@ -113,6 +114,7 @@ def sweep_over(
     output: Output = Path("results"),
     seeds: Seeds = 1,
     workers: Workers = 0,
+    resume: Resume = False,
     track: Track = None,
     table: Annotated[str, typer.Option(help="text, markdown or latex.")] = "text",
     as_json: Json = False,
@@ -125,7 +127,7 @@ def sweep_over(
     """
     experiments = experiments_of(file, override, seeds=seeds, over=over)
     check_data(experiments, data_root, download)
-    sweep = Sweep(experiments, output / file.stem, "in_process", data_root, workers)
+    sweep = Sweep(experiments, output / file.stem, "in_process", data_root, workers, resume=resume)
     resolve_one(table, list(tables.FORMATS), "format")
     results = _run(sweep, errors, track, quiet=quiet)  # the table alone goes to stdout
     written = showing.write_summary(results, sweep.output)

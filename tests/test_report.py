@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 
@@ -13,7 +16,7 @@ import tomli_w
 from experiments import tables
 from experiments.cli import main
 from experiments.report import build, folders_in, heat
-from experiments.report.gathering import gather, measures
+from experiments.report.gathering import gather, measures, widen
 from experiments.results import Results, load
 from fedrobust.config import ConfigError, expand
 from fedrobust.rundir import RunFolder
@@ -245,11 +248,14 @@ def test_hostile_words_are_escaped(small, tmp_path):
         folder.append({"round": 0, "accuracy": 0.1, "seconds": 0.1})
         rejected = [{"client": 0, "node": 1, "reason": evil}]
         row = {"round": 3, "accuracy": 0.5, "seconds": 0.1, "rejected": rejected, "kept": evil}
-        folder.append(row | {"detection_recall": 0.5})
+        costs = {"bytes_by_stage": {"commit": 44, "reveal": 670}, "seconds_commit": 0.25}
+        folder.append(row | {"detection_recall": 0.5, "nested": {"precision": 0.75}, **costs})
     text = build([folder.path])
     assert evil not in text and "&lt;script&gt;" in text
     assert "Detection recall over rounds" in text
-    assert measures(load([folder.path]).frame) == ["detection_recall"]
+    assert measures(widen(load([folder.path]).frame)) == ["detection_recall", "nested/precision"]
+    assert "Nested/precision over rounds" in text
+    assert "bytes by stage/commit" in text and "seconds commit" in text
 
 
 def test_a_data_set_that_is_not_at_hand_is_said(small, tmp_path, monkeypatch):
@@ -270,3 +276,38 @@ def test_cells_are_readable():
         light, dark = heat.luminance(red, green, blue), (1.0 if ink == "#fff" else 0.0)
         high, low = max(light, dark), min(light, dark)
         assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+HARNESS = """
+<iframe id=f src="file://{page}" style="border:0;width:{width}px;height:900px"></iframe>
+<script>f.onload = () => {{ const r = f.contentDocument.documentElement;
+document.title = r.scrollWidth + " of " + r.clientWidth + " with " +
+f.contentDocument.querySelectorAll("svg path").length + " paths"; }}</script>"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_real_browser_shows_it_without_scrolling_sideways(output, tmp_path, width):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("needs chromium")
+    harness = tmp_path / "harness.html"
+    harness.write_text(HARNESS.format(page=output[0] / "report.html", width=width))
+    command = [browser, "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu",
+               "--dump-dom", "--allow-file-access-from-files", "--virtual-time-budget=5000",
+               f"--user-data-dir={tmp_path}/profile", f"file://{harness}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    found = re.search(r"<title>(\d+) of (\d+) with (\d+) paths</title>", done.stdout)
+    assert found, done.stderr[-500:]
+    needed, there, paths = map(int, found.groups())
+    assert needed <= there == width and paths > 50
+
+
+def test_the_shell_completes_commands():
+    environment = os.environ | {"_FEDROBUST_COMPLETE": "complete_bash",
+                                "COMP_WORDS": "fedrobust re", "COMP_CWORD": "1"}  # fmt: skip
+    entry = "import sys; sys.argv[0] = 'fedrobust'; from experiments.cli import app; "
+    done = subprocess.run(
+        [sys.executable, "-c", entry + "app(prog_name='fedrobust')"],
+        env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["report"], done.stderr

@@ -49,7 +49,7 @@ def over_rounds(frame: pd.DataFrame, column: str, defences: Sequence[str], salt:
             mean, low, high = part.mean() * factor, part.min() * factor, part.max() * factor
             axes.plot(mean.index, mean, color=colour, linestyle=dash, linewidth=1.8)
             axes.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         words = column.replace("_", " ")
         axes.set(xlabel="round", ylabel=f"{words} (%)" if percent else words)
         if percent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from fedrobust.config import ConfigError, Experiment
 from fedrobust.data import DataError
 
 # Columns of a row that have a place of their own; every other number is drawn over the rounds.
-KNOWN = {"run", "attack", "defence", "seed", "round", "accuracy", "loss", "seconds", "replies",
-         "rejected", "weights", "byzantine", "bypass", "impact", "kept", "train_loss",
-         "bytes_up", "bytes_down"}  # fmt: skip
+KNOWN = {"run", "attack", "defence", "seed", "round", "accuracy", "loss", "replies", "train_loss",
+         "bypass"}  # fmt: skip
+COSTS = ("seconds", "line_seconds", "times", "bytes")  # beginnings of what a round costs
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,25 @@ def gather(folders: Sequence[Path]) -> Gathered:
     )
 
 
+def widen(frame: pd.DataFrame) -> pd.DataFrame:
+    """Give the numbers inside nested values columns of their own: ``bytes_by_stage/commit``."""
+    extra: dict[str, list[float]] = {}
+    for column in frame.select_dtypes("object").columns:
+        nested = [v if isinstance(v, dict) else {} for v in frame[column]]
+        keys = dict.fromkeys(k for v in nested for k, x in v.items() if type(x) in (int, float))
+        for key in keys:
+            extra[f"{column}/{key}"] = [float(v.get(key, math.nan)) for v in nested]
+    return frame.assign(**extra)
+
+
 def measures(frame: pd.DataFrame) -> list[str]:
     """Name the numeric columns that have no section of their own: robust accuracy and the like."""
-    numeric = frame.select_dtypes("number").columns
-    return [str(c) for c in numeric if c not in KNOWN and frame[c].notna().any()]
+    found = [c for c in _numeric(frame) if c not in KNOWN and not c.startswith((*COSTS, "impact"))]
+    return [column for column in found if frame[column].nunique() > 0]
+
+
+def _numeric(frame: pd.DataFrame) -> list[str]:
+    return [str(column) for column in frame.select_dtypes("number").columns]
 
 
 def attackers(frame: pd.DataFrame) -> pd.DataFrame:
@@ -123,7 +139,7 @@ def refusals(results: Results) -> pd.DataFrame:
 
 
 def costs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Give, per defence, the median seconds of a round and the mean bytes of one."""
+    """Give, per defence, the median and slowest seconds of a round and the means of other costs."""
     trained = frame[frame["round"] > 0]
     groups = trained.groupby("defence", sort=False)
     table = (
@@ -131,9 +147,9 @@ def costs(frame: pd.DataFrame) -> pd.DataFrame:
         .agg(median="median", slowest="max")
         .rename(columns={"median": "seconds a round (median)", "slowest": "slowest round"})
     )
-    for column, words in (("bytes_down", "bytes down"), ("bytes_up", "bytes up")):
-        if column in trained:
-            table[words] = groups[column].mean()
+    for column in _numeric(trained):
+        if column.startswith(COSTS) and column != "seconds" and trained[column].notna().any():
+            table[column.replace("_", " ")] = groups[column].mean()
     return table
 
 

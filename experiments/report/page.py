@@ -24,6 +24,7 @@ from experiments.report.gathering import (
     measures,
     refusals,
     shares,
+    widen,
 )
 from experiments.report.heat import heat_table
 from fedrobust import __version__
@@ -68,7 +69,7 @@ def build(folders: Sequence[Path], *, data_root: str | None = None) -> str:
         If no folder holds a finished round.
     """
     gathered = gather(folders)
-    frame = gathered.results.frame
+    frame = widen(gathered.results.frame)
     sections = [
         _final(gathered),
         *_curves(gathered, frame),
