@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
+from mkdocs.structure.files import File, Files
 
 from experiments import listing
 from experiments.cli import app
@@ -26,6 +27,13 @@ MOST = 64  # updates tried when looking for the fewest that a rule takes
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill a page's marks; MkDocs calls this for each page."""
     return MARK.sub(lambda mark: MAKERS[mark[1]](mark[2]), markdown)
+
+
+def on_files(files: Files, *, config: Any, **_: Any) -> Files:
+    """Take in the pictures that the README shows too."""
+    for picture in sorted((ROOT / "experiments" / "images").glob("*.png")):
+        files.append(File.generated(config, f"images/{picture.name}", abs_src_path=str(picture)))
+    return files
 
 
 def formulas() -> dict[str, dict[str, str]]:
