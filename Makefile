@@ -4,13 +4,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test lint docs clean
+.PHONY: run test lint docs rehearse clean
 
 run: $(STAMP)
 	$(BIN)/fedrobust run experiments/quickstart.toml
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+rehearse: $(STAMP)
+	$(BIN)/python -m experiments.deploy.rehearse
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -15,6 +15,8 @@ from fedrobust.flower.adversary_grid import ADVERSARY
 from fedrobust.flower.in_process import answer
 from fedrobust.training import one_thread, train_cohort
 
+ROLE = "role"  # of a real node, in its own configuration: "honest" or "malicious"
+
 
 def train_together(
     messages: Sequence[Message], contexts: Sequence[Context]
@@ -28,7 +30,7 @@ def train_together(
     """
     if not messages:
         return
-    workshop = open_workshop(contexts[0].run_config)
+    workshop = open_workshop(contexts[0].run_config, contexts[0].node_config)
     ready = _trained(workshop, messages, contexts)
     for i, (message, context) in enumerate(zip(messages, contexts, strict=True)):
         yield answer(partial(train_one, results=ready.get(i), keep=True), message, context)
@@ -50,9 +52,9 @@ def train_one(
     keep
         Let the update of an honest client lie in memory that this process keeps.
     """
-    workshop = open_workshop(context.run_config)
+    workshop = open_workshop(context.run_config, context.node_config)
     task = honest.read_task(message, context)
-    if results is None and _malicious(workshop, task, message):
+    if results is None and _malicious(workshop, task, message, context):
         return malicious.answer(workshop, task, message, context)
     images, labels = workshop.share(task.client)
     if results is None:
@@ -62,9 +64,15 @@ def train_one(
     return honest.respond(message, trained)
 
 
-def _malicious(workshop: Workshop, task: honest.Task, message: Message) -> bool:
-    """Whether a malicious client must act; before others' eyes it trains as an honest one."""
-    if task.client not in adversary.members(workshop.experiment, round=task.round):
+def _malicious(workshop: Workshop, task: honest.Task, message: Message, context: Context) -> bool:
+    """Whether a malicious client must act; before others' eyes it trains as an honest one.
+
+    In simulation the experiment says who is malicious; on a real node its owner does, and no server
+    can make a node attack whose owner says "honest".
+    """
+    role = context.node_config.get(ROLE)
+    members = adversary.members(workshop.experiment, round=task.round)
+    if (task.client not in members) if role is None else (role != "malicious"):
         return False
     rehearses = read_setting(message.content, ADVERSARY, "task") == "rehearse"
     return not (rehearses and adversary.kind(workshop.experiment.attack["name"]) == "craft")
@@ -81,7 +89,7 @@ def _trained(
     places = [
         i
         for i, (task, message) in enumerate(zip(tasks, messages, strict=True))
-        if not _malicious(workshop, task, message)
+        if not _malicious(workshop, task, message, contexts[i])
     ]
     if not places:
         return {}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedrobust import data, fleet, models
 from fedrobust.config import Experiment, from_run_config
+from fedrobust.data.own import load_own
 from fedrobust.training import Recipe
 from fedrobust.vector import FlatModel
 
@@ -50,9 +51,46 @@ class Workshop:
         return fleet.recipe_of(self.experiment, self.groups[client], round)
 
 
-def open_workshop(run_config: Mapping[str, Any]) -> Workshop:
-    """Return the workshop of a run; built once per process and run configuration."""
+def open_workshop(
+    run_config: Mapping[str, Any], node_config: Mapping[str, Any] | None = None
+) -> Workshop:
+    """Return the workshop of a run; built once per process and configuration.
+
+    A real node's own configuration may name data of its own (``data``), or where the public sets
+    are on its machine (``data-root``); the run's configuration comes from the server and names
+    neither.
+    """
+    node = node_config or {}
+    if "data" in node:
+        return _open_own(tuple(sorted(run_config.items())), str(node["data"]), _number(node))
+    if "data-root" in node:
+        run_config = {**run_config, "data-root": node["data-root"]}
     return _open(tuple(sorted(run_config.items())))
+
+
+def _number(node_config: Mapping[str, Any]) -> int:
+    return int(node_config["partition-id"])
+
+
+@lru_cache(maxsize=1)
+def _open_own(items: tuple[tuple[str, Any], ...], path: str, client: int) -> Workshop:
+    """Set up a node that holds one client's data and nobody else's."""
+    experiment = from_run_config(dict(items))
+    dataset = load_own(path, name=experiment.data)
+    module = models.build_for(experiment.model, dataset, seed=experiment.seed)
+    images = [dataset.train_images[:0]] * experiment.clients
+    labels = [dataset.train_labels[:0]] * experiment.clients
+    images[client], labels[client] = dataset.train_images, dataset.train_labels
+    model = FlatModel(module)
+    return Workshop(
+        experiment,
+        dataset.classes,
+        tuple(images),
+        tuple(labels),
+        model,
+        fleet.assign(experiment),
+        model.vector.new_empty(experiment.clients, model.d),
+    )
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments import listing, showing, tables
+from experiments import deployment, listing, showing, tables
 from experiments.preparing import check_data, experiments_of
 from experiments.progress import Live
 from experiments.report import folders_in
@@ -149,6 +149,10 @@ def report(
     """Write one self-contained HTML page about a run or a sweep: FOLDER/report.html."""
     page = write_report(folders_in(folder), output or folder / "report.html", data_root=data_root)
     typer.echo(f"written: {page}")
+
+
+app.command(epilog=EXIT_CODES)(deployment.deploy)
+app.command()(deployment.node)
 
 
 @app.command("list")

@@ -77,14 +77,14 @@ def run_on_flower(
             "hosts": hosts,
             "resume": resume,
         }
-        app = _write_app(home / "app", config)
+        app = write_app(home / "app", config)
         with _superlink(home) as environment:
             run_id = _submit(app, environment, hosts)
-            seen = _follow(run_id, environment, home, target, on_row)
+            seen = follow(run_id, environment, target, on_row)
     return seen
 
 
-def _write_app(path: Path, config: Mapping[str, Any]) -> Path:
+def write_app(path: Path, config: Mapping[str, Any]) -> Path:
     """Lay out the thin app: strategies/, clients/, and the run's configuration as defaults."""
     for package in (strategies, clients):
         source = Path(str(package.__file__)).parent
@@ -112,7 +112,7 @@ def _write_app(path: Path, config: Mapping[str, Any]) -> Path:
 @contextmanager
 def _superlink(home: Path) -> Iterator[dict[str, str]]:
     """Start a SuperLink of this run's own; yield the environment in which ``flwr`` finds it."""
-    port = _free_port()
+    port = free_port()
     environment = os.environ | QUIET | {"FLWR_HOME": str(home)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment.pop("OMP_NUM_THREADS", None)
@@ -130,24 +130,23 @@ def _superlink(home: Path) -> Iterator[dict[str, str]]:
         start_new_session=True,
     )
     try:
-        _wait_for_port(port, process, home)
+        wait_for_port(port, process, home)
         yield environment
     finally:
-        _end(process)
+        end(process)
 
 
 def _submit(app: Path, environment: dict[str, str], hosts: int) -> str:
     nodes = f"num-supernodes={hosts} client-resources-num-cpus=1"
-    answer = _flwr(["run", str(app), "--federation-config", nodes], environment)
+    answer = flwr(["run", str(app), "--federation-config", nodes], environment)
     if "run-id" not in answer:
         raise FlowerRunError(f"Flower did not accept the run: {answer}")
     return str(answer["run-id"])
 
 
-def _follow(
+def follow(
     run_id: str,
     environment: dict[str, str],
-    home: Path,
     target: RunFolder,
     on_row: Callable[[Row], None],
 ) -> list[Row]:
@@ -168,7 +167,7 @@ def _follow(
 
 
 def _status(run_id: str, environment: dict[str, str]) -> str:
-    answer = _flwr(["ls", "--run-id", run_id], environment)
+    answer = flwr(["ls", "--run-id", run_id], environment)
     return str(answer["runs"][0]["status"])
 
 
@@ -185,7 +184,8 @@ def _log(run_id: str, environment: dict[str, str]) -> str:
     return "\n".join((done.stdout + done.stderr).splitlines()[-40:])
 
 
-def _flwr(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+def flwr(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """Call the ``flwr`` command and return the JSON that it answers."""
     done = subprocess.run(
         ["flwr", *arguments, "--format", "json"],
         env=environment,
@@ -202,13 +202,15 @@ def _flwr(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
         raise FlowerRunError(f"flwr {arguments[0]}: {done.stdout}{done.stderr}") from error
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a TCP port that nobody uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _wait_for_port(port: int, process: subprocess.Popen, home: Path) -> None:
+def wait_for_port(port: int, process: subprocess.Popen, home: Path) -> None:
+    """Wait until a SuperLink takes connections."""
     end = time.monotonic() + START_LIMIT
     while time.monotonic() < end and process.poll() is None:
         with socket.socket() as probe:
@@ -220,7 +222,7 @@ def _wait_for_port(port: int, process: subprocess.Popen, home: Path) -> None:
     raise FlowerRunError(f"no SuperLink: {log.read_text()[-2000:] if log.is_file() else ''}")
 
 
-def _end(process: subprocess.Popen) -> None:
+def end(process: subprocess.Popen) -> None:
     """End the SuperLink and everything that it started."""
     for word in (signal.SIGTERM, signal.SIGKILL):
         try:

@@ -66,6 +66,8 @@ def listen(
         node = node_of.get(reply.metadata.reply_to_message_id)
         if node is None or node not in missing:
             continue
+        if not reply.has_error() and reply.metadata.src_node_id != node:
+            continue  # in another's name: the node itself may still answer
         missing.discard(node)
         try:
             checked = screen(reply, d=d, most_examples=most_examples, largest=largest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -35,8 +36,9 @@ def roll_call(
 
     Returns
     -------
-    Node id -> client. A claimed number is a place in the order and nothing else: where two claim
-    one, the lower node id has it, and the others take the free places. A node that answers
+    Node id -> client. A node that was registered as ``client-N`` is client N, whatever it says. The
+    number that any other claims is a place in the order and nothing else: where two claim one, the
+    lower node id has it, and the others take the free places. A node that answers
     nonsense, or nothing, stays: its replies are screened like any other. One that declares
     another protocol is left out.
 
@@ -66,7 +68,15 @@ def roll_call(
         else:
             claims[node] = read_setting(reply.content, "hello", "client")
     _enough(claims, needed, strangers, silent)
-    return _places(claims, expected)
+    return _places(claims, expected, registered(grid))
+
+
+def registered(grid: Grid) -> dict[int, int]:
+    """Return the clients of the nodes that were registered by name: ``client-3`` is client 3."""
+    known = getattr(grid, "get_nodes", None)
+    names = {int(info.node_id): str(info.name) for info in known()} if known else {}
+    found = {node: re.fullmatch(r"client-(\d{1,6})", name) for node, name in names.items()}
+    return {node: int(match[1]) for node, match in found.items() if match}
 
 
 def _enough(claims: dict[int, Any], needed: int, strangers: list[str], silent: list[str]) -> None:
@@ -79,11 +89,11 @@ def _enough(claims: dict[int, Any], needed: int, strangers: list[str], silent: l
         raise ProtocolError(f"no node answered the roll call: {silent[0][:500]}")
 
 
-def _places(claims: dict[int, Any], expected: int) -> dict[int, int]:
-    """Give each node the place it claims, or the first free one."""
+def _places(claims: dict[int, Any], expected: int, register: dict[int, int]) -> dict[int, int]:
+    """Give each node its registered place, or the one it claims, or the first free one."""
     places: dict[int, int] = {}
-    for node in sorted(claims):
-        claim = claims[node]
+    for node in [*sorted(set(claims) & set(register)), *sorted(set(claims) - set(register))]:
+        claim = register.get(node, claims[node])
         if isinstance(claim, int) and 0 <= claim < expected and claim not in places.values():
             places[node] = claim
     free = (place for place in range(expected) if place not in set(places.values()))

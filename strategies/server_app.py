@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from logging import INFO
+from typing import Any
 
 from flwr.app import Context
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
-from fedrobust.config import from_run_config
-from fedrobust.flower import CohortGrid
+from fedrobust import adversary
+from fedrobust.config import ConfigError, Experiment, from_run_config
+from fedrobust.flower import CohortGrid, GuardedGrid
 from fedrobust.rundir import RunFolder
 from strategies.durable import Checkpoints
 from strategies.robust import Row
@@ -21,12 +24,14 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the experiment of the run configuration; nodes are cohort hosts."""
+    """Run the experiment of the run configuration.
+
+    Nodes are cohort hosts; with ``nodes = "clients"`` each is one client, as on real machines.
+    """
     config = context.run_config
     experiment = from_run_config(config)
     log(INFO, "fedrobust: %s, %s clients", experiment.name, experiment.clients)
-    hosts = int(config.get("hosts", 0))
-    cohort = CohortGrid(grid, clients=experiment.clients, hosts=hosts)
+    carried = carry(grid, experiment, config)
     with ExitStack() as stack:
         folder, checkpoints = None, None
         if output := str(config.get("output", "")):
@@ -40,7 +45,26 @@ def main(grid: Grid, context: Context) -> None:
                 folder.append(row)
 
         root = str(config.get("data-root", "")) or None
-        run(cohort, experiment, data_root=root, on_row=on_row, checkpoints=checkpoints)
+        run(carried, experiment, data_root=root, on_row=on_row, checkpoints=checkpoints)
+
+
+def carry(grid: Grid, experiment: Experiment, config: Mapping[str, Any]) -> Grid:
+    """Return the grid whose nodes are the experiment's clients.
+
+    Raises
+    ------
+    ConfigError
+        If real nodes are to collude: there is no side channel between machines.
+    """
+    if config.get("nodes") == "clients":
+        crafts = adversary.kind(experiment.attack["name"]) in ("craft", "trained")
+        if crafts and adversary.knowledge(experiment.attack) != "own":
+            raise ConfigError(["on real nodes an attacker knows its own data: knowledge = 'own'"])
+        return GuardedGrid(grid)
+    hosts = int(config.get("hosts", 0))
+    count = hosts or max(1, len(list(grid.get_node_ids())))
+    guarded = GuardedGrid(grid, clients=-(-experiment.clients // count))
+    return CohortGrid(guarded, clients=experiment.clients, hosts=hosts)
 
 
 def sentence(row: Row) -> str:

@@ -4,6 +4,7 @@ from fedrobust.flower.adversary_grid import AdversaryGrid
 from fedrobust.flower.cohort_grid import CohortGrid, serve_cohort
 from fedrobust.flower.drop_in import Robust
 from fedrobust.flower.fleet_grid import FleetGrid
+from fedrobust.flower.guarded_grid import GuardedGrid
 from fedrobust.flower.in_process import InProcessGrid
 from fedrobust.flower.screening import Rejected, screen
 from fedrobust.flower.wire import TensorArray, array_of, read_setting, read_tensor, tensor_of
@@ -12,6 +13,7 @@ __all__ = [
     "AdversaryGrid",
     "CohortGrid",
     "FleetGrid",
+    "GuardedGrid",
     "InProcessGrid",
     "Rejected",
     "Robust",

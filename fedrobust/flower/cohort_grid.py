@@ -51,6 +51,10 @@ class CohortGrid(WrappedGrid):
         """Return the logical nodes 1..clients."""
         return list(range(1, self._clients + 1))
 
+    def get_nodes(self) -> list[Any]:
+        """Return nothing: logical clients are in no register, their hosts are."""
+        return []
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:

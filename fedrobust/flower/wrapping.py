@@ -42,6 +42,11 @@ class WrappedGrid(Grid):
         """Return the inner grid's nodes."""
         return list(self._inner.get_node_ids())
 
+    def get_nodes(self) -> list[Any]:
+        """Return what the inner grid knows of its nodes; nothing where it keeps no register."""
+        known = getattr(self._inner, "get_nodes", None)
+        return list(known()) if known is not None else []
+
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Carry the messages at once; the replies wait to be pulled."""
         listed = list(messages)

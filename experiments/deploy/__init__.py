@@ -1,0 +1,1 @@
+"""Real machines: certificates, keys, units, a rehearsal, faults."""

@@ -1,0 +1,101 @@
+"""The rehearsal: a SuperLink, four nodes, TLS, registered keys, one attacker; strangers refused.
+
+``make rehearse``, or ``python -m experiments.deploy.rehearse``. Ends with exit code 1 if anything
+is not as it should be.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import typer
+
+from experiments.deploy.federation import STARTED, Federation, as_json, federation
+from experiments.deployment import run_on_nodes
+from experiments.simulation import run_one
+from fedrobust import adversary
+from fedrobust.config import Experiment, expand, override, read
+
+FILE = Path(__file__).with_name("federation.toml")
+REFUSALS = ("failed to activate", "2004", "unauthenticated", "certificate", "ssl", "connect",
+            "400", "401", "403", "426")  # fmt: skip
+
+
+def main(rounds: int = 5, loopback: bool = False) -> None:
+    """Rehearse a deployment on this machine and clean up."""
+    (experiment,) = expand(override(read(FILE), {"rounds": rounds}))
+    here = run_one(experiment)
+    say("simulation", accuracy=[round(row["accuracy"], 4) for row in here])
+    with tempfile.TemporaryDirectory(prefix="fedrobust-rehearsal-") as temporary:
+        home = Path(temporary)
+        with federation(home, nodes=4, namespaces=False if loopback else None) as it:
+            say("network", kind="namespaces" if it.bridge else "loopback", superlink=it.address)
+            good = rehearse(it, experiment, here)
+    say("clean", left=str(home.exists()))
+    raise typer.Exit(0 if good else 1)
+
+
+def rehearse(it: Federation, experiment: Experiment, expected: list[dict]) -> bool:
+    """Start the nodes and the strangers, run the experiment, compare it with the simulation."""
+    members = adversary.members(experiment)
+    for number in range(experiment.clients):
+        it.register(number)
+        role = "malicious" if number in members else "honest"
+        it.start_node(number, {"partition-id": number, "role": role})
+        say("node started", client=number, role=role, registered=f"client-{number}")
+    strangers = [stranger(it, tls=True), stranger(it, tls=False)]
+    it.wait_for_nodes(experiment.clients)
+    say("register", nodes=[(entry["node-id"], entry["status"]) for entry in it.nodes()])
+    began = time.monotonic()
+    rows = run_on_nodes(
+        experiment,
+        superlink=it.address,
+        output=it.home / "results",
+        certificates=it.home / "ca.crt",
+        on_row=lambda row: say("round", **row),
+    )
+    say("run", rounds=len(rows) - 1, seconds=round(time.monotonic() - began, 1))
+    same = without_time(rows) == without_time(expected)
+    say("same rows as in simulation", answer=same)
+    refused = [was_refused(it, name, experiment.clients) for name in strangers]
+    return same and all(refused)
+
+
+def stranger(it: Federation, *, tls: bool) -> str:
+    """Start a node with a key that nobody registered, or one that speaks plain text."""
+    number = 4 if tls else 5
+    config = {"partition-id": 0, "role": "honest"}
+    if tls:
+        it.make_key("stranger")
+    return it.start_node(number, config, key="stranger", tls=tls)
+
+
+def was_refused(it: Federation, name: str, members: int) -> bool:
+    """Tell whether a stranger failed, for a reason of ours, and is in no register."""
+    log = it.log(name)
+    told = [line for line in log.splitlines() if any(w in line.lower() for w in REFUSALS)]
+    status = it.processes[name].poll()
+    online = sum(entry.get("status") == "online" for entry in it.nodes())
+    refused = STARTED in log and bool(told) and online <= members
+    last = told[-1].strip()[:200] if told else log[-200:]
+    say("stranger", name=name, refused=refused, exit=status, online=online, said=last)
+    return refused
+
+
+def without_time(rows: list[dict]) -> list[dict]:
+    """Drop what depends on the machine."""
+    places = ("seconds", "rejected")
+    return [{k: v for k, v in row.items() if k not in places} for row in rows]
+
+
+def say(what: str, **facts: object) -> None:
+    """Print one line of the rehearsal's log."""
+    typer.echo(f"{time.strftime('%H:%M:%S')} {what}: {as_json(facts)}")
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

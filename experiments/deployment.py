@@ -1,0 +1,188 @@
+"""Real machines: start a node with its own data, send an experiment to a running SuperLink."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tomli_w
+import typer
+
+from experiments import flower_run
+from experiments.flower_run import QUIET, FlowerRunError, Row
+from experiments.preparing import experiments_of
+from fedrobust.config import ConfigError, Experiment
+from fedrobust.data.own import load_own
+from fedrobust.rundir import RunFolder
+
+Certificates = Annotated[Path | None, typer.Option(help="The CA's certificate (PEM); TLS.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS: for a machine by itself.")]
+
+
+def node(
+    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")],
+    partition: Annotated[int, typer.Option(help="Which client this is, from 0.", min=0)],
+    data: Annotated[Path | None, typer.Option(help="Own data: npz or image folder.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Public data sets; own share.")] = None,
+    root_certificates: Certificates = None,
+    key: Annotated[Path | None, typer.Option(help="This node's private key (ECDSA).")] = None,
+    insecure: Insecure = False,
+    malicious: Annotated[bool, typer.Option("--malicious", help="For drills: attack.")] = False,
+    port: Annotated[int, typer.Option(help="Local port, one a node of a machine.")] = 9094,
+    check: Annotated[str, typer.Option(help="Check --data against this data set first.")] = "",
+) -> None:
+    """Be one client of a federation on this machine, until stopped."""
+    if check and data is not None:
+        load_own(data, name=check)
+    config: dict[str, Any] = {
+        "partition-id": partition,
+        "role": "malicious" if malicious else "honest",
+    }
+    if data is not None:
+        config["data"] = str(_there(data).resolve())
+    if data_root is not None:
+        config["data-root"] = str(_there(data_root).resolve())
+    command = node_command(
+        superlink, config, certificates=root_certificates, key=key, insecure=insecure, port=port
+    )
+    program = str(Path(sys.executable).parent / command[0])
+    os.execve(program, command, os.environ | QUIET | _with_path(os.environ.get("PATH", "")))
+
+
+def deploy(
+    file: Annotated[Path, typer.Argument(help="Experiment: a TOML file, without a sweep.")],
+    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")],
+    output: Annotated[Path, typer.Option(help="Results, on the SuperLink's machine.")],
+    override: Annotated[list[str] | None, typer.Option("--override", "-o")] = None,
+    data_root: Annotated[str, typer.Option(help="Data sets, on the SuperLink's machine.")] = "",
+    root_certificates: Certificates = None,
+    insecure: Insecure = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+) -> None:
+    """Run an experiment on the nodes that are connected to a SuperLink: each is one client."""
+    experiments = experiments_of(file, override, seeds=1)
+    if len(experiments) != 1:
+        raise ConfigError([f"one run at a time on real nodes, {file} has {len(experiments)}"])
+    try:
+        run_on_nodes(
+            experiments[0],
+            superlink=superlink,
+            output=output,
+            data_root=data_root,
+            certificates=root_certificates,
+            insecure=insecure,
+            resume=resume,
+            on_row=lambda row: typer.echo(json.dumps(row)),
+        )
+    except FlowerRunError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+
+
+def run_on_nodes(
+    experiment: Experiment,
+    *,
+    superlink: str,
+    output: Path,
+    data_root: str = "",
+    certificates: Path | None = None,
+    insecure: bool = False,
+    resume: bool = False,
+    hosts: int = 0,
+    on_row: Callable[[Row], None] = lambda row: None,
+) -> list[Row]:
+    """Submit one experiment to a SuperLink, follow it, and return its rows.
+
+    Parameters
+    ----------
+    output, data_root
+        Paths on the SuperLink's machine, where the server runs. Rows are seen here if that is this
+        machine; otherwise they are there, and in ``flwr log``.
+    certificates, insecure
+        The CA's certificate, or plain text.
+    hosts
+        Not 0: the nodes are this many cohort hosts instead of one client each.
+
+    Raises
+    ------
+    FlowerRunError
+        If the run ends in any other state than completed.
+    """
+    config = {
+        "experiment": experiment.to_toml(),
+        "output": str(output.resolve()),
+        "data-root": data_root,
+        "nodes": "hosts" if hosts else "clients",
+        "hosts": hosts,
+        "resume": resume,
+    }
+    with tempfile.TemporaryDirectory(prefix="fedrobust-deploy-") as temporary:
+        home = Path(temporary)
+        app = flower_run.write_app(home / "app", config)
+        environment = connection(home, superlink, certificates=certificates, insecure=insecure)
+        answer = flower_run.flwr(["run", str(app)], environment)
+        if "run-id" not in answer:
+            raise FlowerRunError(f"Flower did not accept the run: {answer}")
+        target = RunFolder(output.resolve(), experiment)
+        return flower_run.follow(str(answer["run-id"]), environment, target, on_row)
+
+
+def connection(
+    home: Path, superlink: str, *, certificates: Path | None = None, insecure: bool = False
+) -> dict[str, str]:
+    """Write the ``flwr`` command's configuration of one SuperLink; return its environment."""
+    place: dict[str, Any] = {"address": superlink}
+    if insecure:
+        place["insecure"] = True
+    elif certificates is not None:
+        place["root-certificates"] = str(_there(certificates).resolve())
+    else:
+        raise ConfigError(["TLS needs --root-certificates; --insecure does without"])
+    settings = {"superlink": {"default": "own", "own": place}}
+    (home / "config.toml").write_text(tomli_w.dumps(settings))
+    own = QUIET | {"FLWR_HOME": str(home)}
+    return os.environ | own | _with_path(os.environ.get("PATH", ""))
+
+
+def node_command(
+    superlink: str,
+    config: dict[str, Any],
+    *,
+    certificates: Path | None,
+    key: Path | None,
+    insecure: bool,
+    port: int,
+) -> list[str]:
+    """Return the ``flower-supernode`` command of one node.
+
+    Raises
+    ------
+    ConfigError
+        If neither a certificate nor ``insecure`` is given, or a file is not there.
+    """
+    if insecure == (certificates is not None):
+        raise ConfigError(["a node needs --root-certificates, or --insecure and no certificate"])
+    words = " ".join(f'{k}="{v}"' if isinstance(v, str) else f"{k}={v}" for k, v in config.items())
+    command = ["flower-supernode", "--superlink", superlink, "--node-config", words]
+    command += ["--port", str(port)]
+    if certificates is not None:
+        command += ["--root-certificates", str(_there(certificates))]
+    if key is not None:
+        command += ["--auth-supernode-private-key", str(_there(key))]
+    return [*command, "--insecure"] if insecure else command
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        raise ConfigError([f"there is no {str(path)!r}"])
+    return path
+
+
+def _with_path(path: str) -> dict[str, str]:
+    """Let Flower's processes find their own programs."""
+    return {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{path}"}
