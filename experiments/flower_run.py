@@ -149,11 +149,17 @@ def follow(
     environment: dict[str, str],
     target: RunFolder,
     on_row: Callable[[Row], None],
+    *,
+    every: float = POLL,
 ) -> list[Row]:
-    """Report rows as they are written; return when the run has ended."""
-    seen = 0
+    """Report rows as they are written; return when the run has ended.
+
+    ``every`` so many seconds the SuperLink is asked: each time a new ``flwr`` process.
+    """
+    seen, asked, status = 0, -every, ""
     while True:
-        status = _status(run_id, environment)
+        if time.monotonic() - asked >= every:
+            status, asked = _status(run_id, environment), time.monotonic()
         rows = read_rows(target.path / "rounds.jsonl")
         for row in rows[seen:]:
             on_row(row)

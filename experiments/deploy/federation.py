@@ -110,7 +110,7 @@ class Federation:
         while sum(entry.get("status") == "online" for entry in self.nodes()) < count:
             if time.monotonic() > end:
                 raise FederationError(f"not {count} nodes on line: {self.nodes()}")
-            time.sleep(2)
+            time.sleep(5)
 
     def wait_for_log(self, name: str, words: str, limit: float = 120) -> None:
         """Wait until a process has said something."""
@@ -128,8 +128,8 @@ class Federation:
     def kill(self, name: str) -> None:
         """End a process and all that it started, at once."""
         process = self.processes.pop(name)
-        for child in _children(process.pid):
-            _signal(child, signal.SIGKILL)
+        for child in family(process.pid):
+            send(child, signal.SIGKILL)
         process.wait()
 
     def namespace(self, number: int) -> str:
@@ -222,7 +222,7 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
-def _children(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     """List a process and its descendants: Flower starts sessions of their own."""
     found = [pid]
     for parent in found:
@@ -233,7 +233,8 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _signal(pid: int, number: int) -> None:
+def send(pid: int, number: int) -> None:
+    """Send a signal to a process that may have ended."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:

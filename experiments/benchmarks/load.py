@@ -1,0 +1,94 @@
+"""Load: many logical clients over real node processes, TLS and keys included, on one machine.
+
+``python -m experiments.benchmarks.load`` prints one JSON line: rounds a minute, the server's peak
+memory, and how many replies were lost (none, or exit code 1).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import typer
+
+from experiments.deploy.federation import Federation, family, federation
+from experiments.deployment import run_on_nodes
+from fedrobust.config import Experiment
+
+WIDE = {  # a million parameters
+    "data": "cifar10",
+    "model": "alie_cnn",
+    "byzantine": 0,
+    "seed": 1,
+    "rule": "mean",
+    "attack": "none",
+    "training": {"batch_size": 8},
+    "server": {"lr": 0.05, "evaluate_every": 1000, "deadline": 900.0},
+}
+
+
+def main(clients: int = 100, hosts: int = 2, rounds: int = 3, model: str = "") -> None:
+    """Run a few rounds and measure them."""
+    changes = {"clients": clients, "rounds": rounds} | ({"model": model} if model else {})
+    experiment = Experiment.from_dict(WIDE | changes)
+    with tempfile.TemporaryDirectory(prefix="fedrobust-load-") as temporary:
+        home = Path(temporary)
+        with federation(home, nodes=0, namespaces=False) as it:
+            for number in range(hosts):
+                it.register(number)
+                it.start_node(number, {"partition-id": number})
+            it.wait_for_nodes(hosts)
+            memory = Memory(it)
+            memory.start()
+            rows = run_on_nodes(
+                experiment,
+                superlink=it.address,
+                output=home / "results",
+                certificates=home / "ca.crt",
+                hosts=hosts,
+            )
+            memory.over.set()
+    seconds = [row["seconds"] for row in rows[1:]]
+    lost = sum(clients - row["replies"] for row in rows[1:])
+    line = {
+        "case": f"{clients} clients on {hosts} nodes, {experiment.model}",
+        "seconds": round(sum(seconds) / len(seconds), 1),
+        "reference": None,
+        "reference_seconds": None,
+        "ratio": None,
+        "goal": None,
+        "rounds_per_minute": round(60 * len(seconds) / sum(seconds), 2),
+        "peak_bytes": memory.peak,
+        "lost": lost,
+    }
+    typer.echo(json.dumps(line))
+    raise typer.Exit(1 if lost else 0)
+
+
+class Memory(threading.Thread):
+    """Watch the resident memory of the SuperLink and the server app that it started."""
+
+    def __init__(self, it: Federation) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self.over = threading.Event()
+        self._it = it
+
+    def run(self) -> None:
+        """Sample until told to stop."""
+        while not self.over.is_set():
+            pids = ",".join(map(str, family(self._it.processes["superlink"].pid)))
+            words = ["ps", "-o", "rss=", "-p", pids]
+            told = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+            self.peak = max(self.peak, 1024 * sum(map(int, told.split())))
+            time.sleep(1)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()
