@@ -10,7 +10,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from PIL import Image
 
-from clients.client_app import train_one
+from clients.together import train_one
 from experiments.deployment import connection, node_command
 from experiments.simulation import run_one
 from fedrobust import data
