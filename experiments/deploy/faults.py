@@ -1,15 +1,15 @@
 """Faults on a real federation: break something in the middle of a round, and see what is lost.
 
-``python -m experiments.deploy.faults`` needs network namespaces (root on Linux) to cut cables. Each
-drill is one run of its own over the same four nodes; a JSON line says what happened.
+``python -m experiments.deploy.faults`` needs network namespaces (root on Linux) to cut cables. One
+run of ten rounds over four nodes; every second round something breaks. One JSON line a round.
 """
 
 from __future__ import annotations
 
 import signal
+import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,12 +33,6 @@ def node(it: Federation, number: int) -> None:
 def kill_node(it: Federation) -> None:
     """SIGKILL one node and all its processes."""
     it.kill("node-1")
-
-
-def restart_node(it: Federation) -> None:
-    """Kill one node and start it again at once."""
-    it.kill("node-1")
-    node(it, 1)
 
 
 def stop(it: Federation, number: int, word: signal.Signals) -> None:
@@ -86,64 +80,69 @@ def nothing(it: Federation) -> None:
     """Mend nothing."""
 
 
-# What breaks after round 1 has ended, and what mends it after the next round has.
-DRILLS: dict[str, tuple[Break, Break]] = {
-    "node killed in mid-round": (kill_node, _mend_node),
-    "node killed and restarted at once": (restart_node, nothing),
-    "node slower than the deadline": (slow_node, _mend_slow),
-    "cable cut, then healed": (cut, _mend_cable),
-    "fewer nodes than the rule needs": (kill_two, _mend_node),
-    "SuperLink killed, restarted, run resumed": (kill_superlink, nothing),
+# Round -> its name, what breaks in the middle of it, and what mends it once it has ended.
+DRILLS: dict[int, tuple[str, Break, Break]] = {
+    2: ("node killed in mid-round, restarted after it", kill_node, _mend_node),
+    4: ("node slower than the deadline", slow_node, _mend_slow),
+    6: ("cable cut, then healed", cut, _mend_cable),
+    8: ("fewer nodes than the rule needs", kill_two, _mend_node),
+    10: ("SuperLink killed, restarted, run resumed", kill_superlink, nothing),
 }
+MIDDLE = 3.0  # seconds into a round
 
 
-def drill(it: Federation, experiment: Experiment, name: str, number: int) -> dict[str, object]:
-    """Run one drill and say what happened."""
-    breaks, mends = DRILLS[name]
-    output = it.home / f"drill-{number}"
-    began = time.monotonic()
+def drilled(it: Federation, experiment: Experiment) -> list[dict]:
+    """Run the drills; return the rows of the run that was resumed at the end."""
+    output = it.home / "results"
 
     def on_row(row: dict) -> None:
-        if row["round"] == 1:
-            threading.Timer(3.0, breaks, [it]).start()  # in the middle of round 2
-        if row["round"] == 2:
-            mends(it)
+        now = row["round"]
+        if now in DRILLS:
+            DRILLS[now][2](it)
+        if now + 1 in DRILLS:
+            threading.Timer(MIDDLE, DRILLS[now + 1][1], [it]).start()
+        say(now, row)
 
-    def run(resume: bool) -> list[dict]:
+    def run(report: Callable[[dict], None], *, resume: bool) -> list[dict]:
         return run_on_nodes(
             experiment,
             superlink=it.address,
             output=output,
             certificates=it.home / "ca.crt",
-            on_row=on_row if not resume else lambda row: None,
+            on_row=report,
             resume=resume,
         )
 
-    told = ""
     try:
-        rows = run(resume=False)
-    except FlowerRunError as error:
-        told = str(error).splitlines()[0][:160]
-        before = len(RunFolder(output, experiment).rows())
-        if "superlink" not in it.processes:
-            it.start_superlink()
-        it.wait_for_nodes(experiment.clients)
-        rows = run(resume=True)
-        told = f"{before} rows were on disk; resumed"
+        return run(on_row, resume=False)
+    except (FlowerRunError, subprocess.TimeoutExpired, KeyError, IndexError) as error:
+        before = RunFolder(output, experiment).rows()
+        typer.echo(as_json({"run ended": str(error)[:120], "rows on disk": len(before)}))
+    if "superlink" not in it.processes:
+        it.start_superlink()
     it.wait_for_nodes(experiment.clients)
-    return {
-        "drill": name,
-        "replies": [row.get("replies") for row in rows[1:]],
-        "rejected": [[e["reason"][:90] for e in row.get("rejected", [])] for row in rows[1:]],
-        "kept": [row["kept"] for row in rows if "kept" in row],
-        "rounds": [row["round"] for row in rows],
-        "seconds": [round(row["seconds"]) for row in rows[1:]],
-        "told": told,
-        "minutes": round((time.monotonic() - began) / 60, 1),
+    rows = run(lambda row: None, resume=True)
+    for row in rows[len(before) :]:
+        say(row["round"], row)
+    typer.echo(as_json({"rows kept": rows[: len(before)] == before, "rows": len(rows)}))
+    return rows
+
+
+def say(now: int, row: dict) -> None:
+    """Print what a round was like."""
+    line = {
+        "round": now,
+        "drill": DRILLS[now][0] if now in DRILLS else "none",
+        "replies": row.get("replies"),
+        "rejected": [f"{e['client']}: {e['reason'][:110]}" for e in row.get("rejected", [])],
+        "kept": row.get("kept", ""),
+        "accuracy": round(row["accuracy"], 4),
+        "seconds": round(row["seconds"]),
     }
+    typer.echo(as_json(line))
 
 
-def main(deadline: float = 60.0, rounds: int = 3, only: list[str] | None = None) -> None:
+def main(deadline: float = 90.0, rounds: int = 10) -> None:
     """Run every drill on one federation of four honest nodes."""
     changes = {"rounds": rounds, "server.deadline": deadline, "attack": "none", "byzantine": 1}
     (experiment,) = expand(override(read(FILE), changes))
@@ -155,8 +154,7 @@ def main(deadline: float = 60.0, rounds: int = 3, only: list[str] | None = None)
             it.register(number)
             node(it, number)
         it.wait_for_nodes(experiment.clients)
-        for number, name in enumerate(only or DRILLS):
-            typer.echo(as_json(drill(it, experiment, name, number)))
+        drilled(it, experiment)
 
 
 if __name__ == "__main__":

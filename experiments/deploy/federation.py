@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,8 @@ class Federation:
         process = self.processes.pop(name)
         for child in family(process.pid):
             send(child, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # those whose parent had ended before
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def namespace(self, number: int) -> str:
