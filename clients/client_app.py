@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 
 from clients.together import train_one, train_together
 from fedrobust import __version__
+from fedrobust.cores import pin_from_environment
 from fedrobust.flower import serve_cohort
 from fedrobust.flower.wire import PROTOCOL
 
@@ -20,6 +21,7 @@ app = ClientApp()
 @app.train()  # type: ignore[arg-type]  # None is a client that stays silent
 def train(message: Message, context: Context) -> Message | None:
     """Train one client, or every client of a cohort."""
+    pin_from_environment()
     return serve_cohort(train_one, message, context, together=train_together)
 
 

@@ -26,6 +26,7 @@ import clients
 import strategies
 from fedrobust import __version__
 from fedrobust.config import Experiment
+from fedrobust.cores import VARIABLE
 from fedrobust.rundir import RunFolder, read_rows
 
 Row = dict[str, Any]
@@ -116,6 +117,7 @@ def _superlink(home: Path) -> Iterator[dict[str, str]]:
     environment = os.environ | QUIET | {"FLWR_HOME": str(home)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment.pop("OMP_NUM_THREADS", None)
+    environment.setdefault(VARIABLE, "1")  # Ray gives each of its workers one core
     connection = {"address": f"127.0.0.1:{port}", "insecure": True}
     settings = {"superlink": {"default": "own", "own": connection}}
     (home / "config.toml").write_text(tomli_w.dumps(settings))

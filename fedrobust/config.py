@@ -359,7 +359,7 @@ def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
     return Experiment.from_dict(override(document, given))
 
 
-RUNTIME_KEYS = ("hosts", "data-root", "output", "resume", "nodes")
+RUNTIME_KEYS = ("device", "hosts", "data-root", "output", "resume", "nodes")
 
 
 def slug(text: str) -> str:

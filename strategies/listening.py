@@ -25,10 +25,15 @@ class Round:
 
     def matrix(self, buffer: Tensor | None = None) -> Tensor:
         """Return the accepted updates (n, d), by client; inside ``buffer`` where it fits."""
-        rows = [self.accepted[client].update for client in self.clients]
+        rows = self.rows
         shape = (len(rows), rows[0].numel()) if rows else (0, 0)
         fits = buffer is not None and tuple(buffer.shape) == shape
         return torch.stack(rows, out=buffer) if fits else torch.stack(rows)
+
+    @property
+    def rows(self) -> list[Tensor]:
+        """The accepted updates, by client."""
+        return [self.accepted[client].update for client in self.clients]
 
     @property
     def clients(self) -> list[int]:

@@ -17,6 +17,7 @@ from fedrobust.attacks import bypass, impact, spread
 from fedrobust.config import Experiment
 from fedrobust.flower import array_of, tensor_of
 from fedrobust.seeds import generator
+from fedrobust.vector import joined
 from strategies.listening import Round, listen
 from strategies.trusted import OwnData
 
@@ -155,7 +156,9 @@ class RobustStrategy(Strategy):
             raise ValueError(
                 f"server.min_replies asks for {server.min_replies}, got {len(heard.accepted)}"
             )
-        updates = self._matrix = heard.matrix(self._matrix)
+        updates = joined(heard.rows)
+        if updates is None:
+            updates = self._matrix = heard.matrix(self._matrix)
         source = generator(self._experiment.seed, "rule", round=server_round)
         own = self._own_data.offers(self._model, server_round) if self._own_data else None  # type: ignore[arg-type]
         outcome = self._rule.apply(updates, self._memory, source, clients=heard.clients, server=own)

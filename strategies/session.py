@@ -32,6 +32,7 @@ def run(
     experiment: Experiment,
     *,
     data_root: str | None = None,
+    device: str = "cpu",
     on_row: Callable[[Row], None] = lambda row: None,
     stock: Strategy | None = None,
     checkpoints: Checkpoints | None = None,
@@ -46,6 +47,8 @@ def run(
         What to run.
     data_root
         Where the full data sets are.
+    device
+        Where the server's model and test images live: the clients' device, in one process.
     on_row
         Called with round 0 (the initial model) and with each round as it ends.
     stock
@@ -57,8 +60,9 @@ def run(
     -------
     The final global model, one array ``model`` of shape (d,).
     """
-    dataset = data.load(experiment.data, root=data_root)
-    model = FlatModel(models.build_for(experiment.model, dataset, seed=experiment.seed))
+    dataset = data.load(experiment.data, root=data_root).to(device)
+    module = models.build_for(experiment.model, dataset, seed=experiment.seed)
+    model = FlatModel(module.to(device))
     clients = roll_call(
         grid,
         expected=experiment.clients,

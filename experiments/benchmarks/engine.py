@@ -1,48 +1,72 @@
-"""Round time of the in-process engine over the bare training loop of the same work.
+"""Round time over the bare training loop of the same work, for each way to carry the messages.
 
-``python -m experiments.benchmarks.engine --json`` prints one JSON line per case. The reference
-trains the same clients on the same batches in a plain loop and averages; rounds of both alternate,
-and the medians are compared. ``peak_bytes`` is this process's high-water mark so far.
+``python -m experiments.benchmarks.engine --json`` prints one JSON line per case, and one per grid
+and model with the exponent of growth in N. The reference trains the same clients on the same
+batches in a plain loop and averages; in process, rounds of both alternate and medians are compared.
+Through Flower the reference is the same loop on one core. Grids:
+
+``in_process``  every client in this process, one by one (training.cohort = "off")
+``stacked``     the same with training.cohort = "vmap"
+``cohorts``     Flower's simulation on Ray, two hosts that train their clients as cohorts
+``stock``       Flower's simulation on Ray, one node a client: what Flower does by itself
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import math
+import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from clients.client_app import app
+from clients.client_app import app, train_together
 from clients.workshop import open_workshop
+from experiments.benchmarks.measuring import peak_of
+from experiments.flower_run import run_on_flower
 from experiments.simulation import quiet
 from fedrobust.config import Experiment
 from fedrobust.flower import InProcessGrid
 from fedrobust.seeds import generator
-from fedrobust.training import train_local
+from fedrobust.training import one_thread, train_local
 from strategies.session import run
 
-GOAL = 1.10
-MODELS = ("mlp", "cnn")
-CLIENTS = (20, 100, 300)
+GOALS = {"in_process": 1.10, "stacked": 1.10, "cohorts": 1.35, "stock": None}
+GROWTH_GOAL = 1.05
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+DATA = {"mlp": "fashionmnist", "cnn": "fashionmnist", "alie_cnn": "cifar10"}
+Row = dict[str, Any]
 
 
-def experiment(model: str, clients: int, rounds: int) -> Experiment:
-    """Describe one case: IID sample, one gradient of 32 images a client and round, mean."""
+@dataclass(frozen=True)
+class Settings:
+    """How to measure: see ``main``."""
+
+    rounds: int
+    device: str
+    clock: str
+    data_root: str | None
+
+
+def experiment(model: str, clients: int, settings: Settings, cohort: str = "off") -> Experiment:
+    """Describe one case: IID, one gradient of 32 images a client and round, mean."""
+    sample = settings.data_root is None
     return Experiment.from_dict(
         {
-            "data": "fashionmnist-sample",
+            "data": "fashionmnist-sample" if sample else DATA[model],
             "model": model,
             "clients": clients,
             "byzantine": 0,
-            "rounds": rounds,
+            "rounds": settings.rounds,
             "seed": 1,
             "rule": "mean",
             "attack": "none",
+            "training": {"cohort": cohort},
             "server": {"lr": 0.05, "evaluate_every": 10**6},
         }
     )
@@ -51,77 +75,147 @@ def experiment(model: str, clients: int, rounds: int) -> Experiment:
 class Stopwatch:
     """Alternate one engine round with one bare round, and time both."""
 
-    def __init__(self, case: Experiment, run_config: dict[str, Any]) -> None:
+    def __init__(self, case: Experiment, run_config: dict[str, Any], settings: Settings) -> None:
         self.workshop = open_workshop(run_config)
         self.case = case
+        self.clock = CLOCKS[settings.clock]
+        self.device = settings.device
         self.vector = self.workshop.model.vector.clone()
         self.bare: list[float] = []
         self.engine: list[float] = []
+        self.mark = 0.0
 
-    def row(self, row: dict[str, Any]) -> None:
-        """Take an engine round's own time, then run the bare round beside it."""
-        if row["round"] == 0:
-            return
-        if row["round"] < self.case.rounds:  # the last round evaluates as well
-            self.engine.append(row["seconds"])
-        start = time.perf_counter()
-        self._bare_round(row["round"])
-        self.bare.append(time.perf_counter() - start)
+    def row(self, row: Row) -> None:
+        """Take the time since the last bare round, then run the next one."""
+        if self.device != "cpu":
+            torch.cuda.synchronize()
+        now = self.clock()
+        if 1 < row["round"] < self.case.rounds:  # the first warms up, the last evaluates as well
+            self.engine.append(now - self.mark)
+        self.bare_round(row["round"])
+        self.mark = self.clock()
 
-    def _bare_round(self, number: int) -> None:
+    def bare_round(self, number: int) -> None:
+        """Train every client in a plain loop and step."""
+        start = self.clock()
         total = torch.zeros_like(self.vector)
-        for client in range(self.case.clients):
-            source = generator(self.case.seed, "batches", round=number, client=client)
-            images, labels = self.workshop.share(client)
-            update, _ = train_local(
-                self.workshop.model,
-                self.vector,
-                images,
-                labels,
-                self.case.training,
-                generator=source,
-            )
-            total += update
+        with one_thread():
+            for client in range(self.case.clients):
+                images, labels = self.workshop.share(client)
+                source = generator(self.case.seed, "batches", round=number, client=client)
+                update, _ = train_local(
+                    self.workshop.model,
+                    self.vector,
+                    images,
+                    labels,
+                    self.case.training,
+                    generator=source,
+                )
+                total += update
         self.vector = self.vector - self.case.server.lr * total / self.case.clients
+        if self.device != "cpu":
+            torch.cuda.synchronize()
+        if number > 1:
+            self.bare.append(self.clock() - start)
 
 
-def measure(model: str, clients: int, rounds: int) -> dict[str, Any]:
-    """Measure one case."""
-    case = experiment(model, clients, rounds)
-    run_config = {"experiment": case.to_toml()}
-    watch = Stopwatch(case, run_config)
+def in_process(model: str, clients: int, settings: Settings, grid: str) -> Row:
+    """Measure the engine in this process."""
+    case = experiment(model, clients, settings, "vmap" if grid == "stacked" else "off")
+    root = settings.data_root
+    run_config = {
+        "experiment": case.to_toml(),
+        "data-root": root or "",
+        "device": settings.device,
+    }
+    watch = Stopwatch(case, run_config, settings)
+    nodes = InProcessGrid(app, clients=clients, run_config=run_config, together=train_together)
     with quiet("flwr"):
-        grid = InProcessGrid(app, clients=clients, run_config=run_config)
-        run(grid, case, on_row=watch.row)
-    seconds, reference = statistics.median(watch.engine[1:]), statistics.median(watch.bare[1:])
+        peak = peak_of(
+            lambda: run(nodes, case, data_root=root, device=settings.device, on_row=watch.row),
+            device=settings.device,
+        )
+    return _line(grid, watch, watch.engine, peak)
+
+
+def through_flower(model: str, clients: int, settings: Settings, grid: str) -> Row:
+    """Measure Flower's own engine on Ray; its processes' memory is not seen from here."""
+    case = experiment(model, clients, settings)
+    root = settings.data_root
+    hosts = clients if grid == "stock" else 2
+    rows = run_on_flower(case, data_root=root, hosts=hosts)
+    watch = Stopwatch(case, {"experiment": case.to_toml(), "data-root": root or ""}, settings)
+    for number in range(1, 5):
+        watch.bare_round(number)
+    return _line(grid, watch, [row["seconds"] for row in rows[2:-1]], None)
+
+
+def _line(grid: str, watch: Stopwatch, rounds: list[float], peak: int | None) -> Row:
+    clients, d = watch.case.clients, watch.workshop.model.d
+    seconds, reference = statistics.median(rounds), statistics.median(watch.bare)
     return {
-        "case": f"in-process {model} d={watch.workshop.model.d} N={clients}",
+        "case": f"{grid} {watch.case.model} d={d} N={clients}",
         "seconds": seconds,
         "reference": "bare training loop",
         "reference_seconds": reference,
         "ratio": seconds / reference,
-        "goal": GOAL,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "goal": GOALS[grid],
+        "peak_bytes": peak,
         "overhead_ms_per_client": (seconds - reference) / clients * 1e3,
         "clients_per_second": clients / seconds,
     }
 
 
-def cases(rounds: int) -> Iterator[dict[str, Any]]:
-    """Measure every case."""
-    for model in MODELS:
-        for clients in CLIENTS:
-            yield measure(model, clients, rounds)
+MEASURES = {
+    "in_process": in_process,
+    "stacked": in_process,
+    "cohorts": through_flower,
+    "stock": through_flower,
+}
+
+
+def growth(found: dict[int, Row]) -> float:
+    """Return the exponent p of seconds ~ N^p, by least squares over the logarithms."""
+    x = [math.log(n) for n in found]
+    y = [math.log(row["seconds"]) for row in found.values()]
+    return statistics.linear_regression(x, y).slope
+
+
+def cases(
+    grids: list[str], models: list[str], clients: list[int], settings: Settings
+) -> Iterator[Row]:
+    """Measure every case; one node a client only where that ends in reasonable time."""
+    for grid in grids:
+        for model in models:
+            found: dict[int, Row] = {}
+            for n in clients:
+                if grid == "stock" and n > 100:
+                    continue
+                found[n] = MEASURES[grid](model, n, settings, grid)
+                yield found[n]
+            if len(found) > 1:
+                yield {
+                    "case": f"{grid} {model} growth",
+                    "exponent": growth(found),
+                    "goal": GROWTH_GOAL,
+                }
 
 
 def main() -> None:
     """Print the cases."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON line per case (always)")
     parser.add_argument("--rounds", type=int, default=12)
-    arguments = parser.parse_args()
+    parser.add_argument("--device", default="cpu", help="cuda: in process on a GPU")
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: in process only")
+    parser.add_argument("--grids", nargs="+", default=list(MEASURES), choices=MEASURES)
+    parser.add_argument("--models", nargs="+", default=["mlp", "cnn"], choices=DATA)
+    parser.add_argument("--clients", nargs="+", type=int, default=[20, 100, 300, 1000])
+    parser.add_argument("--data-root", default=os.environ.get("FEDROBUST_DATA"))
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    for case in cases(arguments.rounds):
+    settings = Settings(given.rounds, given.device, given.clock, given.data_root)
+    for case in cases(given.grids, given.models, given.clients, settings):
         print(json.dumps(case), flush=True)
 
 

@@ -36,6 +36,7 @@ from fedrobust.training.stacked import Stack
 from fedrobust.vector import FlatModel
 
 COHORTS = ("off", "auto", "vmap")
+CACHED = 20_000  # parameters; measured: 8 k trained 1.2 times as fast in a stack, 80 k 0.75
 Result = tuple[Tensor, float]
 
 
@@ -89,10 +90,12 @@ def train_cohort(
     """
     if cohort not in COHORTS:
         raise ValueError(f"unknown cohort {cohort!r}; {suggest(cohort, list(COHORTS))}")
+    if cohort == "off":
+        return [_alone(model, start, member) for member in members]
     results: dict[int, Result] = {}
     for places in _kinds(members):
         kind = [members[i] for i in places]
-        if cohort == "off" or (cohort == "auto" and not worthwhile(model, kind)):
+        if cohort == "auto" and not worthwhile(model, kind):
             trained = [_alone(model, start, member) for member in kind]
         elif reason := obstacle(model.module, kind[0].loss):
             raise CohortError(f"training.cohort = 'vmap' is not possible: {reason}")
@@ -105,13 +108,16 @@ def train_cohort(
 def worthwhile(model: FlatModel, members: Sequence[Member]) -> bool:
     """Whether stacking these clients is possible and faster than one by one.
 
-    On a CPU it is for networks of matrix products alone: a stacked convolution becomes a grouped
-    one, which is slower there than the same convolutions one after the other.
+    On a CPU it is for small networks of matrix products: a stacked convolution becomes a grouped
+    one, slower there than the same convolutions one after the other, and rows of parameters that
+    one client keeps in the processor's cache travel through memory when there are many.
     """
     if len(members) < 2 or obstacle(model.module, members[0].loss):
         return False
+    if model.vector.device.type != "cpu":
+        return True
     convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.module.modules())
-    return model.vector.device.type != "cpu" or not convolves
+    return not convolves and model.d <= CACHED
 
 
 def obstacle(module: nn.Module, loss: Loss) -> str:

@@ -1,0 +1,32 @@
+"""Flower's simulation on a Ray cluster that is there already, of two nodes."""
+
+import pytest
+
+from experiments.flower_run import run_on_flower
+from experiments.simulation import run_one
+from fedrobust.config import Experiment
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def two_nodes(monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def test_the_same_rounds_on_an_existing_cluster(small, two_nodes):
+    assert len(two_nodes.list_all_nodes()) == 2
+    e = Experiment.from_dict(small | {"attack": "alie", "rule": "nnm+krum", "rounds": 2})
+    there, here = run_on_flower(e, hosts=2), run_one(e)
+    for row in [*there, *here]:
+        row.pop("seconds")
+    assert there == here
