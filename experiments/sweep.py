@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,10 @@ class Sweep:
         context = get_context("spawn")
         with context.Manager() as manager, one_thread_per_process():
             rows = manager.Queue()
-            with ProcessPoolExecutor(workers, context, initializer=_pin) as pool:
+            with (
+                ProcessPoolExecutor(workers, context, initializer=_pin) as pool,
+                _ended_by_interrupt(pool, spared=active_children()),
+            ):
                 tasks = [pool.submit(_work, self, i, e, rows) for i, e in enumerate(waiting)]
                 while not all(task.done() for task in tasks) or not rows.empty():
                     try:
@@ -95,6 +99,21 @@ class Sweep:
                     except queue.Empty:
                         _raise_first(tasks)
                 _raise_first(tasks)
+
+
+@contextmanager
+def _ended_by_interrupt(
+    pool: ProcessPoolExecutor, *, spared: Sequence[BaseProcess]
+) -> Iterator[None]:
+    """End a pool's workers when the user interrupts, instead of waiting for their runs."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in active_children():
+            if child not in spared:
+                child.terminate()
+        raise
 
 
 def _raise_first(tasks: list) -> None:
