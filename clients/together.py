@@ -7,7 +7,7 @@ from functools import partial
 
 from flwr.app import Context, Message
 
-from clients import honest, malicious
+from clients import file_worker, honest, malicious
 from clients.workshop import Workshop, open_workshop
 from fedrobust import adversary
 from fedrobust.flower import read_setting
@@ -31,7 +31,8 @@ def train_together(
     if not messages:
         return
     workshop = open_workshop(contexts[0].run_config, contexts[0].node_config)
-    ready = _trained(workshop, messages, contexts)
+    files = bool(workshop.experiment.scheme.name)
+    ready = {} if files else _trained(workshop, messages, contexts)
     for i, (message, context) in enumerate(zip(messages, contexts, strict=True)):
         yield answer(partial(train_one, results=ready.get(i), keep=True), message, context)
 
@@ -53,6 +54,8 @@ def train_one(
         Let the update of an honest client lie in memory that this process keeps.
     """
     workshop = open_workshop(context.run_config, context.node_config)
+    if workshop.experiment.scheme.name:
+        return file_worker.answer(workshop, message, context)
     task = honest.read_task(message, context)
     if results is None and _malicious(workshop, task, message, context):
         return malicious.answer(workshop, task, message, context)

@@ -25,6 +25,7 @@ class Workshop:
     ----------
     images, labels
         Each client's share: slices of one reordered training set, so that no round gathers them.
+        Under a redundancy scheme there is one share, the whole set.
     model
         Scratch model: whoever trains overwrites it.
     groups
@@ -98,12 +99,7 @@ def _open(items: tuple[tuple[str, Any], ...]) -> Workshop:
     run_config = dict(items)
     experiment = from_run_config(run_config)
     dataset = data.load(experiment.data, root=run_config.get("data-root") or None)
-    shares = data.partition(
-        dataset.train_labels,
-        experiment.partition,
-        clients=experiment.clients,
-        seed=experiment.seed,
-    )
+    shares = _shares(experiment, dataset.train_labels)
     module = models.build_for(experiment.model, dataset, seed=experiment.seed)
     device = torch.device(run_config.get("device") or "cpu")
     model = FlatModel(module.to(device))
@@ -117,3 +113,11 @@ def _open(items: tuple[tuple[str, Any], ...]) -> Workshop:
         fleet.assign(experiment),
         model.vector.new_empty(experiment.clients, model.d),
     )
+
+
+def _shares(experiment: Experiment, labels: Tensor) -> list[Tensor]:
+    """Cut the training set into the clients' shares; under a scheme every worker has all of it."""
+    if experiment.scheme.name:
+        return [torch.arange(len(labels))]
+    settings = {"clients": experiment.clients, "seed": experiment.seed}
+    return data.partition(labels, experiment.partition, **settings)

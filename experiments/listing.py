@@ -18,6 +18,7 @@ from fedrobust import (
 )
 from fedrobust.attacks import planted
 from fedrobust.config import Experiment
+from fedrobust.scheme import operands
 from fedrobust.spec import SpecError, parameters, suggest
 
 Entry = dict[str, str]
@@ -103,7 +104,7 @@ def paper(text: str) -> str:
 
 def defence(experiment: Experiment) -> str:
     """Write pre-aggregators and rule with their settings."""
-    chain = [*experiment.pre, experiment.rule]
+    chain = experiment.stages
     return " + ".join(
         s["name"] + "".join(f" {k}={v}" for k, v in s.items() if k != "name") for s in chain
     )
@@ -111,7 +112,7 @@ def defence(experiment: Experiment) -> str:
 
 def tolerated(experiment: Experiment) -> str:
     """Return the largest f that the defence admits at its n; "-" for a rule that takes none."""
-    most = aggregation.tolerated(experiment.rule, n=experiment.clients, pre=experiment.pre)
+    most = aggregation.tolerated(experiment.rule, n=operands(experiment), pre=experiment.pre)
     return "-" if most is None else str(most)
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from experiments import tables
 from fedrobust.config import ConfigError, Experiment, read
 from fedrobust.rundir import read_rows
+from fedrobust.scheme import shown
 from fedrobust.spec import suggest
 
 if TYPE_CHECKING:
@@ -179,8 +180,8 @@ class Results:
     @property
     def names(self) -> list[dict[str, str]]:
         """Each run's ``attack`` and ``defence``, with the settings in which namesakes differ."""
-        attacks = distinct([[e.attack] for e, _ in self.runs])
-        defences = distinct([[*e.pre, e.rule] for e, _ in self.runs])
+        attacks = distinct([[e.attack, *shown(e)] for e, _ in self.runs])
+        defences = distinct([e.stages for e, _ in self.runs])
         others = varied([_settings(e) for e, _ in self.runs])
         return [
             {"attack": a, "defence": f"{d} [{o}]" if o else d}
@@ -200,6 +201,8 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
     for key, value in experiment.to_dict().items():
         if key in ("attack", "rule", "pre", "seed"):
             continue
+        if key == "scheme":  # name and detection are the defence's, the adversary the attack's
+            value = {k: v for k, v in value.items() if k in ("replication", "tolerance", "window")}
         nested = value if isinstance(value, dict) and "name" not in value else {"": value}
         flat |= {f"{key}.{name}".rstrip("."): v for name, v in nested.items()}
     return flat

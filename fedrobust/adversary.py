@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedrobust import attacks
+from fedrobust import attacks, scheme
 from fedrobust.attacks import ATTACKS, POISONS, place
 from fedrobust.attacks.planted import TRAINED, TRAINED_SUPPLIED
 from fedrobust.spec import SpecError, resolve, split, suggest
@@ -103,6 +103,8 @@ def members(experiment: Any, *, round: int = 0) -> tuple[int, ...]:
     """Return the Byzantine clients of a round; none where there is no attack."""
     if experiment.attack["name"] == NONE:
         return ()
+    if experiment.scheme.name and (liars := scheme.chosen_liars(experiment)) is not None:
+        return liars
     return tuple(
         place(
             experiment.placement,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedrobust import adversarial, adversary, aggregation, attacks, fleet
+from fedrobust import adversarial, adversary, aggregation, attacks, fleet, scheme
 from fedrobust.data import DATASETS, PARTITIONERS
 from fedrobust.data.partitions import SUPPLIED
 from fedrobust.models import MODELS
@@ -36,7 +36,10 @@ def check(experiment: Experiment, errors: list[str]) -> None:
     ):
         if name not in table:
             errors.append(f"unknown {kind} {name!r}; {suggest(name, list(table))}")
-    for part in (_partition, _placement, _attack, _defence, _adversarial, fleet.check):
+    wrong = scheme.check(experiment)
+    errors += wrong
+    defence = () if wrong else (_defence,)  # what the rule aggregates depends on the scheme
+    for part in (_partition, _placement, _attack, *defence, _adversarial, fleet.check):
         try:
             part(experiment)
         except (SpecError, ValueError, TypeError) as error:
@@ -83,12 +86,15 @@ def _placement(e: Experiment) -> None:
 
 def _attack(e: Experiment) -> None:
     adversary.check(e.attack, n=e.clients, f=e.byzantine)
+    if e.scheme.name:
+        scheme.check_attack(e.attack["name"], adversary.kind(e.attack["name"]))
 
 
 def _defence(e: Experiment) -> None:
     aggregation.build(e.rule, pre=e.pre)
     if 0 <= e.byzantine < e.clients:
-        aggregation.check(e.rule, n=fleet.sample_size(e), pre=e.pre)
+        operands = scheme.operands(e) if e.scheme.name else fleet.sample_size(e)
+        aggregation.check(e.rule, n=operands, pre=e.pre)
 
 
 def _adversarial(e: Experiment) -> None:

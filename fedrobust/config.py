@@ -15,7 +15,8 @@ from typing import Any
 
 import tomli_w
 
-from fedrobust import checks, fleet
+from fedrobust import checks, fleet, scheme
+from fedrobust.scheme import Scheme
 from fedrobust.spec import SpecError, split, suggest
 from fedrobust.training import Recipe
 
@@ -120,6 +121,7 @@ class Experiment:
     adversarial: Adversarial = field(default_factory=Adversarial)
     participation: float = 1.0
     groups: dict[str, fleet.Group] = field(default_factory=dict)
+    scheme: Scheme = field(default_factory=Scheme)
 
     @property
     def name(self) -> str:
@@ -128,8 +130,13 @@ class Experiment:
 
     @property
     def defence(self) -> str:
-        """Pre-aggregators and rule: ``nnm+trimmed_mean``."""
-        return "+".join([p["name"] for p in self.pre] + [self.rule["name"]])
+        """Scheme, pre-aggregators and rule: ``nnm+trimmed_mean``, ``aspis+median``."""
+        return "+".join(stage["name"] for stage in self.stages)
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """The defence in order: the scheme, if any, the pre-aggregators and the rule."""
+        return [*([self.scheme.label] if self.scheme.name else []), *self.pre, self.rule]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain tables, fully resolved."""
@@ -165,8 +172,9 @@ class Experiment:
         return experiment
 
 
-SPECS = ("rule", "attack", "partition", "placement", "perturbation", "loss", "schedule")
-NESTED = {"training": Recipe, "server": Server, "adversarial": Adversarial}
+SPECS = ("rule", "attack", "partition", "placement", "perturbation", "loss", "schedule", "second",
+         "adversary")  # fmt: skip
+NESTED = {"training": Recipe, "server": Server, "adversarial": Adversarial, "scheme": Scheme}
 
 
 def read(source: str | Path) -> dict[str, Any]:
@@ -287,6 +295,7 @@ def _typed(
 
 def _convert(key: str, value: Any, kind: str, prefix: str, errors: list[str]) -> Any:
     if key in NESTED and not prefix:
+        value = {"name": value} if key == "scheme" and isinstance(value, str) else value
         if not isinstance(value, Mapping):
             raise TypeError(f"needs a table, got {value!r}")
         return NESTED[key](**_typed(NESTED[key], value, f"{key}.", errors))
@@ -301,11 +310,12 @@ def _convert(key: str, value: Any, kind: str, prefix: str, errors: list[str]) ->
 
 def _defended(values: dict[str, Any]) -> dict[str, Any]:
     """Unfold ``rule = "nnm+krum"`` and write f out where it is implied."""
+    values = values | scheme.filled(values)
     if "rule" not in values or not isinstance(values.get("byzantine"), int):
         return values
     *before, rule = values["rule"]["name"].split("+")
     chain = [*values.get("pre", ()), *({"name": name} for name in before)]
-    f = values["byzantine"]
+    f = scheme.implied_f(values)
     return values | {
         "rule": resolve_f(values["rule"] | {"name": rule}, checks.rule_needs_f(rule), f),
         "pre": tuple(resolve_f(p, checks.pre_needs_f(p["name"]), f) for p in chain),

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedrobust import adversary, data, fleet, models
+from fedrobust import adversary, data, fleet, models, scheme
 from fedrobust.adversarial import evaluate_attacks
 from fedrobust.attacks.planted import success_rate
 from fedrobust.config import Experiment
 from fedrobust.evaluation import evaluate, pixels
 from fedrobust.flower import AdversaryGrid, array_of, tensor_of
+from fedrobust.redundancy import Corruption
 from fedrobust.seeds import generator
 from fedrobust.training import one_thread
 from fedrobust.vector import FlatModel
 from strategies.durable import Checkpoints, continue_from, state_of
 from strategies.fleets import in_time
+from strategies.redundant import RedundantStrategy
 from strategies.robust import RobustStrategy, Row
 from strategies.roll_call import roll_call
 from strategies.rounds import train
 from strategies.stock import StockStrategy
 from strategies.trusted import OwnData
+
+RESUMABLE = (RobustStrategy, RedundantStrategy)
 
 
 def run(
@@ -80,10 +87,13 @@ def run(
         "members": members,
         "on_row": on_row,
     }
-    strategy: RobustStrategy | StockStrategy
+    strategy: RobustStrategy | StockStrategy | RedundantStrategy
     if stock is not None:
         shapes = {name: tuple(p.shape) for name, p in model.module.named_parameters()}
         strategy = StockStrategy(stock, experiment, shapes=shapes, **shared)
+    elif experiment.scheme.name:
+        truth = partial(_distorted, experiment)
+        strategy = RedundantStrategy(experiment, clients=clients, truth=truth, on_row=on_row)
     else:
         own = OwnData(experiment, dataset, model) if experiment.server.root_images else None
         strategy = RobustStrategy(experiment, own_data=own, **shared)
@@ -103,7 +113,7 @@ def run(
                     held_out = (dataset.test_images, dataset.test_labels)
                     metrics["attack_success"] = success_rate(model.module, *held_out, **pattern)
         strategy.close_round(server_round, metrics)
-        if checkpoints is not None and isinstance(strategy, RobustStrategy):
+        if checkpoints is not None and isinstance(strategy, RESUMABLE):
             checkpoints.offer(
                 server_round,
                 last=server_round == experiment.rounds,
@@ -112,7 +122,7 @@ def run(
         return MetricRecord(metrics) if metrics else None
 
     saved, after = checkpoints.saved if checkpoints is not None else None, None
-    if saved is not None and isinstance(strategy, RobustStrategy):
+    if saved is not None and isinstance(strategy, RESUMABLE):
         after = continue_from(saved, strategy, grid, experiment)
     with one_thread():
         return train(
@@ -124,6 +134,15 @@ def run(
             evaluate=evaluate_round,
             after=after,
         )
+
+
+def _distorted(experiment: Experiment, round: int) -> Corruption:
+    """Return what the liars of a round distort; nothing where they only fail to answer."""
+    liars = adversary.members(experiment, round=round)
+    truth = scheme.corruption(experiment, liars, round=round)
+    if adversary.kind(experiment.attack["name"]) != "fault":
+        return truth
+    return replace(truth, distorted=torch.zeros_like(truth.distorted))
 
 
 def _robust(experiment: Experiment, model: FlatModel, dataset: data.Dataset) -> dict[str, float]:
@@ -158,6 +177,8 @@ def _with_adversary(
     """Wrap the grid with the colluders' side channel where the attack needs one."""
     if adversary.kind(experiment.attack["name"]) not in ("craft", "trained"):
         return grid
+    if experiment.scheme.name:
+        return grid  # every worker has the data: a liar computes what the others will send
     level = adversary.knowledge(experiment.attack)
     if level == "own" or not members(1):
         return grid

@@ -12,6 +12,8 @@ COUNTS = {
     ("alie_cnn", "colour"): 117_706,
     ("cnn", "grey"): 38_378,
     ("cnn", "colour"): 38_666,
+    ("tiny_cnn", "grey"): 7_946,
+    ("tiny_cnn", "colour"): 10_986,
 }
 
 

@@ -1,5 +1,6 @@
 """The one room of the core that knows Flower: records on the wire, screening, the grids."""
 
+from fedrobust.flower import promises
 from fedrobust.flower.adversary_grid import AdversaryGrid
 from fedrobust.flower.cohort_grid import CohortGrid, serve_cohort
 from fedrobust.flower.drop_in import Robust
@@ -19,6 +20,7 @@ __all__ = [
     "Robust",
     "TensorArray",
     "array_of",
+    "promises",
     "read_setting",
     "read_tensor",
     "screen",

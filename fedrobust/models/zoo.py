@@ -98,11 +98,31 @@ def cnn(shape: Shape, classes: int) -> nn.Module:
     )
 
 
+def tiny_cnn(shape: Shape, classes: int) -> nn.Module:
+    """Two strided convolutions and one linear layer (10,986 parameters on 3x32x32).
+
+    A tenth of a millisecond an image on one core, forward and back: for studies of many gradients.
+    """
+    channels, height, width = shape
+    if height < 16 or width < 16:
+        raise ModelError(f"tiny_cnn needs images of at least 16x16, got {height}x{width}")
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * (-(-height // 4) // 2) * (-(-width // 4) // 2), classes),
+    )
+
+
 MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "linear": linear,
     "mlp": mlp,
     "alie_cnn": alie_cnn,
     "cnn": cnn,
+    "tiny_cnn": tiny_cnn,
 }
 
 
