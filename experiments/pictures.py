@@ -35,3 +35,29 @@ def curves(frame: pd.DataFrame) -> Figure:
     axes.legend()
     axes.grid(alpha=0.3)
     return figure
+
+
+def detection(frame: pd.DataFrame) -> Figure:
+    """Draw who was found and which files were wrong under redundancy schemes, over rounds.
+
+    Above precision (dashed) and recall of the flagged workers, below the share of wrong files and,
+    dotted, the bound of the scheme. Precision is not drawn in rounds in which nobody is flagged.
+    """
+    figure = Figure(figsize=(7, 5.5), layout="constrained")
+    above, below = figure.subplots(2, sharex=True)
+    known = frame[(frame["round"] > 0) & frame["wrong_files"].notna()]
+    for number, ((attack, defence, seed), part) in enumerate(
+        known.groupby(["attack", "defence", "seed"], sort=False)
+    ):
+        line = {"color": f"C{number % 10}", "alpha": 0.8}
+        above.plot(part["round"], part["recall"] * 100, **line)
+        above.plot(part["round"], part["precision"] * 100, linestyle="--", **line)
+        label = f"{attack} / {defence}, seed {seed}"
+        below.plot(part["round"], part["wrong_files"] * 100, label=label, **line)
+        below.plot(part["round"], part["wrong_bound"] * 100, linestyle=":", **line)
+    above.set(ylabel="recall, precision (%)", ylim=(-5, 105))
+    below.set(xlabel="round", ylabel="wrong files (%)", ylim=(0, None))
+    below.legend(fontsize="small")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    return figure

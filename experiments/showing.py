@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import tables
+from experiments.pictures import detection
 from experiments.results import Results
 from experiments.sweep import Sweep
 
@@ -21,7 +22,11 @@ def write_summary(results: Results, output: Path) -> list[Path]:
     (output / "table.tex").write_text(results.table("latex"))
     picture = output / ("heat_map.png" if len(results.runs) > 1 else "accuracy.png")
     results.plot().savefig(picture, dpi=150)
-    return [output / "table.md", output / "table.csv", output / "table.tex", picture]
+    written = [output / "table.md", output / "table.csv", output / "table.tex", picture]
+    if "wrong_files" in (frame := results.frame):
+        written.append(output / "detection.png")
+        detection(frame).savefig(written[-1], dpi=150)
+    return written
 
 
 def show(results: Results, console: Console) -> None:

@@ -11,6 +11,7 @@ from clients import file_bench, file_worker
 from clients.client_app import app
 from clients.file_bench import FileBench, gradients_together
 from clients.workshop import open_workshop
+from experiments.flower_run import run_on_flower
 from experiments.simulation import run_one
 from fedrobust import adversary, data, models, scheme
 from fedrobust.config import ConfigError, Experiment, expand, read
@@ -471,3 +472,11 @@ def test_a_stopped_run_resumes_with_its_window_and_its_velocity(small, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run_one(e, folder=folder, on_row=stop)
     assert without_time(run_one(e, folder=folder, resume=True)) == whole
+
+
+@pytest.mark.slow
+def test_the_same_rounds_through_flower(small):
+    e = build(small, lies="reveal", detection="paper")
+    through_flower = without_time(run_on_flower(e))
+    assert through_flower == without_time(run_one(e))
+    assert through_flower[-1]["caught"]
