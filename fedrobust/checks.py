@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedrobust import adversarial, adversary, aggregation, attacks, fleet, scheme
+from fedrobust import adversarial, adversary, aggregation, attacks, fleet, options, scheme
 from fedrobust.data import DATASETS, PARTITIONERS
 from fedrobust.data.partitions import SUPPLIED
 from fedrobust.models import MODELS
-from fedrobust.spec import SpecError, parameters, resolve, suggest
+from fedrobust.spec import SpecError, parameters, resolve, split, suggest
+from fedrobust.training import SCHEDULES, SERVER_OPTIMIZERS
+from fedrobust.training.steps import SUPPLIED as STEP_SUPPLIED
 
 if TYPE_CHECKING:
     from fedrobust.config import Experiment
@@ -39,7 +41,8 @@ def check(experiment: Experiment, errors: list[str]) -> None:
     wrong = scheme.check(experiment)
     errors += wrong
     defence = () if wrong else (_defence,)  # what the rule aggregates depends on the scheme
-    for part in (_partition, _placement, _attack, *defence, _adversarial, fleet.check):
+    parts = (_partition, _placement, _attack, *defence, _adversarial, fleet.check)
+    for part in (*parts, _server, _batchnorm):
         try:
             part(experiment)
         except (SpecError, ValueError, TypeError) as error:
@@ -73,6 +76,14 @@ def _ranges(e: Experiment) -> list[tuple[bool, str]]:
             f"{e.rule['name']} needs data of the server's own: set server.root_images",
         ),
         (s.deadline > 0, f"server.deadline needs a positive number, got {s.deadline}"),
+        (s.warmup >= 0, f"server.warmup needs at least 0, got {s.warmup}"),
+        (s.bandwidth >= 0, f"server.bandwidth needs at least 0, got {s.bandwidth}"),
+        (
+            a.eval_restarts >= 1,
+            f"adversarial.eval_restarts needs at least 1, got {a.eval_restarts}",
+        ),
+        (a.probe_images >= 0, f"adversarial.probe_images needs at least 0, got {a.probe_images}"),
+        *options.ranges(e),
     ]
 
 
@@ -99,6 +110,28 @@ def _defence(e: Experiment) -> None:
 
 def _adversarial(e: Experiment) -> None:
     resolve(adversarial.LOSSES, e.adversarial.loss, kind="loss")
-    if e.adversarial.perturbation:
-        table, spec = adversarial.PERTURBATIONS, e.adversarial.perturbation
-        resolve(table, spec, kind="perturbation", supplied=("generator",))
+    for spec in (e.adversarial.perturbation, e.pretrain.perturbation):
+        if spec:
+            table = adversarial.PERTURBATIONS
+            resolve(table, spec, kind="perturbation", supplied=("generator", "start"))
+    adversarial.evaluation_names(e.adversarial.eval_attacks)
+
+
+def _server(e: Experiment) -> None:
+    table = SERVER_OPTIMIZERS
+    resolve(table, e.server.optimizer, kind="server optimizer", supplied=STEP_SUPPLIED)
+    resolve(SCHEDULES, e.server.schedule, kind="schedule", supplied=("lr",))
+
+
+def _batchnorm(e: Experiment) -> None:
+    name, given = split(e.batchnorm)
+    if name not in options.BATCHNORM:
+        raise SpecError(f"unknown batchnorm {name!r}; {suggest(name, [*options.BATCHNORM])}")
+    for key in given:
+        allowed = ["rule", "serve"] if name == "dual" else ["rule"]
+        if key not in allowed:
+            raise SpecError(f"batchnorm {name!r} has no parameter {key!r}; {suggest(key, allowed)}")
+    if (serve := given.get("serve", "clean")) not in ("clean", "adversarial"):
+        wrong = suggest(str(serve), ["clean", "adversarial"])
+        raise SpecError(f"unknown batchnorm serve {serve!r}; {wrong}")
+    aggregation.check(given.get("rule", "median"), n=e.clients)

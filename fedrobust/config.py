@@ -16,6 +16,7 @@ from typing import Any
 import tomli_w
 
 from fedrobust import checks, fleet, scheme
+from fedrobust.options import Compression, Federated, Pretrain, Semi
 from fedrobust.scheme import Scheme
 from fedrobust.spec import SpecError, split, suggest
 from fedrobust.training import Recipe
@@ -47,6 +48,15 @@ class Server:
         A reply with a value beyond this magnitude is refused.
     root_images
         Training images that the server holds itself, for rules that trust it (fltrust, zeno, rsa).
+    optimizer
+        A spec of ``fedrobust.training.SERVER_OPTIMIZERS``: "sgd" (``momentum`` is its), or "lalr".
+    schedule, warmup
+        A spec of ``fedrobust.training.SCHEDULES`` and the steps of linear warm-up before it.
+    times
+        Ask clients how long attack, training and encoding took, and put the sums into the row.
+    bandwidth
+        Bits per second of each client's line; the row then says how long its bytes would take.
+        0: not asked.
     """
 
     lr: float = 0.1
@@ -56,6 +66,11 @@ class Server:
     min_replies: int = 1
     largest: float = 1e10
     root_images: int = 0
+    optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "sgd"})
+    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
+    warmup: int = 0
+    times: bool = False
+    bandwidth: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,8 +88,15 @@ class Adversarial:
         Share of each batch that is perturbed, in [0, 1].
     eps
         L-infinity radius of the robust evaluation (PGD), in units of [0, 1] pixels; 0 skips it.
-    eval_steps, eval_images
-        Its steps of eps / 4, and how many test images it takes.
+    eval_steps, eval_images, eval_restarts
+        Its steps of eps / 4, how many test images it takes, and its runs per image.
+    eval_attacks
+        Which attacks of ``fedrobust.adversarial.EVALUATIONS``, joined by "+": "fgsm+pgd".
+    probe_images
+        So many training images are attacked too, at each evaluation: their accuracy falls at once
+        where single-step training collapses (catastrophic overfitting). 0: none.
+    eps_warmup
+        Rounds over which the radius and step of the training perturbation grow linearly.
     """
 
     perturbation: dict[str, Any] = field(default_factory=dict)
@@ -83,6 +105,10 @@ class Adversarial:
     eps: float = 0.0
     eval_steps: int = 20
     eval_images: int = 500
+    eval_restarts: int = 1
+    eval_attacks: str = "pgd"
+    probe_images: int = 0
+    eps_warmup: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,6 +128,13 @@ class Experiment:
         Share of the clients that are asked in a round, drawn anew each time.
     groups
         Clients that differ from ``training``, by name; see ``fedrobust.fleet``.
+    batchnorm
+        Whose running statistics count: "average" (the server's, by its ``rule``, "median" unless
+        given, sent to all), "local" (every client keeps its own; the server evaluates with the
+        ``rule`` over them), "dual" (as average, one set for clean and one for perturbed images;
+        ``serve`` = "adversarial" or "clean" says which the server's model uses).
+    compression, semi, pretrain, federated
+        See ``fedrobust.options``.
     """
 
     data: str
@@ -122,6 +155,11 @@ class Experiment:
     participation: float = 1.0
     groups: dict[str, fleet.Group] = field(default_factory=dict)
     scheme: Scheme = field(default_factory=Scheme)
+    batchnorm: dict[str, Any] = field(default_factory=lambda: {"name": "average"})
+    compression: Compression = field(default_factory=Compression)
+    semi: Semi = field(default_factory=Semi)
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    federated: Federated = field(default_factory=Federated)
 
     @property
     def name(self) -> str:
@@ -174,7 +212,16 @@ class Experiment:
 
 SPECS = ("rule", "attack", "partition", "placement", "perturbation", "loss", "schedule", "second",
          "adversary")  # fmt: skip
-NESTED = {"training": Recipe, "server": Server, "adversarial": Adversarial, "scheme": Scheme}
+NESTED = {
+    "training": Recipe,
+    "server": Server,
+    "adversarial": Adversarial,
+    "compression": Compression,
+    "semi": Semi,
+    "pretrain": Pretrain,
+    "federated": Federated,
+    "scheme": Scheme,
+}
 
 
 def read(source: str | Path) -> dict[str, Any]:
@@ -301,7 +348,7 @@ def _convert(key: str, value: Any, kind: str, prefix: str, errors: list[str]) ->
         return NESTED[key](**_typed(NESTED[key], value, f"{key}.", errors))
     if key == "groups":
         return fleet.parse(value, _typed, errors)
-    if key in SPECS:
+    if key in SPECS or kind.startswith("dict["):
         return parse_spec(value) if value else {}
     if key == "pre":
         return tuple(parse_spec(item) for item in ([value] if isinstance(value, str) else value))
@@ -340,7 +387,18 @@ def _text(value: Any) -> str:
     return value
 
 
-PARSERS: dict[str, Callable[[Any], Any]] = {"int": _integer, "float": _number, "str": _text}
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"needs true or false, got {value!r}")
+    return value
+
+
+PARSERS: dict[str, Callable[[Any], Any]] = {
+    "bool": _flag,
+    "int": _integer,
+    "float": _number,
+    "str": _text,
+}
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

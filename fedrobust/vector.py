@@ -20,11 +20,14 @@ class FlatModel:
         All parameters, shape (d,), float32, in the order of ``module.parameters()``.
     gradient
         All gradients, shape (d,); ``backward`` adds into it.
+    shapes
+        The shape of each parameter tensor, in the same order: where a layer begins and ends.
     """
 
     def __init__(self, module: nn.Module) -> None:
         parameters = list(module.parameters())
         self.module = module
+        self.shapes = tuple(tuple(p.shape) for p in parameters)
         self.vector = torch.cat([p.detach().reshape(-1) for p in parameters]).contiguous()
         self.gradient = torch.zeros_like(self.vector)
         offset = 0
@@ -38,6 +41,11 @@ class FlatModel:
     def d(self) -> int:
         """Number of parameters."""
         return self.vector.numel()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of values in each parameter tensor."""
+        return tuple(torch.Size(shape).numel() for shape in self.shapes)
 
     def load(self, vector: Tensor) -> None:
         """Copy a vector of shape (d,) into the parameters."""

@@ -11,6 +11,7 @@ from fedrobust.adversarial.evaluation import (
     overfitting_probe,
     robustness,
 )
+from fedrobust.adversarial.examination import EVALUATIONS, evaluation_names, examine
 from fedrobust.adversarial.federated import Calibrated, epochs_at, slack_weights
 from fedrobust.adversarial.hold import frozen, predict
 from fedrobust.adversarial.images import quantise_images
@@ -28,16 +29,18 @@ from fedrobust.adversarial.probes import (
     input_curvature,
     loss_gradient,
 )
-from fedrobust.adversarial.semi import pseudo_labels, rotations, semi_batches
+from fedrobust.adversarial.semi import FirstLogits, pseudo_labels, rotations, semi_batches
 from fedrobust.adversarial.transfer import mi_cse, mi_cwa, mi_fgsm, mi_sam
 from fedrobust.adversarial.white_box import fgsm, pgd, trades_kl
 
 __all__ = [
     "CRITERIA",
+    "EVALUATIONS",
     "LOSSES",
     "PERTURBATIONS",
     "TRANSFER_ATTACKS",
     "Calibrated",
+    "FirstLogits",
     "Robustness",
     "adversarial_loss",
     "attacks_at",
@@ -45,6 +48,8 @@ __all__ = [
     "catastrophic_overfitting",
     "epochs_at",
     "evaluate_attacks",
+    "evaluation_names",
+    "examine",
     "fgsm",
     "frozen",
     "gradient_similarity",

@@ -138,7 +138,7 @@ def evaluate_attacks(
 def masking_alarms(
     *,
     clean: float,
-    one_step: float,
+    one_step: float | None,
     many_steps: float,
     transfer: float | None = None,
     stronger: float | None = None,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedrobust.adversarial.hold import Model
 from fedrobust.adversarial.images import as_images
 from fedrobust.adversarial.losses import mart, natural, standard, trades
 from fedrobust.adversarial.transfer import mi_cse, mi_cwa, mi_fgsm, mi_sam
 from fedrobust.adversarial.white_box import fgsm, pgd, trades_kl, unperturbed
+from fedrobust.models.dual import DualBatchNorm, Routed, on_branch
 from fedrobust.spec import Spec, parameters, resolve
 
 PERTURBATIONS: dict[str, Callable[..., Tensor]] = {
@@ -77,6 +78,7 @@ def adversarial_loss(
     loss: Spec = "standard",
     fraction: float = 1.0,
     generator: torch.Generator | None = None,
+    attack: Callable[..., Tensor] = perturb,
 ) -> Tensor:
     """Perturb a batch at the present parameters and return the training loss, ready for backward.
 
@@ -93,6 +95,13 @@ def adversarial_loss(
         adversarial training (k of B; Zizzo et al., 2020, where the batch is shuffled too).
     generator
         Draws the random starts; None: the draws of seed 0 at every call.
+    attack
+        ``perturb``, or what measures it.
+
+    Notes
+    -----
+    A model with dual BatchNorm is attacked, and sees the perturbed batch, on its adversarial
+    branch; the clean batch goes down the clean one.
 
     Raises
     ------
@@ -105,9 +114,17 @@ def adversarial_loss(
     images, count = as_images(x, y), round(fraction * len(x))
     attacked = images
     if count:
-        head = perturb(model, images[:count], y[:count], perturbation, generator=generator)
+        with on_branch(model, "adversarial"):
+            head = attack(model, images[:count], y[:count], perturbation, generator=generator)
         attacked = torch.cat([head, images[count:]])
-    return function(model, images, y, attacked, **settings)
+    return function(_routed(model, attacked), images, y, attacked, **settings)
+
+
+def _routed(model: Model, attacked: Tensor) -> Model:
+    """Send the perturbed batch down the adversarial branch, where the model has two."""
+    if isinstance(model, nn.Module) and any(isinstance(m, DualBatchNorm) for m in model.modules()):
+        return Routed(model, attacked)
+    return model
 
 
 def _call(

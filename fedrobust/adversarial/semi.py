@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedrobust.adversarial.hold import Model, predict
 from fedrobust.adversarial.images import as_images
@@ -65,6 +65,28 @@ def semi_batches(
             rest = torch.cat([rest, fresh])
         yield torch.cat([order[place * bound : (place + 1) * bound], rest[:free]])
         rest = rest[free:]
+
+
+class FirstLogits(nn.Module):
+    """A model of which only the first ``count`` logits count: a head for another task.
+
+    Parameters
+    ----------
+    model
+        Images in [0, 1] to logits.
+    count
+        Classes of the other task: 4 for rotations.
+    """
+
+    def __init__(self, model: nn.Module, count: int) -> None:
+        super().__init__()
+        self.model = model
+        self._count = count
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (B, count) logits."""
+        logits: Tensor = self.model(images)
+        return logits[:, : self._count]
 
 
 def rotations(x: Tensor) -> tuple[Tensor, Tensor]:

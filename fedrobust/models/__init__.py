@@ -1,5 +1,16 @@
 """The networks: the ALIE paper's own, and small ones for both image shapes."""
 
+from fedrobust.models.dual import Routed, dual, on_branch, select, with_policy
 from fedrobust.models.zoo import MODELS, ModelError, build, build_for
 
-__all__ = ["MODELS", "ModelError", "build", "build_for"]
+__all__ = [
+    "MODELS",
+    "ModelError",
+    "Routed",
+    "build",
+    "build_for",
+    "dual",
+    "on_branch",
+    "select",
+    "with_policy",
+]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedrobust.data import Dataset
+from fedrobust.models.preact import bn_cnn, preact_resnet18
 from fedrobust.seeds import derive
 from fedrobust.spec import suggest
 
@@ -123,6 +124,8 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "alie_cnn": alie_cnn,
     "cnn": cnn,
     "tiny_cnn": tiny_cnn,
+    "bn_cnn": bn_cnn,
+    "preact_resnet18": preact_resnet18,
 }
 
 

@@ -5,20 +5,26 @@ from fedrobust.training.cohort import Member, train_cohort
 from fedrobust.training.compression import Quantized, levels_for, quantize
 from fedrobust.training.lalr import SCHEDULES, LalrState, lalr_step, lr_at
 from fedrobust.training.local import OPTIMIZERS, Recipe, one_thread, train_local
+from fedrobust.training.packets import Codec
+from fedrobust.training.steps import SERVER_OPTIMIZERS, StepState, take_step
 
 __all__ = [
     "AUGMENTATIONS",
     "OPTIMIZERS",
     "SCHEDULES",
+    "SERVER_OPTIMIZERS",
+    "Codec",
     "LalrState",
     "Member",
     "Quantized",
     "Recipe",
+    "StepState",
     "lalr_step",
     "levels_for",
     "lr_at",
     "one_thread",
     "quantize",
+    "take_step",
     "train_cohort",
     "train_local",
 ]

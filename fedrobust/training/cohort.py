@@ -22,6 +22,7 @@ from fedrobust.spec import resolve, suggest
 from fedrobust.training import augment
 from fedrobust.training.chunks import chunk_of
 from fedrobust.training.local import (
+    Draw,
     Loss,
     Recipe,
     batches,
@@ -54,6 +55,7 @@ class Member:
     generator: torch.Generator
     loss: Loss = cross_entropy
     out: Tensor | None = None
+    draw: Draw | None = None
 
 
 def train_cohort(
@@ -148,6 +150,7 @@ def _alone(model: FlatModel, start: Tensor, member: Member) -> Result:
         generator=member.generator,
         loss=member.loss,
         out=member.out,
+        draw=member.draw,
     )
 
 

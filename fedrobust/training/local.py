@@ -25,6 +25,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 WITH_MOMENTUM = ("sgd", "rmsprop")
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Draw = Callable[[int, "Recipe", torch.Generator], Iterator[Tensor]]  # -> batches of indices
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def train_local(
     generator: torch.Generator,
     loss: Loss = cross_entropy,
     out: Tensor | None = None,
+    draw: Draw | None = None,
 ) -> tuple[Tensor, float]:
     """Train one client from ``start`` and return what it sends.
 
@@ -114,6 +116,8 @@ def train_local(
         (module, images in [0, 1], labels) -> scalar; adversarial training comes in here.
     out
         Where to put the update, (d,); fresh memory where None.
+    draw
+        (images, recipe, generator) -> index batches; None: ``batches``.
 
     Returns
     -------
@@ -126,7 +130,7 @@ def train_local(
     if not model.module.training:
         model.module.train()
     out = torch.empty_like(start) if out is None else out
-    steps = _steps(model, images, labels, recipe, generator, loss)
+    steps = _steps(model, images, labels, recipe, generator, loss, draw or batches)
     if recipe.mode == "gradient":
         value = next(steps)
         out.copy_(model.gradient)
@@ -175,9 +179,10 @@ def _steps(
     recipe: Recipe,
     generator: torch.Generator,
     loss: Loss,
+    draw: Draw,
 ) -> Iterator[float]:
     """Leave one mini-batch's gradient in the model and yield its loss, again and again."""
-    for batch in batches(len(labels), recipe, generator):
+    for batch in draw(len(labels), recipe, generator):
         chosen = batch.to(images.device)
         taken = images[chosen]
         if recipe.augment != augment.NONE:
