@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -23,6 +24,7 @@ from fedrobust.attacks.planted import TRAINED, TRAINED_SUPPLIED
 from fedrobust.config import Experiment
 from fedrobust.flower import array_of, read_setting, read_tensor
 from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, VIEW
+from fedrobust.flower.screening import TIMES
 from fedrobust.seeds import generator
 from fedrobust.spec import parameters, resolve, split
 from fedrobust.training import one_thread
@@ -59,8 +61,12 @@ def _craft_for_all(workshop: Workshop, task: Task, message: Message, context: Co
     """Craft one row for each colluder from the view that the side channel carried."""
     f = int(read_setting(message.content, ADVERSARY, "colluders"))
     rows = _crafted(workshop, task, read_tensor(message.content, VIEW, "view"), f, context)
-    metrics = MetricRecord({"num-examples": len(workshop.labels[task.client]), "loss": 1.0})
-    record = RecordDict({"arrays": array_of(**{CRAFTED: rows}), "metrics": metrics})
+    times = dict.fromkeys(TIMES, 0.0) if workshop.experiment.server.times else {}
+    claims: dict[str, Any] = {"num-examples": len(workshop.labels[task.client]), "loss": 1.0}
+    metrics = MetricRecord(claims | times)
+    beside = {"statistics": task.statistics} if len(task.statistics) else {}
+    arrays = array_of(**{CRAFTED: rows}, **beside)
+    record = RecordDict({"arrays": arrays, "metrics": metrics})
     return Message(record, reply_to=message)
 
 

@@ -8,12 +8,14 @@ from functools import partial
 from flwr.app import Context, Message
 
 from clients import file_worker, honest, malicious
+from clients.lessons import Watch, stackable
 from clients.workshop import Workshop, open_workshop
 from fedrobust import adversary
 from fedrobust.flower import read_setting
 from fedrobust.flower.adversary_grid import ADVERSARY
 from fedrobust.flower.in_process import answer
 from fedrobust.training import one_thread, train_cohort
+from fedrobust.training.cohort import CohortError
 
 ROLE = "role"  # of a real node, in its own configuration: "honest" or "malicious"
 
@@ -56,14 +58,15 @@ def train_one(
     workshop = open_workshop(context.run_config, context.node_config)
     if workshop.experiment.scheme.name:
         return file_worker.answer(workshop, message, context)
-    task = honest.read_task(message, context)
+    task = honest.read_task(workshop, message, context)
     if results is None and _malicious(workshop, task, message, context):
         return malicious.answer(workshop, task, message, context)
     images, labels = workshop.share(task.client)
+    watch = Watch()
     if results is None:
-        member = honest.member(workshop, task, images, labels, keep=keep)
-        results = honest.train_alone(workshop, task, member)
-    trained = honest.finish(workshop, context, results, examples=len(labels))
+        plan = honest.lesson_of(workshop, task, context, images, labels, keep=keep)
+        results, watch = honest.train_alone(workshop, task, plan), plan.watch
+    trained = honest.finish(workshop, task, context, results, examples=len(labels), watch=watch)
     return honest.respond(message, trained)
 
 
@@ -88,7 +91,11 @@ def _trained(
     cohort = workshop.experiment.training.cohort
     if cohort == "off":
         return {}
-    tasks = [honest.read_task(m, c) for m, c in zip(messages, contexts, strict=True)]
+    if not stackable(workshop, int(read_setting(messages[0].content, "config", "round"))):
+        if cohort == "vmap":
+            raise CohortError("training.cohort = 'vmap' is not possible with these settings")
+        return {}
+    tasks = [honest.read_task(workshop, m, c) for m, c in zip(messages, contexts, strict=True)]
     places = [
         i
         for i, (task, message) in enumerate(zip(tasks, messages, strict=True))
@@ -97,7 +104,9 @@ def _trained(
     if not places:
         return {}
     members = [
-        honest.member(workshop, tasks[i], *workshop.share(tasks[i].client), keep=True)
+        honest.lesson_of(
+            workshop, tasks[i], contexts[i], *workshop.share(tasks[i].client), keep=True
+        ).member
         for i in places
     ]
     start = tasks[places[0]].vector.to(workshop.model.vector.device)

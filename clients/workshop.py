@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from fedrobust import data, fleet, models
+from fedrobust.batchnorm import read_statistics
 from fedrobust.config import Experiment, from_run_config
 from fedrobust.data.own import load_own
+from fedrobust.flower import Wire, wire_of
 from fedrobust.training import Recipe
 from fedrobust.vector import FlatModel
 
@@ -33,6 +35,10 @@ class Workshop:
     rows
         (clients, d): where updates lie that need not outlive their round. Fresh memory for each
         update costs more than the update; rows that are never touched take none.
+    statistics
+        BatchNorm's running statistics (b,) of the fresh model; empty without BatchNorm.
+    wire
+        How updates travel.
     """
 
     experiment: Experiment
@@ -42,6 +48,8 @@ class Workshop:
     model: FlatModel
     groups: tuple[str, ...]
     rows: Tensor
+    statistics: Tensor
+    wire: Wire
 
     def share(self, client: int) -> tuple[Tensor, Tensor]:
         """Return a client's own images and labels."""
@@ -102,7 +110,7 @@ def _open(items: tuple[tuple[str, Any], ...]) -> Workshop:
     shares = _shares(experiment, dataset.train_labels)
     module = models.build_for(experiment.model, dataset, seed=experiment.seed)
     device = torch.device(run_config.get("device") or "cpu")
-    model = FlatModel(module.to(device))
+    model = FlatModel(models.with_policy(module, experiment.batchnorm).to(device))
     order, sizes = torch.cat(shares), [len(share) for share in shares]
     return Workshop(
         experiment,
@@ -112,6 +120,8 @@ def _open(items: tuple[tuple[str, Any], ...]) -> Workshop:
         model,
         fleet.assign(experiment),
         model.vector.new_empty(experiment.clients, model.d),
+        read_statistics(model.module),
+        wire_of(experiment, model.sizes),
     )
 
 

@@ -79,8 +79,9 @@ def continue_from(saved: Tree, strategy: Remembering, grid: Grid, experiment: Ex
         node_state.restore(grid, saved["nodes"])
     elif remembers(experiment):
         raise CheckpointError(
-            "worker_momentum and attacks that watch the model live in the nodes' memory, which a"
-            " checkpoint of this grid does not hold: run again without --resume"
+            "worker_momentum, local statistics, pseudo labels and attacks that watch the model live"
+            " in the nodes' memory, which a checkpoint of this grid does not hold: run again"
+            " without --resume"
         )
     strategy.restore(saved["strategy"])
     return int(saved["round"])
@@ -90,4 +91,5 @@ def remembers(experiment: Experiment) -> bool:
     """Whether clients keep anything from round to round."""
     name = experiment.attack["name"]
     watches = name in ATTACKS and "previous" in parameters(ATTACKS[name])
-    return experiment.worker_momentum > 0 or watches
+    keeps = experiment.batchnorm["name"] == "local" or experiment.semi.mode == "pseudo"
+    return experiment.worker_momentum > 0 or watches or keeps

@@ -49,6 +49,7 @@ def listen(
     d: int,
     most_examples: int,
     largest: float,
+    **more: Any,
 ) -> Round:
     """Accept at most one reply a node; name who lost the vote and why.
 
@@ -58,7 +59,7 @@ def listen(
         What was asked in this round; a reply to anything else is no reply.
     clients
         Node id -> client.
-    d, most_examples, largest
+    d, most_examples, largest, **more
         See ``fedrobust.flower.screen``.
     """
     node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
@@ -75,7 +76,7 @@ def listen(
             continue  # in another's name: the node itself may still answer
         missing.discard(node)
         try:
-            checked = screen(reply, d=d, most_examples=most_examples, largest=largest)
+            checked = screen(reply, d=d, most_examples=most_examples, largest=largest, **more)
             heard.accepted[clients[node]] = checked
         except Rejected as reason:
             refuse(node, str(reason))

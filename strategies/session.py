@@ -13,11 +13,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedrobust import adversary, data, fleet, models, scheme
-from fedrobust.adversarial import evaluate_attacks
+from fedrobust.adversarial import catastrophic_overfitting, examine, overfitting_probe
 from fedrobust.attacks.planted import success_rate
-from fedrobust.config import Experiment
+from fedrobust.batchnorm import load_statistics, read_statistics, variances
+from fedrobust.config import ConfigError, Experiment
 from fedrobust.evaluation import evaluate, pixels
-from fedrobust.flower import AdversaryGrid, array_of, tensor_of
+from fedrobust.flower import AdversaryGrid, array_of, tensor_of, wire_of
 from fedrobust.redundancy import Corruption
 from fedrobust.seeds import generator
 from fedrobust.training import one_thread
@@ -69,7 +70,8 @@ def run(
     """
     dataset = data.load(experiment.data, root=data_root).to(device)
     module = models.build_for(experiment.model, dataset, seed=experiment.seed)
-    model = FlatModel(module.to(device))
+    model = FlatModel(models.with_policy(module, experiment.batchnorm).to(device))
+    first = model.vector.clone()
     clients = roll_call(
         grid,
         expected=experiment.clients,
@@ -89,6 +91,7 @@ def run(
     }
     strategy: RobustStrategy | StockStrategy | RedundantStrategy
     if stock is not None:
+        _check_stock(experiment, model)
         shapes = {name: tuple(p.shape) for name, p in model.module.named_parameters()}
         strategy = StockStrategy(stock, experiment, shapes=shapes, **shared)
     elif experiment.scheme.name:
@@ -96,7 +99,9 @@ def run(
         strategy = RedundantStrategy(experiment, clients=clients, truth=truth, on_row=on_row)
     else:
         own = OwnData(experiment, dataset, model) if experiment.server.root_images else None
-        strategy = RobustStrategy(experiment, own_data=own, **shared)
+        shared |= {"shapes": model.shapes, "variances": variances(model.module)}
+        strategy = RobustStrategy(experiment, own_data=own, initial=first, **shared)
+    probes: list[float] = []
 
     pattern = adversary.pattern(experiment.attack)
 
@@ -105,10 +110,12 @@ def run(
         every = experiment.server.evaluate_every
         if server_round % every == 0 or server_round == experiment.rounds:
             model.load(tensor_of(arrays["model"]))
+            if "statistics" in arrays:
+                load_statistics(model.module, tensor_of(arrays["statistics"]))
             with one_thread():
                 score = evaluate(model.module, dataset.test_images, dataset.test_labels)
                 metrics = {"accuracy": score.accuracy, "loss": score.loss}
-                metrics |= _robust(experiment, model, dataset)
+                metrics |= _robust(experiment, model, dataset, probes)
                 if pattern is not None:
                     held_out = (dataset.test_images, dataset.test_labels)
                     metrics["attack_success"] = success_rate(model.module, *held_out, **pattern)
@@ -117,18 +124,27 @@ def run(
             checkpoints.offer(
                 server_round,
                 last=server_round == experiment.rounds,
-                state=lambda: state_of(strategy, grid, tensor_of(arrays["model"])),
+                state=lambda: {
+                    **state_of(strategy, grid, tensor_of(arrays["model"])),
+                    "probes": probes,
+                },
             )
-        return MetricRecord(metrics) if metrics else None
+        numbers = {key: value for key, value in metrics.items() if key != "alarms"}
+        return MetricRecord(numbers) if numbers else None
 
     saved, after = checkpoints.saved if checkpoints is not None else None, None
+    start, statistics = first, read_statistics(model.module)
     if saved is not None and isinstance(strategy, RESUMABLE):
         after = continue_from(saved, strategy, grid, experiment)
+        start = saved["model"]
+        if isinstance(strategy, RobustStrategy):
+            statistics = strategy.statistics(statistics)
+        probes += saved["probes"]
     with one_thread():
         return train(
             strategy,
-            _with_adversary(heard, experiment, clients, members),
-            array_of(model=saved["model"] if saved else model.vector.clone()),
+            _with_adversary(heard, experiment, clients, members, model.sizes),
+            array_of(model=start, **({"statistics": statistics} if len(statistics) else {})),
             rounds=experiment.rounds,
             timeout=fleet.wall(experiment),
             evaluate=evaluate_round,
@@ -145,27 +161,60 @@ def _distorted(experiment: Experiment, round: int) -> Corruption:
     return replace(truth, distorted=torch.zeros_like(truth.distorted))
 
 
-def _robust(experiment: Experiment, model: FlatModel, dataset: data.Dataset) -> dict[str, float]:
-    """Measure accuracy under PGD on the first test images; nothing where no radius is given."""
+def _check_stock(experiment: Experiment, model: FlatModel) -> None:
+    """Refuse what a stock Flower strategy cannot read: quantised updates, running statistics.
+
+    Raises
+    ------
+    ConfigError
+        With the setting.
+    """
+    if experiment.compression.on:
+        raise ConfigError(["a stock Flower strategy averages arrays: set compression.bits = 32"])
+    if len(read_statistics(model.module)):
+        name = experiment.model
+        raise ConfigError([f"a stock Flower strategy needs a model without BatchNorm, got {name}"])
+
+
+def _robust(
+    experiment: Experiment, model: FlatModel, dataset: data.Dataset, probes: list[float]
+) -> dict[str, Any]:
+    """Attack the first test images, and some training images as a probe; say what is suspicious.
+
+    Nothing where no radius is given. ``probes`` holds the probe's accuracies so far.
+    """
     settings = experiment.adversarial
     if not settings.eps:
         return {}
     images = pixels(dataset.test_images[: settings.eval_images])
     labels = dataset.test_labels[: settings.eval_images]
-    attack = {
-        "name": "pgd",
-        "eps": settings.eps,
-        "step_size": settings.eps / 4,
-        "steps": settings.eval_steps,
-    }
-    found = evaluate_attacks(
+    found = examine(
         model.module,
         images,
         labels,
-        attacks={"pgd": attack},
+        eps=settings.eps,
+        steps=settings.eval_steps,
+        restarts=settings.eval_restarts,
+        attacks=settings.eval_attacks,
         generator=generator(experiment.seed, "robust evaluation"),
     )
-    return {"robust_accuracy": found["pgd"].unconditional}
+    if count := settings.probe_images:
+        probes.append(
+            overfitting_probe(
+                model.module,
+                pixels(dataset.train_images[:count]),
+                dataset.train_labels[:count],
+                eps=settings.eps,
+                count=count,
+                generator=generator(experiment.seed, "probe"),
+            )
+        )
+        found["probe_accuracy"] = probes[-1]
+        if catastrophic_overfitting(probes):
+            best = max(probes)
+            text = f"catastrophic overfitting: the probe fell from {best:.3f} to {probes[-1]:.3f}"
+            found["alarms"] = [*found.get("alarms", []), text]
+    return found
 
 
 def _with_adversary(
@@ -173,6 +222,7 @@ def _with_adversary(
     experiment: Experiment,
     clients: dict[int, int],
     members: Callable[[int], tuple[int, ...]],
+    sizes: tuple[int, ...],
 ) -> Grid:
     """Wrap the grid with the colluders' side channel where the attack needs one."""
     if adversary.kind(experiment.attack["name"]) not in ("craft", "trained"):
@@ -182,4 +232,12 @@ def _with_adversary(
     level = adversary.knowledge(experiment.attack)
     if level == "own" or not members(1):
         return grid
-    return AdversaryGrid(grid, clients=clients, members=members, knowledge=level)
+    wire = wire_of(experiment, sizes)
+    return AdversaryGrid(
+        grid,
+        clients=clients,
+        members=members,
+        knowledge=level,
+        read=wire.read,
+        write=wire.write,
+    )

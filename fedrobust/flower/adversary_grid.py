@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedrobust.flower.in_process import stamp
-from fedrobust.flower.wire import array_of, read_setting, read_tensor
+from fedrobust.flower.in_process import RAISED, stamp
+from fedrobust.flower.wire import TensorArray, array_of, read_setting, read_tensor, tensor_of
 from fedrobust.flower.wrapping import WrappedGrid
 
 ADVERSARY = "fedrobust.adversary"
@@ -33,6 +33,8 @@ class AdversaryGrid(WrappedGrid):
     knowledge
         ``"colluding"``: the colluders first train honestly, and the leader sees their updates.
         ``"omniscient"``: the honest nodes answer first, and the leader sees all their updates.
+    read, write
+        How an update is read from an array and written into one: ``write(update, round, client)``.
 
     Notes
     -----
@@ -48,8 +50,12 @@ class AdversaryGrid(WrappedGrid):
         clients: Mapping[int, int],
         members: Callable[[int], Iterable[int]],
         knowledge: str,
+        read: Callable[[Array], Tensor] = tensor_of,
+        write: Callable[..., Array] = lambda update, round, client: TensorArray(update),
     ) -> None:
         super().__init__(inner)
+        self._read = read
+        self._write = write
         self._clients = clients
         self._members = members
         self._knowledge = knowledge
@@ -105,12 +111,22 @@ class AdversaryGrid(WrappedGrid):
         rows = read_tensor(crafted.content, "arrays", CRAFTED)
         ranked = sorted(colluders, key=self._client)
         return [
-            Message(
-                RecordDict({"arrays": array_of(update=row), "metrics": crafted.content["metrics"]}),
-                reply_to=message,
-            )
-            for row, message in zip(rows, ranked, strict=True)
+            self._reply(row, message, crafted) for row, message in zip(rows, ranked, strict=True)
         ]
+
+    def _reply(self, row: Tensor, message: Message, crafted: Message) -> Message:
+        """Send one colluder's row as updates travel; what cannot be written is an error reply."""
+        record = ArrayRecord()
+        round = int(read_setting(message.content, "config", "round"))
+        try:
+            record["update"] = self._write(row, round, self._client(message))
+        except ValueError as error:
+            return Message(Error(code=RAISED, reason=str(error)), reply_to=message)
+        arrays = crafted.content["arrays"]
+        if isinstance(arrays, ArrayRecord) and "statistics" in arrays:
+            record["statistics"] = arrays["statistics"]
+        content = RecordDict({"arrays": record, "metrics": crafted.content["metrics"]})
+        return Message(content, reply_to=message)
 
     def _client(self, message: Message) -> int:
         return self._clients[message.metadata.dst_node_id]
@@ -120,7 +136,7 @@ class AdversaryGrid(WrappedGrid):
         ranked = sorted(
             replies, key=lambda reply: self._clients.get(reply.metadata.src_node_id, -1)
         )
-        rows = [row for reply in ranked if (row := _update(reply)) is not None]
+        rows = [row for reply in ranked if (row := _update(reply, self._read)) is not None]
         return torch.stack(rows) if rows else None
 
 
@@ -129,9 +145,10 @@ def _copy(message: Message, content: RecordDict) -> Message:
     return Message(content, m.dst_node_id, m.message_type, ttl=m.ttl, group_id=m.group_id)
 
 
-def _update(reply: Message) -> Tensor | None:
+def _update(reply: Message, read: Callable[[Array], Tensor]) -> Tensor | None:
     """Return a reply's update, or None: what colluders cannot read they do without."""
+    found = reply.content.get("arrays") if reply.has_content() else None
     try:
-        return read_tensor(reply.content, "arrays", "update")
-    except ValueError:
+        return read(found["update"]) if isinstance(found, ArrayRecord) else None
+    except (KeyError, ValueError):
         return None

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
+from fedrobust.flower.packets import payload
 from fedrobust.flower.wire import tensor_of
 
 RECORDS = {"arrays", "metrics"}
 ARRAYS = {"update"}
 METRICS = {"num-examples", "loss"}
+TIMES = {"attack-seconds", "train-seconds", "encode-seconds"}
+LONGEST = 1e6  # seconds
 
 
 class Rejected(ValueError):
@@ -22,14 +26,36 @@ class Rejected(ValueError):
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply that passed: its update (d,), and what the client claims of itself."""
+    """A reply that passed: its update (d,), and what the client claims of itself.
+
+    Attributes
+    ----------
+    statistics
+        Running statistics of BatchNorm (b,), where the model has any.
+    size
+        Bytes of its arrays on the wire.
+    times
+        Seconds that it claims to have spent, where it was asked.
+    """
 
     update: Tensor
     examples: int
     loss: float
+    statistics: Tensor | None = None
+    size: int = 0
+    times: dict[str, float] = field(default_factory=dict)
 
 
-def screen(message: Message, *, d: int, most_examples: int, largest: float = 1e10) -> Reply:
+def screen(
+    message: Message,
+    *,
+    d: int,
+    most_examples: int,
+    largest: float = 1e10,
+    read: Callable[[Array], Tensor] = tensor_of,
+    variances: Tensor | None = None,
+    times: bool = False,
+) -> Reply:
     """Accept a well-formed reply, or say why not.
 
     Parameters
@@ -42,6 +68,12 @@ def screen(message: Message, *, d: int, most_examples: int, largest: float = 1e1
         Size of the whole training set: no client can hold more.
     largest
         Greatest magnitude of a coordinate.
+    read
+        What turns the array into the update: another one where updates are quantised.
+    variances
+        Where the model has running statistics: which of them may not be negative, (b,).
+    times
+        Whether the client was asked how long it took.
 
     Raises
     ------
@@ -51,14 +83,22 @@ def screen(message: Message, *, d: int, most_examples: int, largest: float = 1e1
         nothing else is raised.
     """
     try:
-        return _screened(message, d, most_examples, largest)
+        return _screened(message, d, most_examples, largest, read, variances, times)
     except Rejected:
         raise
     except Exception as error:  # a hostile reply may break any accessor: it costs only its vote
         raise Rejected(f"unreadable reply ({type(error).__name__}: {str(error)[:120]})") from error
 
 
-def _screened(message: Message, d: int, most_examples: int, largest: float) -> Reply:
+def _screened(
+    message: Message,
+    d: int,
+    most_examples: int,
+    largest: float,
+    read: Callable[[Array], Tensor],
+    variances: Tensor | None,
+    times: bool,
+) -> Reply:
     if message.has_error():
         raise Rejected(f"error reply: {' '.join(str(message.error.reason).split())[:200]}")
     content = message.content
@@ -66,12 +106,20 @@ def _screened(message: Message, d: int, most_examples: int, largest: float) -> R
     arrays, metrics = content["arrays"], content["metrics"]
     if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
         raise Rejected("records of the wrong kind")
-    _keys("arrays", set(arrays.keys()), ARRAYS)
-    _keys("metrics", set(metrics.keys()), METRICS)
-    if tuple(arrays["update"].shape) != (d,):
+    tracked = variances is not None and variances.numel() > 0
+    _keys("arrays", set(arrays.keys()), ARRAYS | ({"statistics"} if tracked else set()))
+    _keys("metrics", set(metrics.keys()), METRICS | (TIMES if times else set()))
+    if read is tensor_of and tuple(arrays["update"].shape) != (d,):
         raise Rejected(f"update of shape {tuple(arrays['update'].shape)}, expected ({d},)")
-    update = _update(arrays, d, largest)
-    return Reply(update, *_metrics(metrics, most_examples))
+    update = _values("update", arrays, read, d, largest)
+    statistics = None
+    if variances is not None and tracked:
+        statistics = _values("statistics", arrays, tensor_of, len(variances), largest)
+        if bool((statistics[variances] < 0).any()):
+            raise Rejected("statistics hold a negative variance")
+    examples, loss = _metrics(metrics, most_examples)
+    spent = {key: _seconds(key, metrics[key]) for key in sorted(TIMES)} if times else {}
+    return Reply(update, examples, loss, statistics, payload(content), spent)
 
 
 def _keys(what: str, found: set[str], expected: set[str]) -> None:
@@ -81,20 +129,28 @@ def _keys(what: str, found: set[str], expected: set[str]) -> None:
         raise Rejected(f"extra {what}: {', '.join(sorted(extra))[:80]}")
 
 
-def _update(arrays: ArrayRecord, d: int, largest: float) -> Tensor:
+def _values(
+    key: str, arrays: ArrayRecord, read: Callable[[Array], Tensor], count: int, largest: float
+) -> Tensor:
     try:
-        update = tensor_of(arrays["update"])
+        values = read(arrays[key])
     except ValueError as error:
-        raise Rejected(f"update: {error}") from error
-    if tuple(update.shape) != (d,):
-        raise Rejected(f"update of shape {tuple(update.shape)}, expected ({d},)")
-    low, high = (float(bound) for bound in torch.aminmax(update))
+        raise Rejected(f"{key}: {error}") from error
+    if tuple(values.shape) != (count,):
+        raise Rejected(f"{key} of shape {tuple(values.shape)}, expected ({count},)")
+    low, high = (float(bound) for bound in torch.aminmax(values))
     greatest = max(-low, high) if low == low and high == high else math.nan
     if not math.isfinite(greatest):
-        raise Rejected("update holds values that are not finite")
+        raise Rejected(f"{key} holds values that are not finite")
     if greatest > largest:
-        raise Rejected(f"update holds a value of magnitude {greatest:.3g}, beyond {largest:.3g}")
-    return update
+        raise Rejected(f"{key} holds a value of magnitude {greatest:.3g}, beyond {largest:.3g}")
+    return values
+
+
+def _seconds(key: str, value: object) -> float:
+    if not isinstance(value, float) or not 0 <= value <= LONGEST:
+        raise Rejected(f"{key} {value!r:.40} is no time in seconds")
+    return value
 
 
 def _metrics(metrics: MetricRecord, most_examples: int) -> tuple[int, float]:
