@@ -90,7 +90,7 @@ def _open_own(items: tuple[tuple[str, Any], ...], path: str, client: int) -> Wor
     images = [dataset.train_images[:0]] * experiment.clients
     labels = [dataset.train_labels[:0]] * experiment.clients
     images[client], labels[client] = dataset.train_images, dataset.train_labels
-    model = FlatModel(module)
+    model = FlatModel(models.with_policy(module, experiment.batchnorm))
     return Workshop(
         experiment,
         dataset.classes,
@@ -99,6 +99,8 @@ def _open_own(items: tuple[tuple[str, Any], ...], path: str, client: int) -> Wor
         model,
         fleet.assign(experiment),
         model.vector.new_empty(experiment.clients, model.d),
+        read_statistics(model.module),
+        wire_of(experiment, model.sizes),
     )
 
 
