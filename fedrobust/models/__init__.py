@@ -1,5 +1,5 @@
-"""The networks: the ALIE paper's own, and small ones for both image shapes."""
+"""The networks: the ALIE paper's own, small ones, and the twelve of the transfer-attack paper."""
 
-from fedrobust.models.zoo import MODELS, ModelError, build, build_for
+from fedrobust.models.zoo import MODELS, NETWORKS, ModelError, build, build_for
 
-__all__ = ["MODELS", "ModelError", "build", "build_for"]
+__all__ = ["MODELS", "NETWORKS", "ModelError", "build", "build_for"]

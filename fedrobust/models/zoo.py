@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fedrobust.data import Dataset
+from fedrobust.models.cifar import CIFAR_ZOO
+from fedrobust.models.small import SMALL
 from fedrobust.seeds import derive
 from fedrobust.spec import suggest
 
@@ -103,7 +105,10 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "mlp": mlp,
     "alie_cnn": alie_cnn,
     "cnn": cnn,
+    **SMALL,
 }
+# With the networks that keep running statistics: for members, which are never averaged.
+NETWORKS: dict[str, Callable[[Shape, int], nn.Module]] = {**MODELS, **CIFAR_ZOO}
 
 
 def build(
@@ -122,11 +127,11 @@ def build(
     ModelError
         If the name is unknown or the images do not fit the network.
     """
-    if name not in MODELS:
-        raise ModelError(f"unknown model {name!r}; {suggest(name, list(MODELS))}")
+    if name not in NETWORKS:
+        raise ModelError(f"unknown model {name!r}; {suggest(name, list(NETWORKS))}")
     with torch.random.fork_rng(devices=[]):  # torch.nn.init draws from the global generator only
         torch.manual_seed(derive(seed, "model"))
-        return nn.Sequential(Normalise(mean, std), MODELS[name](shape, classes))
+        return nn.Sequential(Normalise(mean, std), NETWORKS[name](shape, classes))
 
 
 def build_for(name: str, dataset: Dataset, *, seed: int) -> nn.Module:
