@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from fedrobust import adversarial, adversary, aggregation, attacks, fleet
 from fedrobust.data import DATASETS, PARTITIONERS
 from fedrobust.data.partitions import SUPPLIED
-from fedrobust.models import MODELS
+from fedrobust.distributed.checking import check_plan
+from fedrobust.models import MODELS, NETWORKS
 from fedrobust.spec import SpecError, parameters, resolve, suggest
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ def check(experiment: Experiment, errors: list[str]) -> None:
             errors.append(sentence)
     for name, table, kind in (
         (experiment.data, DATASETS, "data set"),
-        (experiment.model, MODELS, "model"),
+        (experiment.model, NETWORKS if experiment.plan.votes_at_inference else MODELS, "model"),
     ):
         if name not in table:
             errors.append(f"unknown {kind} {name!r}; {suggest(name, list(table))}")
+    errors += check_plan(experiment)
     for part in (_partition, _placement, _attack, _defence, _adversarial, fleet.check):
         try:
             part(experiment)
