@@ -8,6 +8,7 @@ from functools import partial
 from flwr.app import Context, Message
 
 from clients import honest, malicious
+from clients import member as ensemble
 from clients.workshop import Workshop, open_workshop
 from fedrobust import adversary
 from fedrobust.flower import read_setting
@@ -27,6 +28,10 @@ def train_together(
     updates lie in memory that the process keeps: a reply holds until its client trains again.
     """
     if not messages:
+        return
+    if ensemble.NODE in messages[0].content:
+        for message, context in zip(messages, contexts, strict=True):
+            yield answer(ensemble.train, message, context)
         return
     workshop = open_workshop(contexts[0].run_config)
     ready = _trained(workshop, messages, contexts)
@@ -50,6 +55,8 @@ def train_one(
     keep
         Let the update of an honest client lie in memory that this process keeps.
     """
+    if ensemble.NODE in message.content:
+        return ensemble.train(message, context)
     workshop = open_workshop(context.run_config)
     task = honest.read_task(message, context)
     if results is None and _malicious(workshop, task, message):

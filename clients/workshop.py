@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedrobust import data, fleet, models
 from fedrobust.config import Experiment, from_run_config
+from fedrobust.distributed import shares_of
 from fedrobust.training import Recipe
 from fedrobust.vector import FlatModel
 
@@ -60,12 +61,7 @@ def _open(items: tuple[tuple[str, Any], ...]) -> Workshop:
     run_config = dict(items)
     experiment = from_run_config(run_config)
     dataset = data.load(experiment.data, root=run_config.get("data-root") or None)
-    shares = data.partition(
-        dataset.train_labels,
-        experiment.partition,
-        clients=experiment.clients,
-        seed=experiment.seed,
-    )
+    shares = shares_of(experiment, dataset)
     module = models.build_for(experiment.model, dataset, seed=experiment.seed)
     device = torch.device(run_config.get("device") or "cpu")
     model = FlatModel(module.to(device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from logging import INFO
+from pathlib import Path
 
 from flwr.app import Context
 from flwr.common import log
@@ -40,7 +41,9 @@ def main(grid: Grid, context: Context) -> None:
                 folder.append(row)
 
         root = str(config.get("data-root", "")) or None
-        run(cohort, experiment, data_root=root, on_row=on_row, checkpoints=checkpoints)
+        attacks = Path(output) if output else None
+        where: dict[str, Any] = {"data_root": root, "attacks": attacks}
+        run(cohort, experiment, on_row=on_row, checkpoints=checkpoints, **where)
 
 
 def sentence(row: Row) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
@@ -25,6 +26,7 @@ from strategies.roll_call import roll_call
 from strategies.rounds import train
 from strategies.stock import StockStrategy
 from strategies.trusted import OwnData
+from strategies.voting import run_ensemble, transfer_of_model
 
 
 def run(
@@ -32,6 +34,7 @@ def run(
     experiment: Experiment,
     *,
     data_root: str | None = None,
+    attacks: Path | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
     stock: Strategy | None = None,
     checkpoints: Checkpoints | None = None,
@@ -46,6 +49,8 @@ def run(
         What to run.
     data_root
         Where the full data sets are.
+    attacks
+        Where images of a transfer attack lie, or shall lie; None: they are made and not kept.
     on_row
         Called with round 0 (the initial model) and with each round as it ends.
     stock
@@ -58,13 +63,15 @@ def run(
     The final global model, one array ``model`` of shape (d,).
     """
     dataset = data.load(experiment.data, root=data_root)
-    model = FlatModel(models.build_for(experiment.model, dataset, seed=experiment.seed))
     clients = roll_call(
         grid,
         expected=experiment.clients,
         needed=experiment.clients - experiment.byzantine,
         deadline=fleet.wall(experiment),
     )
+    if experiment.plan.votes_at_inference:
+        return run_ensemble(grid, experiment, dataset, clients, attacks=attacks, on_row=on_row)
+    model = FlatModel(models.build_for(experiment.model, dataset, seed=experiment.seed))
 
     def members(round: int) -> tuple[int, ...]:
         return adversary.members(experiment, round=round)
@@ -95,6 +102,7 @@ def run(
                 score = evaluate(model.module, dataset.test_images, dataset.test_labels)
                 metrics = {"accuracy": score.accuracy, "loss": score.loss}
                 metrics |= _robust(experiment, model, dataset)
+                metrics |= transfer_of_model(model.module, experiment, dataset, attacks)
                 if pattern is not None:
                     held_out = (dataset.test_images, dataset.test_labels)
                     metrics["attack_success"] = success_rate(model.module, *held_out, **pattern)
@@ -105,7 +113,8 @@ def run(
                 last=server_round == experiment.rounds,
                 state=lambda: state_of(strategy, grid, tensor_of(arrays["model"])),
             )
-        return MetricRecord(metrics) if metrics else None
+        flat = {k: v for k, v in metrics.items() if not isinstance(v, dict)}
+        return MetricRecord(flat) if flat else None
 
     saved, after = checkpoints.saved if checkpoints is not None else None, None
     if saved is not None and isinstance(strategy, RobustStrategy):
