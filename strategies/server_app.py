@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from logging import INFO
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.common import log
