@@ -7,6 +7,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients import member
 from clients.together import train_one, train_together
 from fedrobust import __version__
 from fedrobust.cores import pin_from_environment
@@ -29,6 +30,12 @@ def train(message: Message, context: Context) -> Message | None:
 def hello(message: Message, context: Context) -> Message | None:
     """Say which client this node is and which protocol it speaks."""
     return serve_cohort(greet, message, context)
+
+
+@app.query("predict")  # type: ignore[arg-type]
+def predict(message: Message, context: Context) -> Message | None:
+    """Answer a query of distributed inference, for one member or for each of a cohort."""
+    return serve_cohort(member.predict, message, context)
 
 
 def greet(message: Message, context: Context) -> Message:

@@ -8,6 +8,7 @@ from functools import partial
 from flwr.app import Context, Message
 
 from clients import file_worker, honest, malicious
+from clients import member as ensemble
 from clients.lessons import Watch, stackable
 from clients.workshop import Workshop, open_workshop
 from fedrobust import adversary
@@ -32,6 +33,10 @@ def train_together(
     """
     if not messages:
         return
+    if ensemble.NODE in messages[0].content:
+        for message, context in zip(messages, contexts, strict=True):
+            yield answer(ensemble.train, message, context)
+        return
     workshop = open_workshop(contexts[0].run_config, contexts[0].node_config)
     files = bool(workshop.experiment.scheme.name)
     ready = {} if files else _trained(workshop, messages, contexts)
@@ -55,6 +60,8 @@ def train_one(
     keep
         Let the update of an honest client lie in memory that this process keeps.
     """
+    if ensemble.NODE in message.content:
+        return ensemble.train(message, context)
     workshop = open_workshop(context.run_config, context.node_config)
     if workshop.experiment.scheme.name:
         return file_worker.answer(workshop, message, context)

@@ -14,6 +14,7 @@ from fedrobust import data, fleet, models
 from fedrobust.batchnorm import read_statistics
 from fedrobust.config import Experiment, from_run_config
 from fedrobust.data.own import load_own
+from fedrobust.distributed import shares_of
 from fedrobust.flower import Wire, wire_of
 from fedrobust.training import Recipe
 from fedrobust.vector import FlatModel
@@ -109,7 +110,7 @@ def _open(items: tuple[tuple[str, Any], ...]) -> Workshop:
     run_config = dict(items)
     experiment = from_run_config(run_config)
     dataset = data.load(experiment.data, root=run_config.get("data-root") or None)
-    shares = _shares(experiment, dataset.train_labels)
+    shares = _shares(experiment, dataset)
     module = models.build_for(experiment.model, dataset, seed=experiment.seed)
     device = torch.device(run_config.get("device") or "cpu")
     model = FlatModel(models.with_policy(module, experiment.batchnorm).to(device))
@@ -127,9 +128,8 @@ def _open(items: tuple[tuple[str, Any], ...]) -> Workshop:
     )
 
 
-def _shares(experiment: Experiment, labels: Tensor) -> list[Tensor]:
+def _shares(experiment: Experiment, dataset: data.Dataset) -> list[Tensor]:
     """Cut the training set into the clients' shares; under a scheme every worker has all of it."""
     if experiment.scheme.name:
-        return [torch.arange(len(labels))]
-    settings = {"clients": experiment.clients, "seed": experiment.seed}
-    return data.partition(labels, experiment.partition, **settings)
+        return [torch.arange(len(dataset.train_labels))]
+    return shares_of(experiment, dataset)

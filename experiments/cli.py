@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import deployment, listing, showing, tables
+from experiments.papers.transfer import node_tables, study
 from experiments.preparing import check_data, experiments_of
 from experiments.progress import Live
 from experiments.report import folders_in
@@ -92,10 +93,14 @@ def run(
     sweep = Sweep(experiments, parent, grid, data_root, workers, save_model, resume)
     results = _run(sweep, errors if as_json else console, track, quiet=quiet)
     written = showing.write_summary(results, sweep.output)
+    if study.applies(results):
+        written += study.write(results, sweep.output)
     if as_json:
         typer.echo(json.dumps(showing.as_json(results, sweep)))
         return
     showing.show(results, console)
+    if study.applies(results):
+        console.print(study.report(results), highlight=False, soft_wrap=True)
     if not quiet:
         showing.show_written(written, console)
         console.print(NEXT, highlight=False, soft_wrap=True)
@@ -186,6 +191,8 @@ def check(file: File, override: Overrides = None, data_root: DataRoot = None) ->
         row = [e.run_id, _spec(e.attack), listing.defence(e), e.clients, e.byzantine]
         table.add_row(*map(str, [*row, listing.tolerated(e), e.rounds, e.seed]))
     console.print(table)
+    for nodes in node_tables.tables(experiments, data_root):
+        console.print(nodes)
 
 
 @app.command()

@@ -120,7 +120,9 @@ def run_one(
             on_row(row)
 
         stack.enter_context(quiet("flwr"))
+        kept = folder.path.parent if folder is not None else None
         run_config = {"experiment": experiment.to_toml(), "data-root": data_root or ""}
+        run_config |= {"output": str(kept)} if kept and experiment.plan.tunes else {}
         nodes = InProcessGrid(
             app, clients=experiment.clients, run_config=run_config, together=train_together
         )
@@ -128,11 +130,12 @@ def run_one(
             nodes,
             experiment,
             data_root=data_root,
+            attacks=kept,
             on_row=keep,
             stock=stock,
             checkpoints=checkpoints,
         )
-        if on_model is not None:
+        if on_model is not None and "model" in final:
             on_model(tensor_of(final["model"]).clone())
     return rows
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fedrobust import adversarial, adversary, aggregation, attacks, fleet, options, scheme
 from fedrobust.data import DATASETS, PARTITIONERS
 from fedrobust.data.partitions import SUPPLIED
+from fedrobust.distributed.checking import check_plan
 from fedrobust.models import MODELS
 from fedrobust.spec import SpecError, parameters, resolve, split, suggest
 from fedrobust.training import SCHEDULES, SERVER_OPTIMIZERS
@@ -38,6 +39,7 @@ def check(experiment: Experiment, errors: list[str]) -> None:
     ):
         if name not in table:
             errors.append(f"unknown {kind} {name!r}; {suggest(name, list(table))}")
+    errors += check_plan(experiment)
     wrong = scheme.check(experiment)
     errors += wrong
     defence = () if wrong else (_defence,)  # what the rule aggregates depends on the scheme

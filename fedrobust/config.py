@@ -16,6 +16,8 @@ from typing import Any
 import tomli_w
 
 from fedrobust import checks, fleet, scheme
+from fedrobust.distributed.checking import plan_parsers
+from fedrobust.distributed.plan import Plan, Transfer
 from fedrobust.options import Compression, Federated, Pretrain, Semi
 from fedrobust.scheme import Scheme
 from fedrobust.spec import SpecError, split, suggest
@@ -160,6 +162,8 @@ class Experiment:
     semi: Semi = field(default_factory=Semi)
     pretrain: Pretrain = field(default_factory=Pretrain)
     federated: Federated = field(default_factory=Federated)
+    plan: Plan = field(default_factory=Plan)
+    transfer: Transfer = field(default_factory=Transfer)
 
     @property
     def name(self) -> str:
@@ -222,6 +226,7 @@ NESTED = {
     "federated": Federated,
     "scheme": Scheme,
 }
+OWN_TABLES: dict[str, type] = {"plan": Plan, "transfer": Transfer}  # no specs inside
 
 
 def read(source: str | Path) -> dict[str, Any]:
@@ -246,7 +251,7 @@ def read(source: str | Path) -> dict[str, Any]:
 def override(document: Mapping[str, Any], assignments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document with dotted keys set: ``{"server.lr": 0.01}``.
 
-    A key named in ``[sweep]`` leaves the sweep: what is said last holds.
+    A key named in ``[sweep]`` or ``[[cases]]`` leaves it: what is said last holds.
     """
     result: dict[str, Any] = json.loads(json.dumps(document))
     for key, value in assignments.items():
@@ -257,17 +262,19 @@ def override(document: Mapping[str, Any], assignments: Mapping[str, Any]) -> dic
             place[part] = {"name": inner} if isinstance(inner, str) else inner
             place = place[part]
         place[last] = value
-        result.get("sweep", {}).pop(key, None)
+        for axes in (result.get("sweep", {}), *result.get("cases", [])):
+            axes.pop(key, None)
     return result
 
 
 def expand(document: Mapping[str, Any], *, seeds: int | None = None) -> list[Experiment]:
-    """Expand ``[sweep]`` lists into experiments, first key outermost.
+    """Expand ``[sweep]`` lists and ``[[cases]]`` into experiments, first key outermost.
 
     Parameters
     ----------
     document
-        A parsed configuration; ``[sweep]`` maps keys to lists of values.
+        A parsed configuration; ``[sweep]`` maps keys to lists of values, each of ``[[cases]]`` is
+        a table of keys set together.
     seeds
         Repeat every run with this many seeds, counting up from the configured one.
 
@@ -276,7 +283,7 @@ def expand(document: Mapping[str, Any], *, seeds: int | None = None) -> list[Exp
     ConfigError
         With the errors of all runs, each once.
     """
-    base = {key: value for key, value in document.items() if key != "sweep"}
+    base = {key: value for key, value in document.items() if key not in ("sweep", "cases")}
     sweep = _flat(document.get("sweep", {}))
     if seeds:
         sweep["seed"] = [base.get("seed", 1) + i for i in range(seeds)]
@@ -285,9 +292,9 @@ def expand(document: Mapping[str, Any], *, seeds: int | None = None) -> list[Exp
     if wrong:
         raise ConfigError(wrong)
     runs, errors = [], []
-    for values in itertools.product(*sweep.values()):
+    for *values, case in itertools.product(*sweep.values(), document.get("cases", [{}])):
         try:
-            table = override(base, dict(zip(sweep, values, strict=True)))
+            table = override(base, dict(zip(sweep, values, strict=True)) | _flat(case))
             runs.append(Experiment.from_dict(table))
         except ConfigError as error:
             errors += [line for line in error.errors if line not in errors]
@@ -341,6 +348,10 @@ def _typed(
 
 
 def _convert(key: str, value: Any, kind: str, prefix: str, errors: list[str]) -> Any:
+    if key in OWN_TABLES and not prefix and isinstance(value, Mapping):
+        return OWN_TABLES[key](**_typed(OWN_TABLES[key], value, f"{key}.", errors))
+    if prefix.rstrip(".") in OWN_TABLES:
+        return PARSERS[kind](value)
     if key in NESTED and not prefix:
         value = {"name": value} if key == "scheme" and isinstance(value, str) else value
         if not isinstance(value, Mapping):
@@ -399,6 +410,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "float": _number,
     "str": _text,
 }
+PARSERS |= plan_parsers(_integer, _text)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

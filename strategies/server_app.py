@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from logging import INFO
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
@@ -45,7 +46,9 @@ def main(grid: Grid, context: Context) -> None:
                 folder.append(row)
 
         root = str(config.get("data-root", "")) or None
-        run(carried, experiment, data_root=root, on_row=on_row, checkpoints=checkpoints)
+        attacks = Path(output) if output else None
+        where: dict[str, Any] = {"data_root": root, "attacks": attacks}
+        run(carried, experiment, on_row=on_row, checkpoints=checkpoints, **where)
 
 
 def carry(grid: Grid, experiment: Experiment, config: Mapping[str, Any]) -> Grid:

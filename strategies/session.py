@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from strategies.roll_call import roll_call
 from strategies.rounds import train
 from strategies.stock import StockStrategy
 from strategies.trusted import OwnData
+from strategies.voting import run_ensemble, transfer_of_model
 
 RESUMABLE = (RobustStrategy, RedundantStrategy)
 
@@ -41,6 +43,7 @@ def run(
     *,
     data_root: str | None = None,
     device: str = "cpu",
+    attacks: Path | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
     stock: Strategy | None = None,
     checkpoints: Checkpoints | None = None,
@@ -57,6 +60,8 @@ def run(
         Where the full data sets are.
     device
         Where the server's model and test images live: the clients' device, in one process.
+    attacks
+        Where images of a transfer attack lie, or shall lie; None: they are made and not kept.
     on_row
         Called with round 0 (the initial model) and with each round as it ends.
     stock
@@ -69,15 +74,17 @@ def run(
     The final global model, one array ``model`` of shape (d,).
     """
     dataset = data.load(experiment.data, root=data_root).to(device)
-    module = models.build_for(experiment.model, dataset, seed=experiment.seed)
-    model = FlatModel(models.with_policy(module, experiment.batchnorm).to(device))
-    first = model.vector.clone()
     clients = roll_call(
         grid,
         expected=experiment.clients,
         needed=experiment.clients - experiment.byzantine,
         deadline=fleet.wall(experiment),
     )
+    if experiment.plan.votes_at_inference:
+        return run_ensemble(grid, experiment, dataset, clients, attacks=attacks, on_row=on_row)
+    module = models.build_for(experiment.model, dataset, seed=experiment.seed)
+    model = FlatModel(models.with_policy(module, experiment.batchnorm).to(device))
+    first = model.vector.clone()
 
     def members(round: int) -> tuple[int, ...]:
         return adversary.members(experiment, round=round)
@@ -116,6 +123,7 @@ def run(
                 score = evaluate(model.module, dataset.test_images, dataset.test_labels)
                 metrics = {"accuracy": score.accuracy, "loss": score.loss}
                 metrics |= _robust(experiment, model, dataset, probes)
+                metrics |= transfer_of_model(model.module, experiment, dataset, attacks)
                 if pattern is not None:
                     held_out = (dataset.test_images, dataset.test_labels)
                     metrics["attack_success"] = success_rate(model.module, *held_out, **pattern)
@@ -129,7 +137,8 @@ def run(
                     "probes": probes,
                 },
             )
-        numbers = {key: value for key, value in metrics.items() if key != "alarms"}
+        left_out = {k for k, v in metrics.items() if k == "alarms" or isinstance(v, dict)}
+        numbers = {key: value for key, value in metrics.items() if key not in left_out}
         return MetricRecord(numbers) if numbers else None
 
     saved, after = checkpoints.saved if checkpoints is not None else None, None

@@ -234,13 +234,13 @@ def test_a_breakpoint_stops_inside_a_client(small, monkeypatch):
     monkeypatch.setattr(pdb.Pdb, "set_trace", stop)
     from clients import honest
 
-    real = honest.train_local
+    real = honest.train_alone
 
     def watched(*arguments, **settings):
         pdb.Pdb().set_trace()
         return real(*arguments, **settings)
 
-    monkeypatch.setattr(honest, "train_local", watched)
+    monkeypatch.setattr(honest, "train_alone", watched)
     simulate(small, rounds=1)
     assert {"train_one", "simulate", "test_a_breakpoint_stops_inside_a_client"} <= set(seen)
 

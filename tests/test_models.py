@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fedrobust.models import MODELS, ModelError, build
+from fedrobust.models.cifar import CIFAR_ZOO
 from fedrobust.vector import FlatModel
 
 GREY = {"shape": (1, 28, 28), "classes": 10, "mean": (0.3,), "std": (0.4,)}
@@ -15,7 +16,30 @@ COUNTS = {
     ("tiny_cnn", "grey"): 7_946,
     ("tiny_cnn", "colour"): 10_986,
     ("bn_cnn", "grey"): 105_962,
-    ("preact_resnet18", "colour"): 11_171_146,
+    ("small_plain", "colour"): 52_730,
+    ("small_vgg", "colour"): 90_074,
+    ("small_resnet", "colour"): 102_394,
+    ("small_wide", "colour"): 63_946,
+    ("small_mobile", "colour"): 38_242,
+    ("small_dense", "colour"): 41_658,
+    ("small_patch", "colour"): 25_674,
+    ("small_plain", "grey"): 52_154,
+    ("small_patch", "grey"): 23_626,
+}
+# Millions, as the transfer-attack paper's networks have them (3x32x32, ten classes).
+ZOO = {
+    "vgg19": 20.04,
+    "resnet18": 11.17,
+    "preactresnet18": 11.17,
+    "googlenet": 6.17,
+    "densenet121": 6.96,
+    "resnext29_2x64d": 9.13,
+    "mobilenet_v2": 2.30,
+    "dpn92": 34.24,
+    "senet18": 11.26,
+    "efficientnet_b0": 3.60,
+    "regnetx_200mf": 2.32,
+    "simpledla": 15.14,
 }
 
 
@@ -28,6 +52,33 @@ def test_parameter_counts():
         assert module(images).shape == (2, 10)
 
 
+def test_the_zoo_has_its_published_sizes():
+    assert set(CIFAR_ZOO) == set(ZOO)
+    assert len(ZOO) == 12
+    for name, millions in ZOO.items():
+        with torch.device("meta"):
+            module = CIFAR_ZOO[name]((3, 32, 32), 10)
+            assert module(torch.empty(2, 3, 32, 32)).shape == (2, 10)
+            assert CIFAR_ZOO[name]((1, 28, 28), 10)(torch.empty(2, 1, 28, 28)).shape == (2, 10)
+        count = sum(p.numel() for p in module.parameters())
+        assert abs(count / 1e6 - millions) <= 0.0051, (name, count)
+
+
+@pytest.mark.parametrize("name", ["regnetx_200mf", "small_dense", "small_mobile", "small_patch"])
+def test_a_step_lowers_the_loss(name):
+    module = build(name, seed=1, **COLOUR).train()
+    images, labels = torch.rand(8, 3, 32, 32), torch.arange(8)
+    step = torch.optim.SGD(module.parameters(), lr=0.02)
+    losses = []
+    for _ in range(4):
+        loss = torch.nn.functional.cross_entropy(module(images), labels)
+        losses.append(float(loss.detach()))
+        step.zero_grad()
+        loss.backward()
+        step.step()
+    assert losses[-1] < losses[0]
+
+
 def test_weights_follow_the_seed_and_leave_the_global_generator_alone():
     before = torch.random.get_rng_state()
     first, again, other = (FlatModel(build("mlp", seed=s, **GREY)).vector for s in (1, 1, 2))
@@ -37,7 +88,7 @@ def test_weights_follow_the_seed_and_leave_the_global_generator_alone():
 
 
 def test_only_the_batchnorm_networks_have_running_statistics():
-    for name in MODELS.keys() - {"bn_cnn", "preact_resnet18"}:
+    for name in MODELS.keys() - {"bn_cnn", *ZOO}:
         module = build(name, seed=1, **COLOUR)
         assert not module.state_dict().keys() - dict(module.named_parameters()).keys()
 

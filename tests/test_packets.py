@@ -57,7 +57,7 @@ def test_what_is_decoded_lies_on_the_grid_of_its_norm():
 
 def test_the_papers_network_is_3_99_times_smaller():
     shape, mean = (3, 32, 32), (0.5, 0.5, 0.5)
-    network = build("preact_resnet18", shape=shape, classes=10, mean=mean, std=mean, seed=1)
+    network = build("preactresnet18", shape=shape, classes=10, mean=mean, std=mean, seed=1)
     model = FlatModel(network)
     assert (model.d, len(model.sizes)) == (11_171_146, 54)
     eight, four = Codec(model.sizes), Codec(model.sizes, bits=4)

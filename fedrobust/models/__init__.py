@@ -1,4 +1,4 @@
-"""The networks: the ALIE paper's own, and small ones for both image shapes."""
+"""The networks: the ALIE paper's own, small ones, and the twelve of the transfer-attack paper."""
 
 from fedrobust.models.dual import Routed, dual, on_branch, select, with_policy
 from fedrobust.models.zoo import MODELS, ModelError, build, build_for

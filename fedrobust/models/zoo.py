@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fedrobust.data import Dataset
-from fedrobust.models.preact import bn_cnn, preact_resnet18
+from fedrobust.models.cifar import CIFAR_ZOO
+from fedrobust.models.small import SMALL
 from fedrobust.seeds import derive
 from fedrobust.spec import suggest
 
@@ -118,6 +119,27 @@ def tiny_cnn(shape: Shape, classes: int) -> nn.Module:
     )
 
 
+def bn_cnn(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Two convolutions with BatchNorm and one hidden layer, for any image of 2x2 or more.
+
+    The one small network with running statistics: for toys and tests of their policies.
+    """
+    side = min(7, shape[1] // 2, shape[2] // 2)
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.AdaptiveMaxPool2d(side),
+        nn.Flatten(),
+        nn.Linear(32 * side * side, 64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
+    )
+
+
 MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "linear": linear,
     "mlp": mlp,
@@ -125,7 +147,8 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "cnn": cnn,
     "tiny_cnn": tiny_cnn,
     "bn_cnn": bn_cnn,
-    "preact_resnet18": preact_resnet18,
+    **SMALL,
+    **CIFAR_ZOO,
 }
 
 
