@@ -82,7 +82,8 @@ def test_a_nodes_own_table_wins_and_is_checked():
         ({"optimizer": "adam", "schedule": "cyclic"}, "a cyclic schedule needs momentum"),
         ({"quirk": True}, "unknown key 'plan.quirk'; did you mean 'quirks'?"),
         ({"quirks": 1}, "plan.quirks: needs true or false, got 1"),
-        ({"paradigm": "fedavg", "nodes": [{"model": "resnet18"}]}, "unknown model 'resnet18'"),
+        ({"paradigm": "fedavg", "nodes": [{"model": "cnn"}]}, "averages one model"),
+        ({"nodes": [{"model": "resnet81"}]}, "unknown model 'resnet81'"),
     ],
 )
 def test_wrong_plans_are_refused(settings, sentence):

@@ -119,6 +119,10 @@ def _ranges(e: Experiment) -> Iterator[tuple[bool, str]]:
         p.answer != "labels" or set(p.votes) <= {"hard"},
         f"plan.answer = 'labels' allows the vote 'hard' only, got {', '.join(p.votes)}",
     )
+    yield (
+        p.paradigm != "fedavg" or not p.nodes,
+        "plan.paradigm 'fedavg' averages one model: describe its nodes by [groups], not plan.nodes",
+    )
     yield p.train_images >= 0, f"plan.train_images needs at least 0, got {p.train_images}"
     yield p.test_images >= 0, f"plan.test_images needs at least 0, got {p.test_images}"
     yield p.probe_images >= 0, f"plan.probe_images needs at least 0, got {p.probe_images}"
