@@ -54,7 +54,7 @@ class FileBench:
         turn = (round, digest(vector))
         if self.turn == turn:
             return self
-        self.turn, self.round, self._vector = turn, round, vector
+        self.turn, self.round, self._vector = turn, round, vector.cpu()
         self.assignment: Assignment = scheme.assignment(self.experiment, round=round)
         examples = len(self._workshop.labels[0])
         self._indices = scheme.file_indices(self.experiment, examples=examples, round=round)
@@ -126,7 +126,7 @@ class FileBench:
         chosen = self._indices[files.start : files.stop]
         data = self._workshop.images[0][chosen], self._workshop.labels[0][chosen]
         with one_thread():
-            made = gradients_together(self._workshop.model, self._vector, *data)
+            made = gradients_together(self._workshop.model, self._vector, *data).cpu()
         if decay := self.experiment.training.weight_decay:
             made.add_(self._vector, alpha=decay)
         return made
@@ -139,14 +139,14 @@ class FileBench:
         with one_thread():
             update, _ = train_local(
                 self._workshop.model,
-                self._vector,
+                self._vector.to(images.device),
                 images,
                 labels,
                 replace(self.experiment.training, batch_size=len(labels)),
                 generator=seeded("file order"),
                 loss=_loss(self.experiment, seeded("file perturbation")),
             )
-        return update
+        return update.cpu()
 
 
 def gradients_together(model: FlatModel, vector: Tensor, images: Tensor, labels: Tensor) -> Tensor:

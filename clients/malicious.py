@@ -194,7 +194,7 @@ def _missing_key(message: Message, trained: Trained) -> Message:
 
 
 def _extra_key(message: Message, trained: Trained) -> Message:
-    update = Array(trained.update.numpy())
+    update = Array(trained.update.cpu().numpy())
     return _reply(message, trained, update=update, surprise=update)
 
 
@@ -212,7 +212,7 @@ def _silence(message: Message, trained: Trained) -> None:
 
 
 def _first_becomes(value: float) -> Callable[[Tensor], Tensor]:
-    return lambda update: torch.cat([update.new_tensor([value]), update[1:]])
+    return lambda update: torch.cat([torch.full_like(update[:1], value), update[1:]])
 
 
 FAULTY: dict[str, Callable[[Message, Trained], Message | None]] = {

@@ -43,6 +43,7 @@ class Site:
     experiment: Experiment
     dataset: data.Dataset
     shares: tuple[Tensor, ...]
+    device: torch.device
 
     def diet(self, client: int) -> training.Diet:
         """Return a member's own training and validation images."""
@@ -62,7 +63,7 @@ class Site:
     def module(self, node: Node, client: int) -> nn.Module:
         """Build a member's network with initial weights of its own."""
         seed = derive(self.experiment.seed, "member", client=client)
-        return models.build_for(node.model, self.dataset, seed=seed)
+        return models.build_for(node.model, self.dataset, seed=seed).to(self.device)
 
 
 def open_site(run_config: Mapping[str, Any]) -> Site:
@@ -75,7 +76,9 @@ def _open(items: tuple[tuple[str, Any], ...]) -> Site:
     run_config = dict(items)
     experiment = from_run_config(run_config)
     dataset = data.load(experiment.data, root=run_config.get("data-root") or None)
-    return Site(experiment, dataset, tuple(shares_of(experiment, dataset)))
+    device = torch.device(run_config.get("device") or "cpu")
+    shares = tuple(shares_of(experiment, dataset))
+    return Site(experiment, dataset.to(device), shares, device)
 
 
 def train(message: Message, context: Context) -> Message | None:
@@ -104,12 +107,12 @@ def predict(message: Message, context: Context) -> Message | None:
     site = open_site(context.run_config)
     client = int(context.node_config["partition-id"])
     what = str(read_setting(message.content, "query", "what"))
-    images = read_tensor(message.content, "arrays", "images")
+    images = read_tensor(message.content, "arrays", "images").to(site.device)
     _, member = _recall(site, client, context)
     if site.experiment.plan.checkpoint == "best" and member.best:
         member.module.load_state_dict(member.best)
     with one_thread():
-        answer = ANSWERING[what](member.module, images, message)
+        answer = ANSWERING[what](member.module, images, message).cpu()
     reply = _answer(message, answer)
     if what in VOTING and client in liars(site.experiment):
         said = Said(reply, answer, what, site.dataset.classes, message, context)
@@ -201,11 +204,13 @@ def _logits(module: nn.Module, images: Tensor, message: Message) -> Tensor:
 
 
 def _gradient(module: nn.Module, images: Tensor, message: Message) -> Tensor:
-    return vote_gradient(module, images, read_tensor(message.content, "arrays", "cotangent"))
+    return vote_gradient(
+        module, images, read_tensor(message.content, "arrays", "cotangent").to(images)
+    )
 
 
 def _curvature(module: nn.Module, images: Tensor, message: Message) -> Tensor:
-    labels = read_tensor(message.content, "arrays", "labels").long()
+    labels = read_tensor(message.content, "arrays", "labels").long().to(images.device)
     return input_curvature(module, images, labels, iterations=10)
 
 

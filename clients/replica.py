@@ -43,7 +43,7 @@ def global_model(workshop: Workshop, message: Message, context: Context, *, roun
     stepped, after = server_step(
         workshop.experiment,
         model,
-        workshop.wire.read(arrays["step"]),
+        workshop.wire.read(arrays["step"]).to(model.device),
         state,
         round=round - 1,
         shapes=workshop.model.shapes,

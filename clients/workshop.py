@@ -67,10 +67,12 @@ def open_workshop(
     """Return the workshop of a run; built once per process and configuration.
 
     A real node's own configuration may name data of its own (``data``), or where the public sets
-    are on its machine (``data-root``); the run's configuration comes from the server and names
-    neither.
+    are on its machine (``data-root``), and which ``device`` it computes on; the run's configuration
+    comes from the server and names none of them.
     """
     node = node_config or {}
+    if "device" in node:
+        run_config = {**run_config, "device": node["device"]}
     if "data" in node:
         return _open_own(tuple(sorted(run_config.items())), str(node["data"]), _number(node))
     if "data-root" in node:
@@ -86,12 +88,13 @@ def _number(node_config: Mapping[str, Any]) -> int:
 def _open_own(items: tuple[tuple[str, Any], ...], path: str, client: int) -> Workshop:
     """Set up a node that holds one client's data and nobody else's."""
     experiment = from_run_config(dict(items))
-    dataset = load_own(path, name=experiment.data)
+    device = torch.device(str(dict(items).get("device") or "cpu"))
+    dataset = load_own(path, name=experiment.data).to(device)
     module = models.build_for(experiment.model, dataset, seed=experiment.seed)
     images = [dataset.train_images[:0]] * experiment.clients
     labels = [dataset.train_labels[:0]] * experiment.clients
     images[client], labels[client] = dataset.train_images, dataset.train_labels
-    model = FlatModel(models.with_policy(module, experiment.batchnorm))
+    model = FlatModel(models.with_policy(module, experiment.batchnorm).to(device))
     return Workshop(
         experiment,
         dataset.classes,

@@ -17,7 +17,7 @@ from experiments.progress import Live
 from experiments.report import folders_in
 from experiments.report import write as write_report
 from experiments.results import Results, load
-from experiments.simulation import check_grid
+from experiments.simulation import check_device, check_grid
 from experiments.sweep import Sweep
 from experiments.trackers import tracking
 from fedrobust.checkpoint import CheckpointError
@@ -60,7 +60,8 @@ DataRoot = Annotated[
 Download = Annotated[bool, typer.Option(help="Fetch a missing data set.")]
 Output = Annotated[Path, typer.Option(help="Parent folder of the results.")]
 Seeds = Annotated[int, typer.Option(help="Repeat with this many seeds.", min=1)]
-Workers = Annotated[int, typer.Option(help="Processes; 0: one a core.", min=0)]
+Workers = Annotated[int, typer.Option(help="Processes; 0: one a core, or one a GPU.", min=0)]
+Device = Annotated[str, typer.Option(help="cpu, cuda (all GPUs) or cuda:N.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints.")]
 Track = Annotated[
     list[str] | None, typer.Option(help="tensorboard, mlflow or wandb; may be repeated.")
@@ -76,6 +77,7 @@ def run(
     data_root: DataRoot = None,
     download: Download = False,
     grid: Annotated[str, typer.Option(help="in_process or flower (Ray).")] = "in_process",
+    device: Device = "cpu",
     output: Output = Path("results"),
     seeds: Seeds = 1,
     workers: Workers = 0,
@@ -87,10 +89,11 @@ def run(
 ) -> None:
     """Run an experiment, or every run of its sweep; finished runs are not run again."""
     check_grid(grid)
+    check_device(device)
     experiments = experiments_of(file, override, seeds=seeds)
     check_data(experiments, data_root, download)
     parent = output / file.stem
-    sweep = Sweep(experiments, parent, grid, data_root, workers, save_model, resume)
+    sweep = Sweep(experiments, parent, grid, data_root, workers, save_model, resume, device)
     results = _run(sweep, errors if as_json else console, track, quiet=quiet)
     written = showing.write_summary(results, sweep.output)
     if study.applies(results):
@@ -116,6 +119,7 @@ def sweep_over(
     override: Overrides = None,
     data_root: DataRoot = None,
     download: Download = False,
+    device: Device = "cpu",
     output: Output = Path("results"),
     seeds: Seeds = 1,
     workers: Workers = 0,
@@ -130,9 +134,11 @@ def sweep_over(
     A cell is the mean over the seeds with its 95 % interval; the score of a defence is its worst
     attack.
     """
+    check_device(device)
     experiments = experiments_of(file, override, seeds=seeds, over=over)
     check_data(experiments, data_root, download)
-    sweep = Sweep(experiments, output / file.stem, "in_process", data_root, workers, resume=resume)
+    settings: dict[str, Any] = {"workers": workers, "resume": resume, "device": device}
+    sweep = Sweep(experiments, output / file.stem, "in_process", data_root, **settings)
     resolve_one(table, list(tables.FORMATS), "format")
     results = _run(sweep, errors, track, quiet=quiet)  # the table alone goes to stdout
     written = showing.write_summary(results, sweep.output)

@@ -16,6 +16,7 @@ import typer
 from experiments import flower_run
 from experiments.flower_run import QUIET, FlowerRunError, Row
 from experiments.preparing import experiments_of
+from experiments.simulation import check_device
 from fedrobust.config import ConfigError, Experiment
 from fedrobust.data.own import load_own
 from fedrobust.rundir import RunFolder
@@ -34,6 +35,7 @@ def node(
     insecure: Insecure = False,
     malicious: Annotated[bool, typer.Option("--malicious", help="For drills: attack.")] = False,
     port: Annotated[int, typer.Option(help="Local port, one a node of a machine.")] = 9094,
+    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
     check: Annotated[str, typer.Option(help="Check --data against this data set first.")] = "",
 ) -> None:
     """Be one client of a federation on this machine, until stopped."""
@@ -43,6 +45,9 @@ def node(
         "partition-id": partition,
         "role": "malicious" if malicious else "honest",
     }
+    check_device(device)
+    if device != "cpu":
+        config["device"] = device
     if data is not None:
         config["data"] = str(_there(data).resolve())
     if data_root is not None:

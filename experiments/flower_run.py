@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+import torch
 
 import clients
 import strategies
@@ -52,6 +53,7 @@ def run_on_flower(
     on_row: Callable[[Row], None] = lambda row: None,
     hosts: int = 2,
     resume: bool = False,
+    device: str = "cpu",
 ) -> list[Row]:
     """Run one experiment on Flower's simulation engine (Ray) and return its rows.
 
@@ -61,6 +63,8 @@ def run_on_flower(
         Cohort hosts: nodes of the simulation, one CPU each.
     resume
         Continue from the folder's checkpoint, if it has one.
+    device
+        "cuda" shares all GPUs out among the hosts, "cuda:N" one of them.
 
     Raises
     ------
@@ -77,10 +81,11 @@ def run_on_flower(
             "data-root": str(Path(data_root).resolve()) if data_root else "",
             "hosts": hosts,
             "resume": resume,
+            "device": "" if device == "cpu" else "cuda",  # Ray shows each host its own
         }
         app = write_app(home / "app", config)
         with _superlink(home) as environment:
-            run_id = _submit(app, environment, hosts)
+            run_id = _submit(app, environment, hosts, device)
             seen = follow(run_id, environment, target, on_row)
     return seen
 
@@ -138,8 +143,11 @@ def _superlink(home: Path) -> Iterator[dict[str, str]]:
         end(process)
 
 
-def _submit(app: Path, environment: dict[str, str], hosts: int) -> str:
+def _submit(app: Path, environment: dict[str, str], hosts: int, device: str) -> str:
     nodes = f"num-supernodes={hosts} client-resources-num-cpus=1"
+    if device != "cpu":
+        gpus = torch.cuda.device_count() if device == "cuda" else 1
+        nodes += f" client-resources-num-gpus={gpus / hosts:g}"
     answer = flwr(["run", str(app), "--federation-config", nodes], environment)
     if "run-id" not in answer:
         raise FlowerRunError(f"Flower did not accept the run: {answer}")

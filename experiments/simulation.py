@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
@@ -29,6 +31,7 @@ def simulate(
     experiment: str | Path | Mapping[str, Any] | Experiment,
     *,
     grid: str = "in_process",
+    device: str = "cpu",
     data_root: str | None = None,
     on_row: Callable[[Experiment, Row], None] = lambda experiment, row: None,
     keep_models: bool = False,
@@ -36,6 +39,7 @@ def simulate(
 ) -> Results:
     """Run one experiment (or each of its sweep) and return the results; see ``fedrobust``."""
     check_grid(grid)
+    check_device(device)
     if grid != "in_process" and (
         own := [k for k in ("rule", "attack") if is_own(overrides.get(k))]
     ):
@@ -47,6 +51,7 @@ def simulate(
             rows = run_one(
                 e,
                 grid=grid,
+                device=device,
                 data_root=data_root,
                 on_row=lambda row, e=e: on_row(e, row),  # type: ignore[misc]
                 on_model=vectors.append if keep_models else None,
@@ -78,10 +83,28 @@ def check_grid(grid: str) -> None:
         raise ConfigError([f"unknown grid {grid!r}; {suggest(grid, list(GRIDS))}"])
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that is unknown or not here.
+
+    Raises
+    ------
+    ConfigError
+        With what is at hand.
+    """
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ConfigError(
+            [f"unknown device {device!r}; choose from cpu, cuda, cuda:0, cuda:1, ..."]
+        )
+    have = torch.cuda.device_count()
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= have:
+        raise ConfigError([f"device {device!r} is not here: PyTorch sees {have} GPU(s)"])
+
+
 def run_one(
     experiment: Experiment,
     *,
     grid: str = "in_process",
+    device: str = "cpu",
     data_root: str | None = None,
     folder: RunFolder | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
@@ -101,7 +124,12 @@ def run_one(
         from experiments.flower_run import run_on_flower
 
         return run_on_flower(
-            experiment, data_root=data_root, folder=folder, on_row=on_row, resume=resume
+            experiment,
+            device=device,
+            data_root=data_root,
+            folder=folder,
+            on_row=on_row,
+            resume=resume,
         )
     rows: list[Row] = []
     checkpoints = None
@@ -122,6 +150,7 @@ def run_one(
         stack.enter_context(quiet("flwr"))
         kept = folder.path.parent if folder is not None else None
         run_config = {"experiment": experiment.to_toml(), "data-root": data_root or ""}
+        run_config["device"] = device
         run_config |= {"output": str(kept)} if kept and experiment.plan.tunes else {}
         nodes = InProcessGrid(
             app, clients=experiment.clients, run_config=run_config, together=train_together
@@ -130,6 +159,7 @@ def run_one(
             nodes,
             experiment,
             data_root=data_root,
+            device=device,
             attacks=kept,
             on_row=keep,
             stock=stock,

@@ -7,7 +7,7 @@ import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,7 +32,9 @@ class Sweep:
     Attributes
     ----------
     workers
-        Processes; 0 means one a core.
+        Processes; 0 means one a core, or one a GPU.
+    device
+        "cpu", "cuda:N", or "cuda": the runs take turns on all GPUs.
     models
         Write each run's final model beside its rows, as ``MODEL``.
     resume
@@ -46,6 +48,7 @@ class Sweep:
     workers: int = 0
     models: bool = False
     resume: bool = False
+    device: str = "cpu"
 
     def folders(self) -> list[Path]:
         """Return each run's folder, in order."""
@@ -54,7 +57,9 @@ class Sweep:
     def run(self, on_row: Callable[[Experiment, Row], None]) -> None:
         """Run what is not finished; ``on_row`` is called in this process."""
         waiting = [e for e in self.experiments if not self._done(RunFolder(self.output, e))]
-        workers = min(self.workers or os.cpu_count() or 1, len(waiting))
+        gpus = torch.cuda.device_count() if self.device == "cuda" else 1
+        usual = os.cpu_count() or 1 if self.device == "cpu" else gpus
+        workers = min(self.workers or usual, len(waiting))
         if workers <= 1 or self.grid != "in_process":
             for experiment in waiting:
                 self._run_here(experiment, lambda row, e=experiment: on_row(e, row))  # type: ignore[misc]
@@ -71,6 +76,7 @@ class Sweep:
         run_one(
             experiment,
             grid=self.grid,
+            device=self.device,
             data_root=self.data_root,
             folder=folder,
             on_row=on_row,
@@ -91,7 +97,12 @@ class Sweep:
                 ProcessPoolExecutor(workers, context, initializer=_pin) as pool,
                 _ended_by_interrupt(pool, spared=active_children()),
             ):
-                tasks = [pool.submit(_work, self, i, e, rows) for i, e in enumerate(waiting)]
+                own = [replace(self, device=f"cuda:{i}") for i in range(gpus)]
+                each = own if self.device == "cuda" else [self]
+                tasks = [
+                    pool.submit(_work, each[i % len(each)], i, e, rows)
+                    for i, e in enumerate(waiting)
+                ]
                 while not all(task.done() for task in tasks) or not rows.empty():
                     try:
                         index, row = rows.get(timeout=0.2)

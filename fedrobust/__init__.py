@@ -22,7 +22,8 @@ def simulate(experiment: Any, *, grid: str = "in_process", **overrides: Any) -> 
     **overrides
         Keys of the configuration set on top; ``__`` stands for the dot: ``server__lr=0.05``.
         ``rule`` may be a function ``(updates, *, f) -> (d,)`` of your own, or a Flower strategy;
-        ``attack`` a function ``(honest, *, n, f) -> (f, d)``. Further: ``data_root``;
+        ``attack`` a function ``(honest, *, n, f) -> (f, d)``. Further: ``data_root``; ``device``,
+        "cpu" or "cuda";
         ``on_row(experiment, row)``, called as the rounds end; ``keep_models=True`` for
         ``Results.state_dict``.
 

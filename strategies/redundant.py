@@ -29,6 +29,8 @@ from fedrobust.redundancy.uploads import DIGEST
 from fedrobust.redundancy.verdict import Verdict, judge
 from fedrobust.redundancy.window import Window
 from fedrobust.seeds import generator
+from fedrobust.stepping import server_step
+from fedrobust.training import StepState
 from strategies.questions import Ledger, Questions, read_all
 from strategies.revealing import SAME, Reveal, ask_sketches, reveal_files, reveal_slices, reveal_sum
 
@@ -50,6 +52,8 @@ class RedundantStrategy(Strategy):
         Round -> what the liars really distort, for the report only (simulation).
     on_row
         Called with each round's row when it is complete.
+    shapes
+        The model's parameter tensors in order; a layer-wise server optimizer needs them.
 
     Notes
     -----
@@ -66,15 +70,17 @@ class RedundantStrategy(Strategy):
         clients: Mapping[int, int],
         truth: Truth = lambda round: None,
         on_row: Callable[[Row], None] = lambda row: None,
+        shapes: tuple[tuple[int, ...], ...] = (),
     ) -> None:
         self._experiment = experiment
+        self._shapes = shapes
         self._clients = dict(clients)
         self._truth = truth
         self._on_row = on_row
         self._rule = aggregation.build(experiment.rule, pre=experiment.pre)
         self._memory = self._rule.init()
         self._window: Window | None = None
-        self._velocity: Tensor | None = None
+        self._state = StepState()
         self._model: Tensor | None = None
         self._matrix: Tensor | None = None
         self._questions: Questions | None = None
@@ -116,7 +122,7 @@ class RedundantStrategy(Strategy):
         coded = self._experiment.scheme.name == "draco_cyclic"
         try:
             step = self._decode(heard, ledger) if coded else self._vote(heard, ledger)
-            stepped = self._stepped(step)
+            stepped = self._stepped(server_round, step)
         except ValueError as error:  # nothing to step with, or the rule's own refusal
             self._row["kept"] = str(error)
             stepped = None
@@ -142,13 +148,15 @@ class RedundantStrategy(Strategy):
         self._row = {"round": server_round + 1}
 
     def snapshot(self) -> dict[str, Any]:
-        """Return what the next round depends on: the rule's memory, velocity and the window."""
+        """Return what the next round depends on: the rule's memory, the moments and the window."""
         window = None if self._window is None else asdict(self._window)
-        return {"memory": self._memory, "velocity": self._velocity, "window": window}
+        step, moments = self._state.step, list(self._state.moments)
+        return {"memory": self._memory, "step": step, "moments": moments, "window": window}
 
     def restore(self, tree: Mapping[str, Any]) -> None:
         """Take a snapshot over."""
-        self._memory, self._velocity = tree["memory"], tree["velocity"]
+        self._memory = tree["memory"]
+        self._state = StepState(tree["step"], tuple(tree["moments"]))
         window = tree["window"]
         if window is not None:
             window = Window(**{**window, "flagged": tuple(window["flagged"])})
@@ -289,16 +297,17 @@ class RedundantStrategy(Strategy):
             raise ValueError("more workers lie than the code corrects")
         return found.total / e.clients
 
-    def _stepped(self, aggregate: Tensor) -> Tensor:
-        """Step: v <- momentum v + aggregate, w <- w - lr v."""
-        server = self._experiment.server
-        velocity = aggregate
-        if self._velocity is not None:
-            velocity = server.momentum * self._velocity + velocity
-        stepped = self._model - server.lr * velocity  # type: ignore[operator]
-        if not bool(torch.isfinite(stepped).all()):
-            raise ValueError("the step would make the model non-finite")
-        self._velocity = velocity
+    def _stepped(self, server_round: int, aggregate: Tensor) -> Tensor:
+        """Take the experiment's server step."""
+        stepped, self._state = server_step(
+            self._experiment,
+            self._model,  # type: ignore[arg-type]
+            aggregate,
+            self._state,
+            round=server_round,
+            shapes=self._shapes,
+            sizes=tuple(torch.Size(shape).numel() for shape in self._shapes),
+        )
         return stepped
 
     def _report(

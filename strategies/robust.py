@@ -236,7 +236,7 @@ class RobustStrategy(Strategy):
         stepped, state = server_step(
             self._experiment,
             self._model,  # type: ignore[arg-type]
-            aggregate,
+            aggregate.to(self._model.device),  # type: ignore[union-attr]
             self._state,
             round=server_round,
             shapes=self._shapes,

@@ -47,7 +47,8 @@ def main(grid: Grid, context: Context) -> None:
 
         root = str(config.get("data-root", "")) or None
         attacks = Path(output) if output else None
-        where: dict[str, Any] = {"data_root": root, "attacks": attacks}
+        device = str(config.get("device") or "cpu") if config.get("nodes") != "clients" else "cpu"
+        where: dict[str, Any] = {"data_root": root, "attacks": attacks, "device": device}
         run(carried, experiment, on_row=on_row, checkpoints=checkpoints, **where)
 
 

@@ -73,7 +73,7 @@ def run(
     -------
     The final global model, one array ``model`` of shape (d,).
     """
-    dataset = data.load(experiment.data, root=data_root).to(device)
+    dataset = data.load(experiment.data, root=data_root)
     clients = roll_call(
         grid,
         expected=experiment.clients,
@@ -81,7 +81,10 @@ def run(
         deadline=fleet.wall(experiment),
     )
     if experiment.plan.votes_at_inference:
-        return run_ensemble(grid, experiment, dataset, clients, attacks=attacks, on_row=on_row)
+        where: dict[str, Any] = {"attacks": attacks, "device": device}
+        return run_ensemble(grid, experiment, dataset, clients, on_row=on_row, **where)
+    device = "cpu" if experiment.scheme.name else device  # voted files are the CPU's
+    labels, dataset = dataset.train_labels, dataset.to(device)
     module = models.build_for(experiment.model, dataset, seed=experiment.seed)
     model = FlatModel(models.with_policy(module, experiment.batchnorm).to(device))
     first = model.vector.clone()
@@ -89,7 +92,7 @@ def run(
     def members(round: int) -> tuple[int, ...]:
         return adversary.members(experiment, round=round)
 
-    heard, on_row = in_time(grid, experiment, clients, dataset.train_labels, members, on_row)
+    heard, on_row = in_time(grid, experiment, clients, labels, members, on_row)
     shared: dict[str, Any] = {
         "clients": clients,
         "most_examples": len(dataset.train_labels),
@@ -103,7 +106,8 @@ def run(
         strategy = StockStrategy(stock, experiment, shapes=shapes, **shared)
     elif experiment.scheme.name:
         truth = partial(_distorted, experiment)
-        strategy = RedundantStrategy(experiment, clients=clients, truth=truth, on_row=on_row)
+        known: dict[str, Any] = {"truth": truth, "shapes": model.shapes}
+        strategy = RedundantStrategy(experiment, clients=clients, on_row=on_row, **known)
     else:
         own = OwnData(experiment, dataset, model) if experiment.server.root_images else None
         shared |= {"shapes": model.shapes, "variances": variances(model.module)}
@@ -123,7 +127,7 @@ def run(
                 score = evaluate(model.module, dataset.test_images, dataset.test_labels)
                 metrics = {"accuracy": score.accuracy, "loss": score.loss}
                 metrics |= _robust(experiment, model, dataset, probes)
-                metrics |= transfer_of_model(model.module, experiment, dataset, attacks)
+                metrics |= transfer_of_model(model.module, experiment, dataset, attacks, device)
                 if pattern is not None:
                     held_out = (dataset.test_images, dataset.test_labels)
                     metrics["attack_success"] = success_rate(model.module, *held_out, **pattern)

@@ -34,6 +34,7 @@ def run_ensemble(
     clients: Mapping[int, int],
     *,
     attacks: Path | None = None,
+    device: str = "cpu",
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> ArrayRecord:
     """Train an ensemble over the grid and vote; the row of a round holds what was measured.
@@ -44,6 +45,8 @@ def run_ensemble(
         Node id -> member.
     attacks
         Where the attacker's images lie, or shall lie.
+    device
+        Where the attacker trains its surrogates and makes its images.
 
     Returns
     -------
@@ -56,8 +59,11 @@ def run_ensemble(
     def evaluate_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         last = server_round == experiment.rounds
         if server_round and (last or server_round % experiment.server.evaluate_every == 0):
+            crafted = None
+            if experiment.transfer.attacks:
+                crafted = obtain(experiment, dataset, attacks, device=device)
             strategy.close_round(
-                server_round, vote(grid, experiment, dataset, clients, server_round, attacks)
+                server_round, vote(grid, experiment, dataset, clients, server_round, crafted)
             )
         elif server_round:
             strategy.close_round(server_round, {})
@@ -79,11 +85,10 @@ def vote(
     dataset: data.Dataset,
     clients: Mapping[int, int],
     server_round: int,
-    attacks: Path | None,
+    crafted: Crafted | None,
 ) -> dict[str, Any]:
     """Ask the members about the test images and the attacker's, and combine what they answer."""
     plan = experiment.plan
-    crafted = obtain(experiment, dataset, attacks) if experiment.transfer.attacks else None
     count = plan.test_images or len(dataset.test_labels)
     labels = dataset.test_labels[:count]
 
@@ -122,14 +127,18 @@ def vote(
 
 
 def transfer_of_model(
-    module: nn.Module, experiment: Experiment, dataset: data.Dataset, attacks: Path | None
+    module: nn.Module,
+    experiment: Experiment,
+    dataset: data.Dataset,
+    attacks: Path | None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Measure one model on the attacker's images, in the form of a vote's row (FedAvg)."""
     if not experiment.transfer.attacks:
         return {}
-    crafted = obtain(experiment, dataset, attacks)
+    crafted = obtain(experiment, dataset, attacks, device=device)
     sets = {CLEAN: crafted.clean, **crafted.images}
-    found = {name: predict(module, pixels(images)) for name, images in sets.items()}
+    found = {name: predict(module, pixels(x.to(device))).cpu() for name, x in sets.items()}
     return {"votes": dict.fromkeys(experiment.plan.votes, measure(found, crafted.labels))}
 
 

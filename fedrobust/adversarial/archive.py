@@ -33,6 +33,7 @@ def obtain(
     dataset: Dataset,
     parent: Path | None,
     *,
+    device: str = "cpu",
     say: Callable[[str], None] = lambda text: None,
 ) -> Crafted:
     """Return the attacker's images: from their folder in ``parent``, or made and put there.
@@ -42,13 +43,15 @@ def obtain(
     parent
         Where image folders lie; each is named by what decides its images. None: nothing is kept.
         Processes that want the same images wait for the one that makes them.
+    device
+        Where they are made; the result is on the CPU.
     """
     if parent is None:
-        return make(experiment, dataset, say=say)
+        return make(experiment, dataset, device=device, say=say)
     folder = folder_of(experiment, parent)
     with _alone(folder):
         if not (folder / MANIFEST).is_file():
-            save(make(experiment, dataset, say=say), folder)
+            save(make(experiment, dataset, device=device, say=say), folder)
         return load(folder)
 
 

@@ -71,16 +71,22 @@ def key_of(experiment: Experiment) -> str:
 
 
 def make(
-    experiment: Experiment, dataset: Dataset, *, say: Callable[[str], None] = lambda text: None
+    experiment: Experiment,
+    dataset: Dataset,
+    *,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda text: None,
 ) -> Crafted:
     """Train the surrogates and attack the test images.
 
     Parameters
     ----------
+    device
+        Where to compute; what is returned is on the CPU.
     say
         Told what is being done.
     """
-    transfer = experiment.transfer
+    transfer, dataset = experiment.transfer, dataset.to(device)
     clean = dataset.test_images[: transfer.images]
     labels = dataset.test_labels[: transfer.images]
     share = attacker_share(experiment, dataset)
@@ -101,7 +107,8 @@ def make(
         "settings": asdict(transfer),
         "surrogates": _white_box(surrogates, transfer, clean, images, labels),
     }
-    return Crafted(clean, labels, images, gradient, facts)
+    there = {name: found.cpu() for name, found in images.items()}
+    return Crafted(clean.cpu(), labels.cpu(), there, gradient.cpu(), facts)
 
 
 def attack_all(
@@ -123,7 +130,7 @@ def _surrogate(
     transfer: Transfer, dataset: Dataset, share: Tensor, name: str, place: int
 ) -> nn.Module:
     seed = derive(transfer.seed, "surrogate", client=place)
-    module = models.build_for(name, dataset, seed=seed)
+    module = models.build_for(name, dataset, seed=seed).to(dataset.train_images.device)
     node = Node(
         name, transfer.optimizer, transfer.lr, transfer.momentum, transfer.weight_decay, "cosine"
     )

@@ -21,7 +21,8 @@ def light(images: Tensor, generator: torch.Generator) -> Tensor:
     padded = F.pad(_flipped(images, generator), (4, 4, 4, 4))
     rows = torch.randint(9, (count,), generator=generator)[:, None] + torch.arange(height)
     columns = torch.randint(9, (count,), generator=generator)[:, None] + torch.arange(width)
-    which = torch.arange(count)[:, None, None]
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    which = torch.arange(count, device=images.device)[:, None, None]
     return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
@@ -45,12 +46,12 @@ def paper(images: Tensor, generator: torch.Generator) -> Tensor:
                           torch.stack([zero, high, down], 1)], 1)  # fmt: skip
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
     return F.grid_sample(
-        _flipped(images, generator), grid, padding_mode="border", align_corners=False
+        _flipped(images, generator), grid.to(images), padding_mode="border", align_corners=False
     )
 
 
 def _flipped(images: Tensor, generator: torch.Generator) -> Tensor:
-    turn = torch.rand(len(images), generator=generator) < 0.5
+    turn = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
     return torch.where(turn[:, None, None, None], images.flip(3), images)
 
 
