@@ -57,8 +57,7 @@ class Sweep:
     def run(self, on_row: Callable[[Experiment, Row], None]) -> None:
         """Run what is not finished; ``on_row`` is called in this process."""
         waiting = [e for e in self.experiments if not self._done(RunFolder(self.output, e))]
-        gpus = torch.cuda.device_count() if self.device == "cuda" else 1
-        usual = os.cpu_count() or 1 if self.device == "cpu" else gpus
+        usual = os.cpu_count() or 1 if self.device == "cpu" else len(self._by_gpu())
         workers = min(self.workers or usual, len(waiting))
         if workers <= 1 or self.grid != "in_process":
             for experiment in waiting:
@@ -84,6 +83,12 @@ class Sweep:
             resume=self.resume,
         )
 
+    def _by_gpu(self) -> list[Sweep]:
+        """Return the same sweep on each of its GPUs."""
+        if self.device != "cuda":
+            return [self]
+        return [replace(self, device=f"cuda:{i}") for i in range(torch.cuda.device_count())]
+
     def _done(self, folder: RunFolder) -> bool:
         return folder.finished and (not self.models or (folder.path / MODEL).is_file())
 
@@ -97,8 +102,7 @@ class Sweep:
                 ProcessPoolExecutor(workers, context, initializer=_pin) as pool,
                 _ended_by_interrupt(pool, spared=active_children()),
             ):
-                own = [replace(self, device=f"cuda:{i}") for i in range(gpus)]
-                each = own if self.device == "cuda" else [self]
+                each = self._by_gpu()
                 tasks = [
                     pool.submit(_work, each[i % len(each)], i, e, rows)
                     for i, e in enumerate(waiting)

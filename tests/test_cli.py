@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -150,7 +151,7 @@ def test_the_default_flower_app_builds():
     needed = [*document["project"]["dependencies"],
               *(d for extra in document["project"]["optional-dependencies"].values()
                 for d in extra)]  # fmt: skip
-    names = {d.split(">")[0].split("[")[0] for d in needed}
+    names = {re.split("[>=[]", d)[0] for d in needed}
     assert names == overridden, "what `uv sync` would install for each run"
 
 
