@@ -22,6 +22,8 @@ SURE = 2.0  # points within which two accuracies of the paper, read off a figure
 def scheme_of(experiment: Experiment) -> str:
     """Return the paper's name of a defence: its scheme, or its rule where there is none."""
     name = experiment.scheme.name
+    if experiment.scheme.detection == "paper":
+        return f"{name}, published rule"
     return experiment.rule["name"] if name == "none" else name
 
 
@@ -37,7 +39,10 @@ def measured(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def lines(paper: dict[str, Any], curves: dict[str, list[tuple[int, float]]]) -> list[str]:
     """Return one Markdown table and the sentence about the order."""
-    names = [name for name in paper if name != "figure"]
+    own = [name for name in paper if name != "figure"]
+    variants = [name for name in curves if name not in own and name.partition(",")[0] in own]
+    names = [*variants, *own]
+    paper = {**paper, **{name: paper[name.partition(",")[0]] for name in variants}}
     table = [f"**{paper['figure']}**", "", "| | paper | measured, end | measured, best |",
              "|---|---|---|---|"]  # fmt: skip
     for name in names:
