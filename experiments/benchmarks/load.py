@@ -1,8 +1,7 @@
 """Load: many logical clients over real node processes, TLS and keys included, on one machine.
 
-``FEDROBUST_DATA=FOLDER python -m experiments.benchmarks.load``, with CIFAR-10 in FOLDER, prints one
-JSON line: rounds a minute, the server's peak memory, and how many replies were lost (none, or exit
-code 1).
+``python -m experiments.benchmarks.load`` prints one JSON line: rounds a minute, the server's peak
+memory, and how many replies were lost (none, or exit code 1).
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from experiments.deploy.federation import Federation, family, federation
 from experiments.deployment import run_on_nodes
 from fedrobust.config import Experiment
 
-WIDE = {  # a million parameters
-    "data": "cifar10",
-    "model": "alie_cnn",
+WIDE = {  # 2.3 million parameters
+    "data": "fashionmnist-sample",
+    "model": "mobilenet_v2",
     "byzantine": 0,
     "seed": 1,
     "rule": "mean",
