@@ -92,7 +92,7 @@ def judge(tree, contents, *, budget=BUDGET, kind="update"):
 def read(tree, contents, *, budget=BUDGET):
     """Return the message that a node pushed, or the reason why it is none."""
     try:
-        return read_reply(tree, contents.__getitem__, most_bytes=budget, patience=0)
+        return read_reply(tree, contents.__getitem__, most_bytes=budget)
     except KNOWN as error:
         return f"unreadable: {type(error).__name__}: {error}"
 
