@@ -62,6 +62,7 @@ def main(clients: int = 100, hosts: int = 2, rounds: int = 3, model: str = "") -
         "rounds_per_minute": round(60 * len(seconds) / sum(seconds), 2),
         "peak_bytes": memory.peak,
         "lost": lost,
+        "reasons": sorted({entry["reason"] for row in rows[1:] for entry in row["rejected"]}),
     }
     typer.echo(json.dumps(line))
     raise typer.Exit(1 if lost else 0)
