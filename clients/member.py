@@ -18,10 +18,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
+from clients.together import ROLE
 from fedrobust import data, models
 from fedrobust.adversarial import input_curvature
 from fedrobust.attacks import place
 from fedrobust.config import Experiment, from_run_config
+from fedrobust.data.own import load_own
 from fedrobust.distributed import member as training
 from fedrobust.distributed.checking import LIES
 from fedrobust.distributed.plan import Node
@@ -66,15 +68,28 @@ class Site:
         return models.build_for(node.model, self.dataset, seed=seed).to(self.device)
 
 
-def open_site(run_config: Mapping[str, Any]) -> Site:
-    """Return the site of a run; built once per process and run configuration."""
-    return _open(tuple(sorted(run_config.items())))
+def open_site(run_config: Mapping[str, Any], node_config: Mapping[str, Any] | None = None) -> Site:
+    """Return the site of a run; built once per process and configuration.
+
+    A real node's own configuration may name data of its own (``data``), or where the public sets
+    are on its machine (``data-root``).
+    """
+    node = node_config or {}
+    client = int(node.get("partition-id", 0)) if "data" in node else 0  # of interest there alone
+    if "data-root" in node:
+        run_config = {**run_config, "data-root": node["data-root"]}
+    return _open(tuple(sorted(run_config.items())), str(node.get("data", "")), client)
 
 
 @lru_cache(maxsize=1)
-def _open(items: tuple[tuple[str, Any], ...]) -> Site:
+def _open(items: tuple[tuple[str, Any], ...], own: str, client: int) -> Site:
     run_config = dict(items)
     experiment = from_run_config(run_config)
+    if own:
+        dataset = load_own(own, name=experiment.data)
+        shares = [torch.arange(0)] * experiment.clients
+        shares[client] = torch.arange(len(dataset.train_labels))
+        return Site(experiment, dataset, tuple(shares))
     dataset = data.load(experiment.data, root=run_config.get("data-root") or None)
     device = torch.device(run_config.get("device") or "cpu")
     shares = tuple(shares_of(experiment, dataset))
@@ -83,7 +98,7 @@ def _open(items: tuple[tuple[str, Any], ...]) -> Site:
 
 def train(message: Message, context: Context) -> Message | None:
     """Train this round's epochs by the row that the server sent; tune first where it says so."""
-    site = open_site(context.run_config)
+    site = open_site(context.run_config, context.node_config)
     client = int(context.node_config["partition-id"])
     plan = site.experiment.plan
     diet = site.diet(client)
@@ -104,7 +119,7 @@ def train(message: Message, context: Context) -> Message | None:
 
 def predict(message: Message, context: Context) -> Message | None:
     """Answer one query as the member that this node is; a Byzantine one lies."""
-    site = open_site(context.run_config)
+    site = open_site(context.run_config, context.node_config)
     client = int(context.node_config["partition-id"])
     what = str(read_setting(message.content, "query", "what"))
     images = read_tensor(message.content, "arrays", "images").to(site.device)
@@ -114,14 +129,22 @@ def predict(message: Message, context: Context) -> Message | None:
     with one_thread():
         answer = ANSWERING[what](member.module, images, message).cpu()
     reply = _answer(message, answer)
-    if what in VOTING and client in liars(site.experiment):
+    if what in VOTING and lies(site.experiment, context):
         said = Said(reply, answer, what, site.dataset.classes, message, context)
         return LYING[site.experiment.plan.lie](said)
     return reply
 
 
+def lies(experiment: Experiment, context: Context) -> bool:
+    """Whether this member lies: on a real node its owner says so, in simulation the experiment."""
+    role = context.node_config.get(ROLE)
+    if role is not None:
+        return role == "malicious"
+    return int(context.node_config["partition-id"]) in liars(experiment)
+
+
 def liars(experiment: Experiment) -> tuple[int, ...]:
-    """Return which members lie at inference."""
+    """Return which members lie at inference, in simulation."""
     return tuple(
         place(
             experiment.placement,

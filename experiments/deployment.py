@@ -99,6 +99,7 @@ def run_on_nodes(
     insecure: bool = False,
     resume: bool = False,
     hosts: int = 0,
+    server: str = flower_run.SERVER,
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
     """Submit one experiment to a SuperLink, follow it, and return its rows.
@@ -112,6 +113,8 @@ def run_on_nodes(
         The CA's certificate, or plain text.
     hosts
         Not 0: the nodes are this many cohort hosts instead of one client each.
+    server
+        The server app, MODULE:ATTRIBUTE, installed on the SuperLink's machine or ours.
 
     Raises
     ------
@@ -128,7 +131,7 @@ def run_on_nodes(
     }
     with tempfile.TemporaryDirectory(prefix="fedrobust-deploy-") as temporary:
         home = Path(temporary)
-        app = flower_run.write_app(home / "app", config)
+        app = flower_run.write_app(home / "app", config, server=server)
         environment = connection(home, superlink, certificates=certificates, insecure=insecure)
         answer = flower_run.flwr(["run", str(app)], environment)
         if "run-id" not in answer:

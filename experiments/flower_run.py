@@ -33,6 +33,7 @@ from fedrobust.rundir import RunFolder, read_rows
 Row = dict[str, Any]
 POLL = 0.5
 START_LIMIT = 60.0
+SERVER = "strategies.server_app:app"
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -90,7 +91,7 @@ def run_on_flower(
     return seen
 
 
-def write_app(path: Path, config: Mapping[str, Any]) -> Path:
+def write_app(path: Path, config: Mapping[str, Any], *, server: str = SERVER) -> Path:
     """Lay out the thin app: strategies/, clients/, and the run's configuration as defaults."""
     for package in (strategies, clients):
         source = Path(str(package.__file__)).parent
@@ -103,7 +104,7 @@ def write_app(path: Path, config: Mapping[str, Any]) -> Path:
                 "app": {
                     "publisher": "fedrobust",
                     "components": {
-                        "serverapp": "strategies.server_app:app",
+                        "serverapp": server,
                         "clientapp": "clients.client_app:app",
                     },
                     "config": dict(config),

@@ -48,7 +48,8 @@ def roll_call(
         If too few nodes are connected, or too few speak this protocol.
     """
     nodes = _wait_for(grid, expected, deadline)
-    asked = [Message(RecordDict(), node, "query.hello", ttl=deadline) for node in sorted(nodes)]
+    same = RecordDict()  # one content: a cohort host gets one message for all its clients
+    asked = [Message(same, node, "query.hello", ttl=deadline) for node in sorted(nodes)]
     replies = list(grid.send_and_receive(asked, timeout=deadline))
     node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in asked}
     claims: dict[int, Any] = dict.fromkeys(node_of.values())

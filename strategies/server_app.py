@@ -75,7 +75,8 @@ def sentence(row: Row) -> str:
     """Say a round in one line."""
     words = [f"round {row['round']}"]
     if "accuracy" in row:
-        words.append(f"accuracy {row['accuracy']:.4f}, loss {row['loss']:.4f}")
+        words.append(f"accuracy {row['accuracy']:.4f}")
+        words[-1] += f", loss {row['loss']:.4f}" if "loss" in row else ""  # a vote has none
     if row.get("rejected"):
         names = ", ".join(f"{r['client']} ({r['reason'][:60]})" for r in row["rejected"][:3])
         words.append(f"{len(row['rejected'])} rejected: {names}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,13 +12,21 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from hypothesis import strategies as st
 
 from fedrobust.flower import Rejected, screen
+from fedrobust.flower.answers import Progress, screen_answer, screen_progress
 from fedrobust.flower.guarded_grid import read_reply
 from fedrobust.flower.in_process import identify, stamp
+from fedrobust.flower.screening import Reply
 
 identify()
 D = 6
 BUDGET = 100_000
 ASKED = stamp(Message(RecordDict(), 7, "train"), "asked")
+ANSWER = (4, 10)
+SCREENS = {  # what a message of each kind must pass
+    "update": partial(screen, d=D, most_examples=100),
+    "answer": partial(screen_answer, query="q", shape=ANSWER),
+    "report": partial(screen_progress, most_examples=100),
+}
 KNOWN = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, Exception)
 
 
@@ -26,6 +35,17 @@ def honest(update=None):
     metrics = MetricRecord({"num-examples": 10, "loss": 0.5})
     arrays = ArrayRecord({"update": Array(update.numpy())})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=ASKED)
+
+
+def answer():
+    arrays = ArrayRecord({"answer": Array(np.full(ANSWER, 0.1, np.float32))})
+    words = ConfigRecord({"query": "q"})
+    return Message(RecordDict({"arrays": arrays, "reply": words}), reply_to=ASKED)
+
+
+def report():
+    metrics = MetricRecord({"num-examples": 10, "epoch": 1, "loss": 0.5, "held-loss": 0.4})
+    return Message(RecordDict({"metrics": metrics}), reply_to=ASKED)
 
 
 def objects(message):
@@ -63,16 +83,40 @@ def with_array(array_body, *chunks, children=None):
     return assemble(*chunks, array, record, metrics, content, root)
 
 
-def judge(tree, contents, *, budget=BUDGET):
-    """Read and screen; return the accepted reply, or the reason why not."""
+def judge(tree, contents, *, budget=BUDGET, kind="update"):
+    """Read and screen; return what was accepted, or the reason why not."""
+    message = read(tree, contents, budget=budget)
+    return message if isinstance(message, str) else screened(message, kind)
+
+
+def read(tree, contents, *, budget=BUDGET):
+    """Return the message that a node pushed, or the reason why it is none."""
     try:
-        message = read_reply(tree, contents.__getitem__, most_bytes=budget, patience=0)
+        return read_reply(tree, contents.__getitem__, most_bytes=budget)
     except KNOWN as error:
         return f"unreadable: {type(error).__name__}: {error}"
+
+
+def screened(message, kind):
+    """Return what a screen accepts, or the reason why it does not."""
     try:
-        return screen(message, d=D, most_examples=100)
+        return SCREENS[kind](message)
     except Rejected as reason:
         return str(reason)
+
+
+def sound(found):
+    """Tell whether what passed is what it must be; a reason why nothing passed always is."""
+    if isinstance(found, Reply):
+        update = found.update
+        whole = tuple(update.shape) == (D,) and update.dtype == torch.float32
+        return whole and bool(torch.isfinite(update).all()) and 1 <= found.examples <= 100
+    if isinstance(found, Progress):
+        losses = torch.tensor([found.loss, found.held_loss])
+        return found.epoch >= 1 and 1 <= found.examples <= 100 and bool(losses.isfinite().all())
+    if isinstance(found, torch.Tensor):
+        return tuple(found.shape) == ANSWER and found.dtype == torch.float32
+    return isinstance(found, str) and bool(found)
 
 
 def chunk(data):
@@ -100,7 +144,7 @@ JSON = st.recursive(
 @st.composite
 def edited(draw):
     """Take an honest reply apart and damage some of its objects."""
-    tree, contents = objects(honest())
+    tree, contents = objects(draw(st.sampled_from((honest, answer, report)))())
     keys = sorted(contents, key=lambda k: contents[k])
     for _ in range(draw(st.integers(1, 4))):
         key = draw(st.sampled_from(keys))

@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from clients import member
 from clients.client_app import app
@@ -25,8 +26,10 @@ from fedrobust.flower.answers import screen_answer, screen_progress
 from fedrobust.flower.wrapping import WrappedGrid
 from fedrobust.inference import Ensemble, answers, combine
 from fedrobust.inference.measures import by_vote, measure
+from fedrobust.rundir import RunFolder
 from fedrobust.training import one_thread
 from fedrobust.training.solvers import SOLVERS
+from strategies import server_app
 from strategies.inference import ask
 from strategies.session import run
 
@@ -368,3 +371,33 @@ def test_fedavg_is_measured_on_the_same_images(tmp_path):
     row = run_one(e)[-1]
     assert set(row["votes"]) == {"soft", "hard", "weighted"}
     assert set(row["votes"]["soft"]) == {"clean", "mi_fgsm", "mi_cwa"}
+
+
+def on_node(e, **node):
+    config = {"experiment": e.to_toml()}
+    return Context(1, 1, {"partition-id": 0, **node}, RecordDict(), config)
+
+
+def test_a_members_owner_says_whether_it_lies_and_where_its_data_are(tmp_path):
+    e = experiment(byzantine=1)
+    assert member.lies(e, on_node(e))
+    assert not member.lies(e, on_node(e, role="honest"))
+    assert member.lies(e, on_node(e, role="malicious"))
+    images = torch.zeros(7, 28, 28, dtype=torch.uint8).numpy()
+    np.savez(tmp_path / "own.npz", images=images, labels=torch.arange(7).numpy())
+    context = on_node(e, data=str(tmp_path / "own.npz"))
+    site = member.open_site(context.run_config, context.node_config)
+    assert [len(share) for share in site.shares] == [7, 0, 0]
+    assert len(site.diet(0).labels) + len(site.diet(0).held_labels) == 7
+
+
+def test_the_server_app_records_the_rows_of_a_vote(tmp_path):
+    """As ``flwr run`` starts it: rows on disk, one line of the log each, without a loss."""
+    e = experiment()
+    config = {"experiment": e.to_toml(), "output": str(tmp_path), "nodes": "clients"}
+    server_app.main(grid_of(e), Context(0, 0, {}, RecordDict(), config))
+    recorded = RunFolder(tmp_path, e).rows()
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in recorded]
+    assert rows == run_on(grid_of(e), e)
+    said = server_app.sentence(rows[-1])
+    assert said == f"round 2; accuracy {rows[-1]['accuracy']:.4f}"

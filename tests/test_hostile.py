@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import Metadata, ObjectTree, PullObjectResponse
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import PullAppMessagesResponse
+from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
+from flwr.superlink.grid.http_grid import HttpGrid
 from hostile import BUDGET, D, assemble, chunk, describe, judge, npy, pack, with_array
 from hypothesis import HealthCheck, given, settings
 
@@ -41,14 +46,14 @@ def test_a_forged_array_can_be_a_good_one():
 @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 @given(hostile.REPLIES)
 def test_no_reply_raises_or_passes_as_what_it_is_not(reply):
-    found = judge(*reply)
-    if isinstance(found, Reply):
-        assert tuple(found.update.shape) == (D,)
-        assert found.update.dtype == torch.float32
-        assert bool(torch.isfinite(found.update).all())
-        assert 1 <= found.examples <= 100
-    else:
-        assert isinstance(found, str) and found
+    for kind in hostile.SCREENS:
+        assert hostile.sound(judge(*reply, kind=kind))
+
+
+def test_an_honest_answer_and_an_honest_report_pass():
+    for kind, whole in (("answer", hostile.answer()), ("report", hostile.report())):
+        found = judge(*hostile.objects(whole), kind=kind)
+        assert not isinstance(found, str) and hostile.sound(found)
 
 
 def peak(call):
@@ -152,6 +157,76 @@ class Stream(httpx.SyncByteStream):
 
     def __iter__(self):
         yield from self._source
+
+
+def test_a_slow_reply_is_read_piece_by_piece_and_no_byte_twice():
+    tree, contents = hostile.objects(hostile.honest())
+    there, fetched, so_far = set(), [], {}
+
+    def fetch(object_id):
+        if object_id not in there:
+            raise ObjectUnavailableError(object_id)
+        fetched.append(object_id)
+        return contents[object_id]
+
+    for object_id in contents:
+        with pytest.raises(ObjectUnavailableError):
+            read_reply(tree, fetch, most_bytes=BUDGET, contents=so_far)
+        there.add(object_id)
+    message = read_reply(tree, fetch, most_bytes=BUDGET, contents=so_far)
+    assert isinstance(screen(message, d=D, most_examples=100), Reply)
+    assert sorted(fetched) == sorted(contents)
+    spent = dict.fromkeys("ab", bytes(BUDGET))
+    with pytest.raises(TooLarge):
+        read_reply(tree, fetch, most_bytes=BUDGET, contents=spent)
+
+
+class Patient(HttpGrid):
+    """A grid whose SuperLink has one whole reply, and one of which the last object never comes."""
+
+    def __init__(self, whole, part):
+        self._held = {"whole": hostile.objects(whole), "part": hostile.objects(part)}
+        self._asked = {"whole": whole, "part": part}
+        self.pulled, self.confirmed, self.node = 0, [], Node(node_id=1)
+
+        self._client = httpx.Client()
+
+    run = property(lambda self: type("Run", (), {"run_id": 1}))
+    _runtime_client = property(lambda self: self)
+
+    def push_messages(self, messages):
+        return [m.metadata.message_id for m in messages]
+
+    def PullMessages(self, request):
+        self.pulled += 1
+        found = PullAppMessagesResponse()
+        for name, (tree, _) in self._held.items():
+            asked = self._asked[name].metadata.reply_to_message_id
+            if asked in request.message_ids:
+                found.message_object_trees.append(tree)
+                metadata = Metadata(message_id=name, reply_to_message_id=asked)
+                found.messages_list.append(ProtoMessage(metadata=metadata))
+        return found
+
+    def PullObject(self, request):
+        contents = {k: v for _, held in self._held.values() for k, v in held.items()}
+        root = request.object_id == self._held["part"][0].object_id
+        content = b"" if root else contents[request.object_id]
+        there = {"object_found": True, "object_available": not root}
+        return PullObjectResponse(object_content=content, **there)
+
+    def ConfirmMessageReceived(self, request):
+        self.confirmed.append(request.message_object_id)
+
+
+def test_nobody_waits_for_a_node_that_never_ends_its_reply():
+    sent = questions(1, 2)
+    whole, part = answer(sent[0], 1.0), answer(sent[1], 2.0)
+    inner = Patient(whole, part)
+    replies = GuardedGrid(inner, poll=0.01).send_and_receive(sent, timeout=0.2)
+    assert [r.metadata.reply_to_message_id for r in replies] == ["asked-1"]
+    assert inner.confirmed == ["whole"]
+    assert inner.pulled == 1
 
 
 def questions(*nodes):

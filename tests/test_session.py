@@ -289,3 +289,21 @@ def test_rules_that_trust_the_servers_own_data_run(small, rule):
 def test_a_rule_without_the_data_that_it_needs_is_refused(small):
     with pytest.raises(ConfigError, match="fltrust needs data of the server's own"):
         experiment(small, rule="fltrust")
+
+
+def test_the_roll_call_of_a_cohort_is_one_message_a_host():
+    """On real nodes each message starts a process."""
+    from clients.client_app import app
+    from fedrobust.flower.wrapping import WrappedGrid
+
+    sent = []
+
+    class Counted(WrappedGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            sent.extend(messages)
+            return self._inner.send_and_receive(sent, timeout=timeout)
+
+    hosts = Counted(InProcessGrid(app, clients=2, run_config={}))
+    found = roll_call(CohortGrid(hosts, clients=10), expected=10)
+    assert found == {client + 1: client for client in range(10)}
+    assert len(sent) == 2

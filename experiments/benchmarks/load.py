@@ -10,8 +10,8 @@ import json
 import subprocess
 import tempfile
 import threading
-import time
 from pathlib import Path
+from typing import Self
 
 import typer
 
@@ -19,9 +19,9 @@ from experiments.deploy.federation import Federation, family, federation
 from experiments.deployment import run_on_nodes
 from fedrobust.config import Experiment
 
-WIDE = {  # a million parameters
-    "data": "cifar10",
-    "model": "alie_cnn",
+WIDE = {  # 2.3 million parameters
+    "data": "fashionmnist-sample",
+    "model": "mobilenet_v2",
     "byzantine": 0,
     "seed": 1,
     "rule": "mean",
@@ -42,16 +42,14 @@ def main(clients: int = 100, hosts: int = 2, rounds: int = 3, model: str = "") -
                 it.register(number)
                 it.start_node(number, {"partition-id": number})
             it.wait_for_nodes(hosts)
-            memory = Memory(it)
-            memory.start()
-            rows = run_on_nodes(
-                experiment,
-                superlink=it.address,
-                output=home / "results",
-                certificates=home / "ca.crt",
-                hosts=hosts,
-            )
-            memory.over.set()
+            with Memory(it) as memory:
+                rows = run_on_nodes(
+                    experiment,
+                    superlink=it.address,
+                    output=home / "results",
+                    certificates=home / "ca.crt",
+                    hosts=hosts,
+                )
     seconds = [row["seconds"] for row in rows[1:]]
     lost = sum(clients - row["replies"] for row in rows[1:])
     line = {
@@ -64,28 +62,36 @@ def main(clients: int = 100, hosts: int = 2, rounds: int = 3, model: str = "") -
         "rounds_per_minute": round(60 * len(seconds) / sum(seconds), 2),
         "peak_bytes": memory.peak,
         "lost": lost,
+        "reasons": sorted({entry["reason"] for row in rows[1:] for entry in row["rejected"]}),
     }
     typer.echo(json.dumps(line))
     raise typer.Exit(1 if lost else 0)
 
 
 class Memory(threading.Thread):
-    """Watch the resident memory of the SuperLink and the server app that it started."""
+    """Watch the resident memory of the SuperLink and the server app that it started, in a block."""
 
     def __init__(self, it: Federation) -> None:
         super().__init__(daemon=True)
         self.peak = 0
-        self.over = threading.Event()
-        self._it = it
+        self._over = threading.Event()
+        self._superlink = it.processes["superlink"].pid
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self.join()
 
     def run(self) -> None:
         """Sample until told to stop."""
-        while not self.over.is_set():
-            pids = ",".join(map(str, family(self._it.processes["superlink"].pid)))
+        while not self._over.wait(1):
+            pids = ",".join(map(str, family(self._superlink)))
             words = ["ps", "-o", "rss=", "-p", pids]
             told = subprocess.run(words, capture_output=True, text=True, check=False).stdout
             self.peak = max(self.peak, 1024 * sum(map(int, told.split())))
-            time.sleep(1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Faults on a real federation: break something in the middle of a round, and see what is lost.
 
-``python -m experiments.deploy.faults`` needs network namespaces (root on Linux) to cut cables. One
-run of ten rounds over four nodes; every second round something breaks. One JSON line a round.
+``python -m experiments.deploy.faults`` needs network namespaces and mounts (root on Linux). One run
+over four nodes; every second round something breaks. One JSON line a round; ``--drill disk`` runs
+one of the drills.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import typer
@@ -23,6 +25,7 @@ from fedrobust.config import Experiment, expand, override, read
 from fedrobust.rundir import RunFolder
 
 Break = Callable[[Federation], None]
+OUTPUT, BALLAST = "results", "ballast"
 
 
 def node(it: Federation, number: int) -> None:
@@ -62,6 +65,13 @@ def kill_superlink(it: Federation) -> None:
     it.kill("superlink")
 
 
+def fill_disk(it: Federation) -> None:
+    """Leave no room where the run's folder is."""
+    with suppress(OSError), (it.home / OUTPUT / BALLAST).open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**16))
+
+
 def _mend_node(it: Federation) -> None:
     for number in (1, 2):
         if f"node-{number}" not in it.processes:
@@ -76,63 +86,82 @@ def _mend_cable(it: Federation) -> None:
     it.cable(2, plugged=True)
 
 
-def nothing(it: Federation) -> None:
-    """Mend nothing."""
+def _mend_superlink(it: Federation) -> None:
+    it.start_superlink()
 
 
-# Round -> its name, what breaks in the middle of it, and what mends it once it has ended.
-DRILLS: dict[int, tuple[str, Break, Break]] = {
-    2: ("node killed in mid-round, restarted after it", kill_node, _mend_node),
-    4: ("node slower than the deadline", slow_node, _mend_slow),
-    6: ("cable cut, then healed", cut, _mend_cable),
-    8: ("fewer nodes than the rule needs", kill_two, _mend_node),
-    10: ("SuperLink killed, restarted, run resumed", kill_superlink, nothing),
+def _mend_disk(it: Federation) -> None:
+    (it.home / OUTPUT / BALLAST).unlink()
+
+
+# What breaks in the middle of a round, and what mends it once the round, or the run, has ended.
+DRILLS: dict[str, tuple[str, Break, Break]] = {
+    "killed": ("node killed in mid-round, restarted after it", kill_node, _mend_node),
+    "slow": ("node slower than the deadline", slow_node, _mend_slow),
+    "cable": ("cable cut, then healed", cut, _mend_cable),
+    "few": ("fewer nodes than the rule needs", kill_two, _mend_node),
+    "disk": ("disk full, then room, run resumed", fill_disk, _mend_disk),
+    "superlink": ("SuperLink killed, restarted, run resumed", kill_superlink, _mend_superlink),
 }
 MIDDLE = 3.0  # seconds into a round
 
 
-def drilled(it: Federation, experiment: Experiment) -> list[dict]:
-    """Run the drills; return the rows of the run that was resumed at the end."""
-    output = it.home / "results"
+def drilled(it: Federation, experiment: Experiment, plan: dict[int, str]) -> list[dict]:
+    """Run the drills, resuming the run wherever it ends early; return its rows.
+
+    Parameters
+    ----------
+    plan
+        Round -> drill.
+    """
+    folder = RunFolder(it.home / OUTPUT, experiment)
+    seen: list[dict] = []
 
     def on_row(row: dict) -> None:
+        if row in seen:
+            return
+        seen.append(row)
         now = row["round"]
-        if now in DRILLS:
-            DRILLS[now][2](it)
-        if now + 1 in DRILLS:
-            threading.Timer(MIDDLE, DRILLS[now + 1][1], [it]).start()
-        say(now, row)
+        say(row, plan.get(now))
+        if now in plan:
+            DRILLS[plan.pop(now)][2](it)
+        if now + 1 in plan:
+            threading.Timer(MIDDLE, DRILLS[plan[now + 1]][1], [it]).start()
 
-    def run(report: Callable[[dict], None], *, resume: bool) -> list[dict]:
-        return run_on_nodes(
-            experiment,
-            superlink=it.address,
-            output=output,
-            certificates=it.home / "ca.crt",
-            on_row=report,
-            resume=resume,
-        )
+    resumes = 0
+    while True:
+        before = folder.rows() if resumes else []
+        try:
+            rows = run_on_nodes(
+                experiment,
+                superlink=it.address,
+                output=it.home / OUTPUT,
+                certificates=it.home / "ca.crt",
+                on_row=on_row,
+                resume=resumes > 0,
+            )
+        except (FlowerRunError, subprocess.TimeoutExpired, KeyError, IndexError) as error:
+            broken = folder.rows()[-1]["round"] + 1 if folder.rows() else 0
+            if (name := plan.pop(broken, None)) is None or resumes > len(DRILLS):
+                raise
+            reason = str(error).splitlines()
+            told = [line for line in reason if "Error" in line] or reason[:1]
+            line = {"drill": DRILLS[name][0], "run ended in round": broken, "said": told[-1][:160]}
+            typer.echo(as_json(line))
+            DRILLS[name][2](it)
+            it.wait_for_nodes(experiment.clients)
+            resumes += 1
+            continue
+        kept = rows[: len(before)] == before
+        typer.echo(as_json({"rows kept": kept, "rows": len(rows), "resumes": resumes}))
+        return rows
 
-    try:
-        return run(on_row, resume=False)
-    except (FlowerRunError, subprocess.TimeoutExpired, KeyError, IndexError) as error:
-        before = RunFolder(output, experiment).rows()
-        typer.echo(as_json({"run ended": str(error)[:120], "rows on disk": len(before)}))
-    if "superlink" not in it.processes:
-        it.start_superlink()
-    it.wait_for_nodes(experiment.clients)
-    rows = run(lambda row: None, resume=True)
-    for row in rows[len(before) :]:
-        say(row["round"], row)
-    typer.echo(as_json({"rows kept": rows[: len(before)] == before, "rows": len(rows)}))
-    return rows
 
-
-def say(now: int, row: dict) -> None:
+def say(row: dict, drill: str | None) -> None:
     """Print what a round was like."""
     line = {
-        "round": now,
-        "drill": DRILLS[now][0] if now in DRILLS else "none",
+        "round": row["round"],
+        "drill": DRILLS[drill][0] if drill else "none",
         "replies": row.get("replies"),
         "rejected": [f"{e['client']}: {e['reason'][:110]}" for e in row.get("rejected", [])],
         "kept": row.get("kept", ""),
@@ -142,19 +171,32 @@ def say(now: int, row: dict) -> None:
     typer.echo(as_json(line))
 
 
-def main(deadline: float = 90.0, rounds: int = 10) -> None:
-    """Run every drill on one federation of four honest nodes."""
-    changes = {"rounds": rounds, "server.deadline": deadline, "attack": "none", "byzantine": 1}
+@contextmanager
+def volume(path: Path, size: str) -> Iterator[None]:
+    """Mount a disk of its own at a folder, for as long as the block lasts."""
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def main(deadline: float = 90.0, drill: list[str] | None = None) -> None:
+    """Run drills, all of them if none is named, on one federation of four honest nodes."""
+    plan = {2 * (i + 1): name for i, name in enumerate(drill or DRILLS)}
+    changes = {"rounds": max(plan), "server.deadline": deadline, "attack": "none", "byzantine": 1}
     (experiment,) = expand(override(read(FILE), changes))
     with (
         tempfile.TemporaryDirectory(prefix="fedrobust-faults-") as temporary,
         federation(Path(temporary), nodes=4) as it,
+        volume(it.home / OUTPUT, "32m"),
     ):
         for number in range(experiment.clients):
             it.register(number)
             node(it, number)
         it.wait_for_nodes(experiment.clients)
-        drilled(it, experiment)
+        drilled(it, experiment, plan)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from experiments import flower_run
 from experiments.deployment import connection, node_command
@@ -164,25 +164,33 @@ def federation(home: Path, *, nodes: int, namespaces: bool | None = None) -> Ite
     home.mkdir(parents=True, exist_ok=True)
     allowed = namespaces_allowed() if namespaces is None else namespaces
     bridge = f"fr{os.getpid() % 100000}" if allowed else ""
-    host = _lay(bridge, nodes + 2) if bridge else "127.0.0.1"
-    address = f"{host}:{flower_run.free_port()}"
-    made = subprocess.run(
-        ["sh", str(HERE / "make_certificates.sh"), str(home), host, "127.0.0.1", "localhost"],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    sys.stderr.write(made.stdout)
-    (home / "cli").mkdir(exist_ok=True)
-    environment = connection(home / "cli", address, certificates=home / "ca.crt")
-    environment.pop("OMP_NUM_THREADS", None)
-    it = Federation(home, address, environment, bridge)
+    processes: dict[str, subprocess.Popen] = {}
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
+        host = _lay(bridge, nodes + 2) if bridge else "127.0.0.1"
+        address = f"{host}:{flower_run.free_port()}"
+        made = subprocess.run(
+            ["sh", str(HERE / "make_certificates.sh"), str(home), host, "127.0.0.1", "localhost"],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        sys.stderr.write(made.stdout)
+        (home / "cli").mkdir(exist_ok=True)
+        environment = connection(home / "cli", address, certificates=home / "ca.crt")
+        environment.pop("OMP_NUM_THREADS", None)
+        it = Federation(home, address, environment, bridge, processes)
         it.start_superlink()
         yield it
     finally:
-        for name in list(it.processes):
+        for name in list(processes):
             it.kill(name)
         if bridge:
             _take_down(bridge, nodes + 2)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    """Let SIGTERM end the block as an error does, so that everything is cleaned up."""
+    raise SystemExit(128 + number)
 
 
 def namespaces_allowed() -> bool:
@@ -215,13 +223,14 @@ def _lay(bridge: str, nodes: int) -> str:
 
 
 def _take_down(bridge: str, nodes: int) -> None:
+    """Remove what is there of a network: a laying that failed has left a part of it."""
     for number in range(nodes):
-        _ip("netns", "del", f"{bridge}-{number}")
-    _ip("link", "del", bridge)
+        _ip("netns", "del", f"{bridge}-{number}", check=False)
+    _ip("link", "del", bridge, check=False)
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+def _ip(*words: str, check: bool = True) -> None:
+    subprocess.run(["ip", *words], check=check, capture_output=True)
 
 
 def family(pid: int) -> list[int]:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from flwr.app import ArrayRecord, Error, Message
@@ -44,6 +45,15 @@ class TooLarge(ValueError):
     """A reply beyond its budget."""
 
 
+@dataclass(frozen=True)
+class _Arriving:
+    """A reply that a node has announced, and what has been fetched of it."""
+
+    message_id: str
+    tree: ObjectTree
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+
 class GuardedGrid(WrappedGrid):
     """Pull the replies of real nodes one by one, each within a budget.
 
@@ -61,7 +71,8 @@ class GuardedGrid(WrappedGrid):
     A reply may have as many bytes for each client as the arrays that it answers, and ``SLACK``.
     Nothing beyond that is read, and nothing is unfolded before its size is known. A reply that is
     too large, too deep, or no message at all becomes an error reply of its node: it costs the vote.
-    Replies are pulled as they come: one large reply is in memory beside those that passed.
+    Replies are pulled as they come, and a node may take until the deadline to send one: what is
+    there is kept, and nobody else waits for the rest.
     """
 
     def __init__(self, inner: Grid, *, clients: int = 1, poll: float = 1.0) -> None:
@@ -79,45 +90,58 @@ class GuardedGrid(WrappedGrid):
         listed = list(messages)
         ids = self._inner.push_messages(listed)
         waiting = {i: m for i, m in zip(ids, listed, strict=True) if i is not None}
+        arriving: dict[str, _Arriving] = {}
         replies: list[Message] = []
         while waiting:
-            for asked, reply in self._pull(waiting):
-                waiting.pop(asked)
-                replies.append(reply)
+            arriving |= self._announced([i for i in waiting if i not in arriving])
+            for asked in list(arriving):
+                reply = self._read(arriving[asked], waiting[asked])
+                if reply is not None:
+                    del arriving[asked], waiting[asked]
+                    replies.append(reply)
             if not waiting or (end is not None and time.monotonic() >= end):
                 break
             time.sleep(self._poll)
         return replies
 
-    def _pull(self, waiting: dict[str, Message]) -> list[tuple[str, Message]]:
-        """Return (asked, reply) for what has come."""
+    def _announced(self, asked: list[str]) -> dict[str, _Arriving]:
+        """Return the replies that nodes have begun to send, by what they answer."""
+        if not asked:
+            return {}
         client = cast(HttpGrid, self._inner)._runtime_client
-        found = client.PullMessages(PullAppMessagesRequest(message_ids=list(waiting)))
-        replies = []
-        for proto, tree in zip(found.messages_list, found.message_object_trees, strict=True):
-            asked = proto.metadata.reply_to_message_id
-            if asked in waiting:
-                replies.append((asked, self._one(client, proto, tree, waiting[asked])))
-        return replies
+        found = client.PullMessages(PullAppMessagesRequest(message_ids=asked))
+        return {
+            proto.metadata.reply_to_message_id: _Arriving(proto.metadata.message_id, tree)
+            for proto, tree in zip(found.messages_list, found.message_object_trees, strict=True)
+            if proto.metadata.reply_to_message_id in asked
+        }
 
-    def _one(self, client: Any, proto: Any, tree: ObjectTree, asked: Message) -> Message:
-        """Pull one reply, or say in an error reply why it cannot be one."""
+    def _read(self, arriving: _Arriving, asked: Message) -> Message | None:
+        """Return a reply, an error reply that says why it cannot be one, or None for not yet."""
         run, node = self._inner.run.run_id, cast(HttpGrid, self._inner).node
+        client = cast(HttpGrid, self._inner)._runtime_client
         fetch = make_pull_object_fn_protobuf(client.PullObject, node, run)
         most_bytes = self._clients * (_array_bytes(asked) + SLACK)
         try:
             with limited(client, most_bytes):
-                reply = read_reply(tree, fetch, most_bytes=most_bytes, clients=self._clients)
+                reply = read_reply(
+                    arriving.tree,
+                    fetch,
+                    most_bytes=most_bytes,
+                    clients=self._clients,
+                    contents=arriving.contents,
+                )
             if reply.metadata.reply_to_message_id != asked.metadata.message_id:
                 raise ValueError("the reply is to another message than its envelope says")
+        except ObjectUnavailableError:
+            return None
         except Exception as error:  # whatever a hostile reply breaks, it costs only its own vote
             reason = f"unreadable reply ({type(error).__name__}: {str(error)[:160]})"
-            return Message(Error(code=UNREADABLE, reason=reason), reply_to=asked)
-        finally:
-            confirm = ConfirmMessageReceivedRequest(
-                node=node, run_id=run, message_object_id=proto.metadata.message_id
-            )
-            client.ConfirmMessageReceived(confirm)
+            reply = Message(Error(code=UNREADABLE, reason=reason), reply_to=asked)
+        confirm = ConfirmMessageReceivedRequest(
+            node=node, run_id=run, message_object_id=arriving.message_id
+        )
+        client.ConfirmMessageReceived(confirm)
         return reply
 
 
@@ -127,7 +151,7 @@ def read_reply(
     *,
     most_bytes: int,
     clients: int = 1,
-    patience: float = 30.0,
+    contents: dict[str, bytes] | None = None,
 ) -> Message:
     """Fetch the objects of one reply within a budget and put the message together.
 
@@ -141,11 +165,13 @@ def read_reply(
         Of all objects together, and of what they unfold to.
     clients
         How many clients answer in it.
-    patience
-        Seconds to wait for objects that are announced and not there yet.
+    contents
+        What has been fetched of this reply before; what is fetched now is added.
 
     Raises
     ------
+    ObjectUnavailableError
+        If an object is announced and not there yet: call again later, with the same ``contents``.
     TooLarge
         Before anything is fetched, if the tree is too wide or too deep; before the next object is,
         once the budget is spent; before anything is unfolded, if it would unfold to more.
@@ -153,11 +179,12 @@ def read_reply(
         Whatever Flower's own reader raises for bytes that are no message.
     """
     most_objects = MOST_SMALL * clients + most_bytes // CHUNK
-    contents: dict[str, bytes] = {}
-    left = most_bytes
-    end = time.monotonic() + patience
+    contents = {} if contents is None else contents
+    left = most_bytes - sum(map(len, contents.values()))
     for object_id in _ids(tree, most_objects):
-        content = _fetched(fetch, object_id, end)
+        if object_id in contents:
+            continue
+        content = fetch(object_id)
         left -= len(content)
         if left < 0:
             raise TooLarge(f"more than the {most_bytes} bytes that a reply may have")
@@ -246,14 +273,3 @@ def _array_bytes(message: Message) -> int:
         if isinstance(record, ArrayRecord)
         for array in record.values()
     )
-
-
-def _fetched(fetch: Callable[[str], bytes], object_id: str, end: float) -> bytes:
-    """Fetch one object, waiting for one that is announced and not there yet."""
-    while True:
-        try:
-            return fetch(object_id)
-        except ObjectUnavailableError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
