@@ -66,7 +66,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     numbers = [c for c in table.columns if c not in (*keys, "seed")]
     groups = table.groupby(keys, sort=False)
     parts = {"mean": groups[numbers].mean(), "half": groups[numbers].agg(half_width)}
-    return pd.concat(parts, axis=1).assign(seeds=groups.size())
+    counted = pd.concat(parts, axis=1)
+    counted[("seeds", "")] = groups.size()
+    return counted
 
 
 def markdown(table: pd.DataFrame, data: str) -> str:
