@@ -8,7 +8,6 @@ screen lets through, or a reply that passes and is not what it must be; exit cod
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections import Counter
 from typing import Any
@@ -52,21 +51,15 @@ def campaign(inputs: int, start: int) -> dict[str, Any]:
                 findings.append(f"{kind}: raises {error!r:.200}")
         slowest = max(slowest, time.perf_counter() - began)
 
-    before = _resident()
     judge()
     return {
         "inputs": outcomes.pop("inputs"),
         "findings": len(findings),
         "verdicts": dict(sorted(outcomes.items())),
         "slowest_ms": round(1000 * slowest, 1),
-        "grown_bytes": _resident() - before,
         "seed": start,
         "first": findings[:MOST_NAMED],
     }
-
-
-def _resident() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main(inputs: int = 20_000, start: int = 0) -> None:
