@@ -18,7 +18,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
-from clients.together import ROLE
+from clients.workshop import ROLE
 from fedrobust import data, models
 from fedrobust.adversarial import input_curvature
 from fedrobust.attacks import place

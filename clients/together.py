@@ -10,15 +10,13 @@ from flwr.app import Context, Message
 from clients import file_worker, honest, malicious
 from clients import member as ensemble
 from clients.lessons import Watch, stackable
-from clients.workshop import Workshop, open_workshop
+from clients.workshop import ROLE, Workshop, open_workshop
 from fedrobust import adversary
 from fedrobust.flower import read_setting
 from fedrobust.flower.adversary_grid import ADVERSARY
 from fedrobust.flower.in_process import answer
 from fedrobust.training import one_thread, train_cohort
 from fedrobust.training.cohort import CohortError
-
-ROLE = "role"  # of a real node, in its own configuration: "honest" or "malicious"
 
 
 def train_together(

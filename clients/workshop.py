@@ -19,6 +19,8 @@ from fedrobust.flower import Wire, wire_of
 from fedrobust.training import Recipe
 from fedrobust.vector import FlatModel
 
+ROLE = "role"  # of a real node, in its own configuration: "honest" or "malicious"
+
 
 @dataclass(frozen=True)
 class Workshop:
