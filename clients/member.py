@@ -72,9 +72,11 @@ def open_site(run_config: Mapping[str, Any], node_config: Mapping[str, Any] | No
     """Return the site of a run; built once per process and configuration.
 
     A real node's own configuration may name data of its own (``data``), or where the public sets
-    are on its machine (``data-root``).
+    are on its machine (``data-root``), and which ``device`` it computes on.
     """
     node = node_config or {}
+    if "device" in node:
+        run_config = {**run_config, "device": node["device"]}
     client = int(node.get("partition-id", 0)) if "data" in node else 0  # of interest there alone
     if "data-root" in node:
         run_config = {**run_config, "data-root": node["data-root"]}
@@ -85,15 +87,15 @@ def open_site(run_config: Mapping[str, Any], node_config: Mapping[str, Any] | No
 def _open(items: tuple[tuple[str, Any], ...], own: str, client: int) -> Site:
     run_config = dict(items)
     experiment = from_run_config(run_config)
+    device = torch.device(run_config.get("device") or "cpu")
     if own:
         dataset = load_own(own, name=experiment.data)
         shares = [torch.arange(0)] * experiment.clients
         shares[client] = torch.arange(len(dataset.train_labels))
-        return Site(experiment, dataset, tuple(shares))
-    dataset = data.load(experiment.data, root=run_config.get("data-root") or None)
-    device = torch.device(run_config.get("device") or "cpu")
-    shares = tuple(shares_of(experiment, dataset))
-    return Site(experiment, dataset.to(device), shares, device)
+    else:
+        dataset = data.load(experiment.data, root=run_config.get("data-root") or None)
+        shares = shares_of(experiment, dataset)
+    return Site(experiment, dataset.to(device), tuple(shares), device)
 
 
 def train(message: Message, context: Context) -> Message | None:

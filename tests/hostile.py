@@ -184,10 +184,10 @@ RECORDS = st.one_of(
         st.text(max_size=8),
         st.integers(-(2**62), 2**62) | st.floats() | st.lists(st.floats(), max_size=3),
         max_size=4,
-    ).map(MetricRecord),
+    ).map(lambda values: MetricRecord(values)),
     st.dictionaries(
         st.text(max_size=8), st.text(max_size=8) | st.booleans() | st.binary(max_size=8), max_size=3
-    ).map(ConfigRecord),
+    ).map(lambda values: ConfigRecord(values)),
     st.sampled_from(("float32", "float64", "int64", "complex64", "float16")).map(
         lambda dtype: ArrayRecord({"update": Array(np.zeros(D, dtype))})
     ),
