@@ -184,10 +184,10 @@ RECORDS = st.one_of(
         st.text(max_size=8),
         st.integers(-(2**62), 2**62) | st.floats() | st.lists(st.floats(), max_size=3),
         max_size=4,
-    ).map(lambda values: MetricRecord(values)),
+    ).map(lambda values: MetricRecord(values)),  # type: ignore[arg-type]
     st.dictionaries(
         st.text(max_size=8), st.text(max_size=8) | st.booleans() | st.binary(max_size=8), max_size=3
-    ).map(lambda values: ConfigRecord(values)),
+    ).map(lambda values: ConfigRecord(values)),  # type: ignore[arg-type]
     st.sampled_from(("float32", "float64", "int64", "complex64", "float16")).map(
         lambda dtype: ArrayRecord({"update": Array(np.zeros(D, dtype))})
     ),
