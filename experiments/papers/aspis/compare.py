@@ -51,7 +51,7 @@ def lines(paper: dict[str, Any], curves: dict[str, list[tuple[int, float]]]) -> 
             table.append(f"| {name} | {paper[name]} | {values[-1]:.1f} | {max(values):.1f} |")
         else:
             table.append(f"| {name} | {paper[name]} | not measured | |")
-    ends = {name: curves[name][-1][1] for name in names if name in curves}
+    ends = {name: curves[name][-1][1] for name in own if name in curves}
     pairs = [(a, b) for a, b in itertools.permutations(ends, 2) if paper[a] - paper[b] > SURE]
     failing = [f"{a} > {b}" for a, b in pairs if ends[a] <= ends[b]]
     told = f"; not: {', '.join(failing)}" if failing else ""
