@@ -1,6 +1,6 @@
 """How much faster a second worker makes a step of distributed adversarial training.
 
-``python -m experiments.benchmarks.speedup --json``; about three minutes on 2 cores. The same 2,048
+``python -m experiments.benchmarks.speedup --json``; about five minutes on 2 cores. The same 2,048
 images a step, PGD-7, by one worker and by two, each a process of its own behind Flower's engine.
 ``reference`` is the round of one worker; ``ratio`` two workers' over it, at best a half.
 """
