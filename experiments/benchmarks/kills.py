@@ -74,15 +74,19 @@ def campaign(case: str, *, kills: int, parent: Path, seed: int = 0) -> dict[str,
     """
     experiment = Experiment.from_dict(BASE | CASES[case])
     began = time.monotonic()
-    kill_until_done(experiment, parent / "whole", lambda: None)
+    kill_until_done(experiment, parent / "whole", lambda vain: None)
     expected = outcome(experiment, parent / "whole")
     length = time.monotonic() - began
     source = random.Random(f"{seed}/{case}")
     done, runs = 0, 0
     rounds: list[int] = []
+
+    def delay(vain: int) -> float:
+        return source.uniform(0, 0.7 * length * 1.5**vain)
+
     while done < kills:
         here = parent / f"killed-{runs}"
-        struck = kill_until_done(experiment, here, lambda: source.uniform(0, 0.7 * length))
+        struck = kill_until_done(experiment, here, delay)
         if outcome(experiment, here) != expected:
             raise Different(f"{case}: run {runs} after {len(struck)} kills")
         done, runs, rounds = done + len(struck), runs + 1, rounds + struck
@@ -90,17 +94,20 @@ def campaign(case: str, *, kills: int, parent: Path, seed: int = 0) -> dict[str,
 
 
 def kill_until_done(
-    experiment: Experiment, parent: Path, delay: Callable[[], float | None], most: int = 200
+    experiment: Experiment, parent: Path, delay: Callable[[int], float | None], most: int = 200
 ) -> list[int]:
     """Run, kill after a delay, resume, until the run ends by itself; return the rounds on disk.
 
-    A delay of None lets the run alone.
+    The delay is asked for with the number of kills in a row that came before another round was
+    done: on a machine that has become slower since the length was measured it has to grow. A
+    delay of None lets the run alone.
     """
     folder = RunFolder(parent, experiment)
     struck: list[int] = []
+    vain = 0
     for _ in range(most):
         child = start(experiment, parent)
-        if (seconds := delay()) is not None:
+        if (seconds := delay(vain)) is not None:
             time.sleep(seconds)
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
@@ -108,7 +115,9 @@ def kill_until_done(
             return struck
         if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
             raise Different(f"the run failed by itself, wait status {status}")
-        struck.append(len(folder.rows()) - 1)
+        reached = len(folder.rows()) - 1
+        vain = 0 if reached > max(struck, default=-1) else vain + 1
+        struck.append(reached)
     raise Different(f"no end after {most} kills")
 
 
