@@ -10,17 +10,16 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 
 from fedrobust.config import Experiment
 from fedrobust.distributed import nodes_of
 from fedrobust.flower import Rejected
 from fedrobust.flower.answers import Progress, screen_progress
 from strategies.listening import SILENT
-from strategies.robust import Row
+from strategies.recorded import RecordedStrategy, Row
 
 
-class EnsembleStrategy(Strategy):
+class EnsembleStrategy(RecordedStrategy):
     """Tell each node how to train, count how far they are, and average nothing.
 
     Parameters
@@ -47,17 +46,12 @@ class EnsembleStrategy(Strategy):
         most_examples: int,
         on_row: Callable[[Row], None] = lambda row: None,
     ) -> None:
+        super().__init__(on_row)
         self._experiment = experiment
         self._clients = dict(clients)
         self._most_examples = most_examples
-        self._on_row = on_row
         self._nodes = nodes_of(experiment)
         self._sent: list[Message] = []
-        self._row: Row = {"round": 0}
-        self._started = time.perf_counter()
-
-    def summary(self) -> None:
-        """Say nothing: the caller prints the resolved experiment."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -87,29 +81,13 @@ class EnsembleStrategy(Strategy):
         }
         return None, None
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Ask nobody here: the vote is a query of its own (``strategies.inference``)."""
-        return []
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Return nothing."""
-        return None
-
     def close_round(self, server_round: int, metrics: Mapping[str, Any]) -> None:
         """Complete the round's row and hand it out; who failed to vote is named with the rest."""
         failed = [*self._row.get("rejected", []), *metrics.get("rejected", [])]
         named = {entry["client"]: entry for entry in reversed(failed)}
-        self._row |= {
-            **metrics,
-            "rejected": [named[c] for c in sorted(named)],
-            "seconds": round(time.perf_counter() - self._started, 4),
-        }
-        self._on_row(self._row)
-        self._row = {"round": server_round + 1}
+        super().close_round(
+            server_round, {**metrics, "rejected": [named[c] for c in sorted(named)]}
+        )
         self._started = time.perf_counter()
 
     def _task(self, client: int, server_round: int) -> RecordDict:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedrobust import aggregation, scheme
@@ -32,13 +31,13 @@ from fedrobust.seeds import generator
 from fedrobust.stepping import server_step
 from fedrobust.training import StepState
 from strategies.questions import Ledger, Questions, read_all
+from strategies.recorded import RecordedStrategy, Row
 from strategies.revealing import SAME, Reveal, ask_sketches, reveal_files, reveal_slices, reveal_sum
 
-Row = dict[str, Any]
 Truth = Callable[[int], Corruption | None]
 
 
-class RedundantStrategy(Strategy):
+class RedundantStrategy(RecordedStrategy):
     """Train with files that several workers compute: only what they agree on is fetched.
 
     Parameters
@@ -72,11 +71,11 @@ class RedundantStrategy(Strategy):
         on_row: Callable[[Row], None] = lambda row: None,
         shapes: tuple[tuple[int, ...], ...] = (),
     ) -> None:
+        super().__init__(on_row)
         self._experiment = experiment
         self._shapes = shapes
         self._clients = dict(clients)
         self._truth = truth
-        self._on_row = on_row
         self._rule = aggregation.build(experiment.rule, pre=experiment.pre)
         self._memory = self._rule.init()
         self._window: Window | None = None
@@ -85,13 +84,8 @@ class RedundantStrategy(Strategy):
         self._matrix: Tensor | None = None
         self._questions: Questions | None = None
         self._sent: list[Message] = []
-        self._row: Row = {"round": 0}
-        self._started = time.perf_counter()
         worst = scheme.worst_case(experiment.scheme)
         self._bound = None if worst is None else round(worst.fraction, 6)
-
-    def summary(self) -> None:
-        """Say nothing: the caller prints the resolved experiment."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -128,24 +122,6 @@ class RedundantStrategy(Strategy):
             stepped = None
         self._row |= self._costs(ledger)
         return (None, None) if stepped is None else (array_of(model=stepped), None)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Ask nobody: the evaluation is central."""
-        return []
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Return nothing: the evaluation is central."""
-        return None
-
-    def close_round(self, server_round: int, metrics: Mapping[str, float]) -> None:
-        """Complete the round's row with the central evaluation and hand it out."""
-        self._row |= {**metrics, "seconds": round(time.perf_counter() - self._started, 4)}
-        self._on_row(self._row)
-        self._row = {"round": server_round + 1}
 
     def snapshot(self) -> dict[str, Any]:
         """Return what the next round depends on: the rule's memory, the moments and the window."""

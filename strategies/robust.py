@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedrobust import aggregation, fleet
@@ -24,14 +23,14 @@ from fedrobust.vector import joined
 from strategies.averaging import averaged, statistics_down
 from strategies.downlink import Downlink
 from strategies.listening import Round, listen
+from strategies.recorded import RecordedStrategy, Row
 from strategies.traffic import traffic
 from strategies.trusted import OwnData
 
-Row = dict[str, Any]
 SERVER = -1  # the server's place where a client's number is asked for
 
 
-class RobustStrategy(Strategy):
+class RobustStrategy(RecordedStrategy):
     """Aggregate screened replies with a robust rule and take one server step.
 
     Parameters
@@ -74,11 +73,11 @@ class RobustStrategy(Strategy):
         shapes: tuple[tuple[int, ...], ...] = (),
         variances: Tensor | None = None,
     ) -> None:
+        super().__init__(on_row)
         self._experiment = experiment
         self._clients = dict(clients)
         self._most_examples = most_examples
         self._members = members
-        self._on_row = on_row
         self._own_data = own_data
         self._rule = aggregation.build(experiment.rule, pre=experiment.pre)
         self._memory = self._rule.init()
@@ -95,11 +94,6 @@ class RobustStrategy(Strategy):
         self._matrix: Tensor | None = None  # kept: fresh pages cost more than the copy
         self._sent: list[Message] = []
         self._down = 0
-        self._row: Row = {"round": 0}
-        self._started = time.perf_counter()
-
-    def summary(self) -> None:
-        """Say nothing: the caller prints the resolved experiment."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -162,24 +156,6 @@ class RobustStrategy(Strategy):
             self._statistics = averaged(self._experiment, self._statistics, accepted)
             return array_of(model=stepped, statistics=self._statistics), None
         return array_of(model=stepped), None
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Ask nobody: the evaluation is central."""
-        return []
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Return nothing: the evaluation is central."""
-        return None
-
-    def close_round(self, server_round: int, metrics: Mapping[str, float]) -> None:
-        """Complete the round's row with the central evaluation and hand it out."""
-        self._row |= {**metrics, "seconds": round(time.perf_counter() - self._started, 4)}
-        self._on_row(self._row)
-        self._row = {"round": server_round + 1}
 
     def snapshot(self) -> dict[str, Any]:
         """Return what the next round depends on: the rule's memory, the moments, who holds what."""

@@ -17,7 +17,7 @@ from fedrobust.config import ConfigError, Experiment, from_run_config
 from fedrobust.flower import CohortGrid, GuardedGrid
 from fedrobust.rundir import RunFolder
 from strategies.durable import Checkpoints
-from strategies.robust import Row
+from strategies.recorded import Row
 from strategies.session import run
 
 app = ServerApp()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedrobust import adversary, data, fleet, models, scheme
 from fedrobust.adversarial import catastrophic_overfitting, examine, overfitting_probe
+from fedrobust.adversarial.archive import obtain
 from fedrobust.attacks.planted import success_rate
 from fedrobust.batchnorm import load_statistics, read_statistics, variances
 from fedrobust.config import ConfigError, Experiment
@@ -26,8 +27,9 @@ from fedrobust.training import one_thread
 from fedrobust.vector import FlatModel
 from strategies.durable import Checkpoints, continue_from, state_of
 from strategies.fleets import in_time
+from strategies.recorded import Row
 from strategies.redundant import RedundantStrategy
-from strategies.robust import RobustStrategy, Row
+from strategies.robust import RobustStrategy
 from strategies.roll_call import roll_call
 from strategies.rounds import train
 from strategies.stock import StockStrategy
@@ -114,6 +116,7 @@ def run(
         strategy = RobustStrategy(experiment, own_data=own, initial=first, **shared)
     probes: list[float] = []
 
+    images = cache(partial(obtain, experiment, dataset, attacks, device=device))
     pattern = adversary.pattern(experiment.attack)
 
     def evaluate_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -127,7 +130,7 @@ def run(
                 score = evaluate(model.module, dataset.test_images, dataset.test_labels)
                 metrics = {"accuracy": score.accuracy, "loss": score.loss}
                 metrics |= _robust(experiment, model, dataset, probes)
-                metrics |= transfer_of_model(model.module, experiment, dataset, attacks, device)
+                metrics |= transfer_of_model(model.module, experiment, images, device)
                 if pattern is not None:
                     held_out = (dataset.test_images, dataset.test_labels)
                     metrics["attack_success"] = success_rate(model.module, *held_out, **pattern)

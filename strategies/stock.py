@@ -17,12 +17,11 @@ from fedrobust.config import Experiment
 from fedrobust.flower import array_of, tensor_of
 from fedrobust.flower.layers import Shapes, from_layers, to_layers
 from strategies.listening import Round, listen
+from strategies.recorded import RecordedStrategy, Row
 from strategies.robust import impact_of
 
-Row = dict[str, Any]
 
-
-class StockStrategy(Strategy):
+class StockStrategy(RecordedStrategy):
     """Let any Flower strategy lead fedrobust's clients.
 
     The strategy sees what a Flower app would show it: whole models as named layers, and
@@ -57,20 +56,15 @@ class StockStrategy(Strategy):
         members: Callable[[int], Iterable[int]] = lambda round: (),
         on_row: Callable[[Row], None] = lambda row: None,
     ) -> None:
+        super().__init__(on_row)
         self._inner = copy.deepcopy(strategy)
         self._experiment = experiment
         self._shapes = dict(shapes)
         self._clients = dict(clients)
         self._most_examples = most_examples
         self._members = members
-        self._on_row = on_row
         self._model: Tensor | None = None
         self._sent: list[Message] = []
-        self._row: Row = {"round": 0}
-        self._started = time.perf_counter()
-
-    def summary(self) -> None:
-        """Say nothing: the caller prints the resolved experiment."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -118,24 +112,6 @@ class StockStrategy(Strategy):
             return None, None
         self._row |= self._report(server_round, heard, stepped)
         return array_of(model=stepped), None
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Ask nobody: the evaluation is central."""
-        return []
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Return nothing: the evaluation is central."""
-        return None
-
-    def close_round(self, server_round: int, metrics: Mapping[str, float]) -> None:
-        """Complete the round's row with the central evaluation and hand it out."""
-        self._row |= {**metrics, "seconds": round(time.perf_counter() - self._started, 4)}
-        self._on_row(self._row)
-        self._row = {"round": server_round + 1}
 
     def _as_models(self, heard: Round) -> list[Message]:
         """Turn accepted updates into the replies of a stock Flower client."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fedrobust.inference.measures import CLEAN, by_member, by_vote, measure
 from fedrobust.spec import Spec
 from strategies.ensemble import EnsembleStrategy
 from strategies.inference import Heard, ask
-from strategies.robust import Row
+from strategies.recorded import Row
 
 
 def run_ensemble(
@@ -56,12 +57,12 @@ def run_ensemble(
         experiment, clients=clients, most_examples=len(dataset.train_labels), on_row=on_row
     )
 
+    images = cache(partial(obtain, experiment, dataset, attacks, device=device))
+
     def evaluate_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         last = server_round == experiment.rounds
         if server_round and (last or server_round % experiment.server.evaluate_every == 0):
-            crafted = None
-            if experiment.transfer.attacks:
-                crafted = obtain(experiment, dataset, attacks, device=device)
+            crafted = images() if experiment.transfer.attacks else None
             strategy.close_round(
                 server_round, vote(grid, experiment, dataset, clients, server_round, crafted)
             )
@@ -127,16 +128,12 @@ def vote(
 
 
 def transfer_of_model(
-    module: nn.Module,
-    experiment: Experiment,
-    dataset: data.Dataset,
-    attacks: Path | None,
-    device: str = "cpu",
+    module: nn.Module, experiment: Experiment, images: Callable[[], Crafted], device: str
 ) -> dict[str, Any]:
     """Measure one model on the attacker's images, in the form of a vote's row (FedAvg)."""
     if not experiment.transfer.attacks:
         return {}
-    crafted = obtain(experiment, dataset, attacks, device=device)
+    crafted = images()
     sets = {CLEAN: crafted.clean, **crafted.images}
     found = {name: predict(module, pixels(x.to(device))).cpu() for name, x in sets.items()}
     return {"votes": dict.fromkeys(experiment.plan.votes, measure(found, crafted.labels))}

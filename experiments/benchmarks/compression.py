@@ -7,17 +7,16 @@ reference seconds, and the goal is met where it is at most ``goal``.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from experiments.benchmarks.measuring import peak_of
 from fedrobust.training.compression import Quantized, quantize
 from fedrobust.training.lalr import lalr_step
 
@@ -34,25 +33,6 @@ def best_of(call: Callable[[], Any], *, times: int = 7) -> float:
         call()
         took.append(time.perf_counter() - begin)
     return min(took)
-
-
-def peak_of(call: Callable[[], Any]) -> int | None:
-    """Return how far the resident memory rises during a call; None where Linux does not tell."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what an earlier case freed must not hide this one's need
-        Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):
-        return None
-    before = _status("VmRSS")
-    call()
-    return max(0, _status("VmHWM") - before)
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return 1024 * int(line.split()[1])
-    raise OSError(f"/proc/self/status has no {field}")
 
 
 def case(

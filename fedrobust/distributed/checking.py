@@ -29,7 +29,6 @@ Parser = Callable[[Any], Any]
 def plan_parsers(integer: Parser, text: Parser) -> dict[str, Parser]:
     """Return readers of the types that these two tables add, by their annotation."""
     return {
-        "bool": _boolean,
         "tuple[str, ...]": lambda value: tuple(text(item) for item in _list(value)),
         "tuple[int, ...]": lambda value: tuple(integer(item) for item in _list(value)),
         "tuple[dict[str, Any], ...]": lambda value: tuple(_table(item) for item in _list(value)),
@@ -167,12 +166,6 @@ def _nodes(e: Experiment) -> Iterator[str]:
                 yield f"node {k}: unknown {kind} {name!r}; {suggest(str(name), table)}"
         if not fits(node.optimizer, node.schedule):
             yield f"node {k}: a cyclic schedule needs momentum, {node.optimizer} has none"
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"needs true or false, got {value!r}")
-    return value
 
 
 def _list(value: Any) -> list[Any]:
