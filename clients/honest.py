@@ -108,7 +108,8 @@ def train_alone(workshop: Workshop, task: Task, plan: Lesson) -> Result:
     start = task.vector.to(workshop.model.vector.device)
     began = time.perf_counter()
     with one_thread(), _fixed(workshop, task.round):
-        load_statistics(workshop.model.module, task.statistics)
+        if len(workshop.statistics):
+            load_statistics(workshop.model.module, task.statistics)
         result = train_cohort(workshop.model, start, [plan.member], cohort="off")[0]
     plan.watch.whole = time.perf_counter() - began
     return result
@@ -126,7 +127,9 @@ def finish(
     """Mix the update into the client's momentum, if it keeps one; say how it travels."""
     update, loss = results
     experiment = workshop.experiment
-    statistics = read_statistics(workshop.model.module)
+    statistics = workshop.statistics
+    if len(statistics):
+        statistics = read_statistics(workshop.model.module)
     if experiment.batchnorm["name"] == "local" and len(statistics):
         context.state[STATISTICS] = array_of(statistics=statistics)
     return Trained(

@@ -87,9 +87,10 @@ def lesson(
     """Prepare a client's training in a round, from the global model (d,) that it was sent."""
     experiment = workshop.experiment
     watch = Watch()
-    settings: dict[str, Any] = {
-        "generator": generator(experiment.seed, "perturbation", round=round, client=client)
-    }
+    settings: dict[str, Any] = {}
+    if experiment.adversarial.perturbation or experiment.pretrain.rounds:
+        source = generator(experiment.seed, "perturbation", round=round, client=client)
+        settings["generator"] = source
     if experiment.server.times:
         settings["attack"] = watch.over(adversarial.perturb)
     images, labels, loss, draw = _what(

@@ -35,7 +35,7 @@ def _fgsm(eps: float) -> dict[str, Any]:
     return {"name": "fgsm", "eps": eps, "clip_start": False}
 
 
-TOY, FASHION = 0.15, 0.1
+TOY, FASHION, CIFAR = 0.15, 0.1, 0.03137255  # radii; the last is 8/255
 CLEAN: dict[str, Any] = {"adversarial.perturbation": ""}
 LOCAL = {
     "clients": 5,
@@ -59,6 +59,21 @@ def _full_batch(**server: Any) -> dict[str, Any]:
         "training.batch_size": 10_000,
         "server": given | {"schedule": schedule} | server,
     }
+
+
+def _grid(eps: float) -> tuple[Case, ...]:
+    """Standard, FGSM and PGD, each with SGD and LALR, and LALR's PGD with 8 bits."""
+    fgsm = {"adversarial.perturbation": _fgsm(eps)}
+    return (
+        Case("standard, SGD", UNKNOWN, CLEAN | SGD),
+        Case("standard, LALR", UNKNOWN, CLEAN),
+        Case("DAT-FGSM, SGD", UNKNOWN, SGD | fgsm),
+        Case("DAT-FGSM, LALR", UNKNOWN, fgsm),
+        Case("DAT-PGD, SGD", UNKNOWN, SGD),
+        Case("DAT-PGD, LALR", UNKNOWN),
+        Case("DAT-PGD, LALR, 8 bit one-sided", UNKNOWN, _bits(8, "up")),
+        Case("DAT-PGD, LALR, 8 bit two-sided", UNKNOWN, _bits(8, "both")),
+    )
 
 
 LALR = {"name": "lalr"}
@@ -91,14 +106,6 @@ TABLES: dict[str, tuple[Case, ...]] = {
         Case("full batch, SGD 0.2", "35.5, 76.8 / 10.6, 13.6", _full_batch(lr=0.2)),
         Case("full batch, SGD 0.8", "8.6, 10.3 / 8.6, 10.3", _full_batch(lr=0.8)),
     ),
-    "fashionmnist": (
-        Case("standard, SGD", UNKNOWN, CLEAN | SGD),
-        Case("standard, LALR", UNKNOWN, CLEAN),
-        Case("DAT-FGSM, SGD", UNKNOWN, SGD | {"adversarial.perturbation": _fgsm(FASHION)}),
-        Case("DAT-FGSM, LALR", UNKNOWN, {"adversarial.perturbation": _fgsm(FASHION)}),
-        Case("DAT-PGD, SGD", UNKNOWN, SGD),
-        Case("DAT-PGD, LALR", UNKNOWN),
-        Case("DAT-PGD, LALR, 8 bit one-sided", UNKNOWN, _bits(8, "up")),
-        Case("DAT-PGD, LALR, 8 bit two-sided", UNKNOWN, _bits(8, "both")),
-    ),
+    "fashionmnist": _grid(FASHION),
+    "cifar10": _grid(CIFAR),
 }
