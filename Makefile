@@ -10,7 +10,7 @@ run: $(STAMP)
 	$(BIN)/fedrobust run experiments/quickstart.toml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 rehearse: $(STAMP)
 	$(BIN)/python -m experiments.deploy.rehearse

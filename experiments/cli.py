@@ -14,8 +14,6 @@ from experiments import deployment, listing, showing, tables
 from experiments.papers.transfer import node_tables, study
 from experiments.preparing import check_data, experiments_of
 from experiments.progress import Live
-from experiments.report import folders_in
-from experiments.report import write as write_report
 from experiments.results import Results, load
 from experiments.simulation import check_device, check_grid
 from experiments.sweep import Sweep
@@ -142,6 +140,8 @@ def sweep_over(
     resolve_one(table, list(tables.FORMATS), "format")
     results = _run(sweep, errors, track, quiet=quiet)  # the table alone goes to stdout
     written = showing.write_summary(results, sweep.output)
+    from experiments.report import write as write_report  # matplotlib takes its time
+
     page = write_report(sweep.folders(), sweep.output / "report.html", data_root=data_root)
     if as_json:
         typer.echo(json.dumps(showing.as_json(results, sweep) | {"report": str(page)}))
@@ -158,6 +158,9 @@ def report(
     data_root: DataRoot = None,
 ) -> None:
     """Write one self-contained HTML page about a run or a sweep: FOLDER/report.html."""
+    from experiments.report import folders_in
+    from experiments.report import write as write_report
+
     page = write_report(folders_in(folder), output or folder / "report.html", data_root=data_root)
     typer.echo(f"written: {page}")
 

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import tables
-from experiments.pictures import detection
 from experiments.results import Results
 from experiments.sweep import Sweep
 
@@ -24,6 +23,8 @@ def write_summary(results: Results, output: Path) -> list[Path]:
     results.plot().savefig(picture, dpi=150)
     written = [output / "table.md", output / "table.csv", output / "table.tex", picture]
     if "wrong_files" in (frame := results.frame):
+        from experiments.pictures import detection
+
         written.append(output / "detection.png")
         detection(frame).savefig(written[-1], dpi=150)
     return written

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from fedrobust.config import ConfigError
 from fedrobust.spec import suggest
@@ -20,7 +20,7 @@ def half_width(values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     if len(known) < 2:
         return math.nan
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(known) - 1))
+    quantile = float(special.stdtrit(len(known) - 1, (1 + CONFIDENCE) / 2))
     return quantile * statistics.stdev(known) / math.sqrt(len(known))
 
 

@@ -284,7 +284,7 @@ def test_adversarial_training_pays_off_on_the_digits() -> None:
     attack = {"name": "pgd", "eps": eps, "step_size": eps / 8, "steps": 20}
     found, models = {}, {}
     for name, (perturbation, loss) in runs.items():
-        models[name] = train(perturbation, loss, 20)
+        models[name] = train(perturbation, loss, 12)
         found[name] = evaluate_attacks(models[name], x, y, attacks={"pgd": attack})["pgd"]
     gain = found["pgd"].unconditional - found["none"].unconditional
     assert gain >= 0.40, found

@@ -42,6 +42,7 @@ def file(small, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_run_writes_what_it_promises_and_skips_what_is_done(small, tmp_path):
     path = tmp_path / "tiny.toml"
     path.write_text(tomli_w.dumps(small | {"sweep": {"rule": ["mean", "krum"],

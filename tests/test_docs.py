@@ -125,6 +125,7 @@ def test_the_citation_is_of_this_version():
     assert f"version: {version}\n" in text and "cff-version: 1.2.0" in text
 
 
+@pytest.mark.slow
 def test_the_site_builds_with_warnings_as_errors(tmp_path):
     if not all(importlib.util.find_spec(name) for name in ("mkdocs", "material", "mkdocstrings")):
         pytest.skip("needs fedrobust[docs]")
