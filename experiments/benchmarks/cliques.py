@@ -18,6 +18,7 @@ import networkx
 import torch
 from torch import Tensor
 
+from experiments.benchmarks.measuring import median_of
 from fedrobust.redundancy import detect
 from fedrobust.seeds import generator
 
@@ -41,16 +42,6 @@ def random_graph(workers: int, q: int, files: int = 98) -> Tensor:
         victims = q + torch.randperm(workers - q, generator=source)[:q]
         agreement[liar, victims] = agreement[victims, liar] = files - 1
     return agreement
-
-
-def best_of(call: Callable[[], Any], *, times: int) -> float:
-    """Return the shortest of several timed calls."""
-    took = []
-    for _ in range(times):
-        begin = time.perf_counter()
-        call()
-        took.append(time.perf_counter() - begin)
-    return min(took)
 
 
 def peak_of(call: Callable[[], Any]) -> int:
@@ -82,8 +73,8 @@ def row(name: str, agreement: Tensor, *, q: int, goal: float, times: int) -> dic
     def ours() -> Any:
         return detect(agreement, q=q, files_per_pair=98, seconds=CAP)
 
-    seconds = best_of(ours, times=times)
-    reference = best_of(lambda: plain(agreement, seconds=CAP), times=min(times, 5))
+    seconds = median_of(ours, times=times)
+    reference = median_of(lambda: plain(agreement, seconds=CAP), times=min(times, 5))
     outcome = ours()
     return {
         "case": f"{name}: {'capped' if outcome.capped else f'{len(outcome.cliques)} cliques'}",

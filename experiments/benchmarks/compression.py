@@ -9,30 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.measuring import peak_of
+from experiments.benchmarks.measuring import median_of, peak_of
 from fedrobust.training.compression import Quantized, quantize
 from fedrobust.training.lalr import lalr_step
 
 SIZE = 11_171_146  # PreAct-ResNet-18, the network of the quantised uplink
 PACE = 1e9  # bytes of float32 per second and core
-
-
-def best_of(call: Callable[[], Any], *, times: int = 7) -> float:
-    """Return the shortest of several timed calls, after one to warm up."""
-    call()
-    took = []
-    for _ in range(times):
-        begin = time.perf_counter()
-        call()
-        took.append(time.perf_counter() - begin)
-    return min(took)
 
 
 def case(
@@ -44,7 +32,7 @@ def case(
     goal: float | None,
 ) -> dict[str, Any]:
     """Time one case and put it beside its reference."""
-    seconds = best_of(call)
+    seconds = median_of(call)
     return {
         "case": name,
         "seconds": seconds,
@@ -99,7 +87,7 @@ def quantiser_cases() -> Iterator[dict[str, Any]]:
     }
     for name, call in calls.items():
         yield case(name, call, reference="1 GB/s", reference_seconds=4 * SIZE / PACE, goal=1.0)
-    plain = best_of(lambda: torch_round_trip(x, generator), times=3)
+    plain = median_of(lambda: torch_round_trip(x, generator), times=3)
     yield case(
         "8 bits against plain torch",
         round_trip,
@@ -117,7 +105,7 @@ def lalr_cases() -> Iterator[dict[str, Any]]:
     held = [torch.nn.Parameter(p.clone()) for p in params]
     for parameter, grad in zip(held, grads, strict=True):
         parameter.grad = grad
-    adam = best_of(torch.optim.Adam(held).step)
+    adam = median_of(torch.optim.Adam(held).step)
     yield case(
         "LALR step, 54 tensors",
         lambda: lalr_step(params, grads, state, lr=0.01),

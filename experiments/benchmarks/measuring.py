@@ -23,6 +23,12 @@ def seconds_of(call: Call, *, device: str = "cpu") -> float:
     return time.perf_counter() - begin
 
 
+def median_of(call: Call, *, times: int = 7) -> float:
+    """Return the median time of several calls, after one to warm up."""
+    call()
+    return statistics.median(seconds_of(call) for _ in range(times))
+
+
 def side_by_side(
     call: Call, reference: Call, *, times: int = 7, limit: float = 20.0, device: str = "cpu"
 ) -> tuple[float, float]:
