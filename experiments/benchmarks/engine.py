@@ -39,7 +39,12 @@ from strategies.session import run
 GOALS = {"in_process": 1.10, "stacked": 1.10, "cohorts": 1.35, "stock": None}
 GROWTH_GOAL = 1.05
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-DATA = {"mlp": "fashionmnist", "cnn": "fashionmnist", "alie_cnn": "cifar10"}
+DATA = {
+    "mlp": "fashionmnist",
+    "cnn": "fashionmnist",
+    "wide_mlp": "fashionmnist",
+    "alie_cnn": "cifar10",
+}
 Row = dict[str, Any]
 
 
@@ -209,7 +214,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cuda: in process on a GPU")
     parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: in process only")
     parser.add_argument("--grids", nargs="+", default=list(MEASURES), choices=MEASURES)
-    parser.add_argument("--models", nargs="+", default=["mlp", "cnn"], choices=DATA)
+    parser.add_argument("--models", nargs="+", default=["mlp", "cnn", "wide_mlp"], choices=DATA)
     parser.add_argument("--clients", nargs="+", type=int, default=[20, 100, 300, 1000])
     parser.add_argument("--data-root", default=os.environ.get("FEDROBUST_DATA"))
     given = parser.parse_args()

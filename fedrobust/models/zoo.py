@@ -54,6 +54,17 @@ def mlp(shape: Shape, classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(100, classes))
 
 
+def wide_mlp(shape: Shape, classes: int) -> nn.Module:
+    """One hidden layer of 1,258 (1,000,120 parameters on 1x28x28).
+
+    Many parameters for little arithmetic: for measuring what carrying a model costs.
+    """
+    hidden = 1258
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(_pixels(shape), hidden), nn.ReLU(), nn.Linear(hidden, classes)
+    )
+
+
 def alie_cnn(shape: Shape, classes: int) -> nn.Module:
     """The CIFAR-10 network of ALIE's code (117,706 parameters on 3x32x32).
 
@@ -143,6 +154,7 @@ def bn_cnn(shape: tuple[int, int, int], classes: int) -> nn.Module:
 MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "linear": linear,
     "mlp": mlp,
+    "wide_mlp": wide_mlp,
     "alie_cnn": alie_cnn,
     "cnn": cnn,
     "tiny_cnn": tiny_cnn,
