@@ -137,7 +137,7 @@ def run_on_nodes(
         if "run-id" not in answer:
             raise FlowerRunError(f"Flower did not accept the run: {answer}")
         target = RunFolder(output.resolve(), experiment)
-        return flower_run.follow(str(answer["run-id"]), environment, target, on_row, every=5.0)
+        return flower_run.follow(str(answer["run-id"]), environment, target, on_row)
 
 
 def connection(

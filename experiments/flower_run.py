@@ -32,6 +32,7 @@ from fedrobust.rundir import RunFolder, read_rows
 
 Row = dict[str, Any]
 POLL = 0.5
+ASK = 10.0  # seconds between two questions after a run's state: each is a process of a second
 START_LIMIT = 60.0
 SERVER = "strategies.server_app:app"
 QUIET = {
@@ -161,23 +162,27 @@ def follow(
     target: RunFolder,
     on_row: Callable[[Row], None],
     *,
-    every: float = POLL,
+    every: float = ASK,
 ) -> list[Row]:
     """Report rows as they are written; return when the run has ended.
 
-    ``every`` so many seconds the SuperLink is asked: each time a new ``flwr`` process.
+    The SuperLink is asked, each time by a new ``flwr`` process, once the last round is written,
+    else after 1, 2, 4, ... and at most ``every`` seconds.
     """
-    seen, asked, status = 0, -every, ""
+    seen, status, wait = 0, "", 1.0
+    ask = time.monotonic() + wait
     while True:
-        if time.monotonic() - asked >= every:
-            status, asked = _status(run_id, environment), time.monotonic()
         rows = read_rows(target.path / "rounds.jsonl")
         for row in rows[seen:]:
             on_row(row)
         seen = len(rows)
         if status.startswith("finished"):
             break
-        time.sleep(POLL)
+        if target.finished or time.monotonic() >= ask:
+            status = _status(run_id, environment)
+            wait = min(every, 2 * wait)
+            ask = time.monotonic() + wait
+        time.sleep(POLL if not status.startswith("finished") else 0)
     if status != "finished:completed":
         raise FlowerRunError(f"the run ended as {status!r}:\n{_log(run_id, environment)}")
     return rows

@@ -22,6 +22,7 @@ from fedrobust.flower import (
     tensor_of,
 )
 from fedrobust.flower.in_process import identify
+from fedrobust.flower.wire import read_setting
 
 identify()
 D = 5
@@ -226,6 +227,31 @@ def test_a_host_that_fails_takes_only_its_own_clients_down():
     replies = heard(grid, grid.get_node_ids())
     assert replies[1] == [0.0, 1.0]
     assert {replies[n] for n in (2, 4, 6)} == {"RuntimeError: host down"}
+
+
+def test_a_large_cohort_travels_in_parts_one_after_the_other():
+    sizes = []
+
+    def counting(message, context):
+        sizes.append(len(read_setting(message.content, "fedrobust.cohort", "clients")))
+        return host(message, context)
+
+    model = array_of(model=torch.zeros(100))
+    content = RecordDict({"arrays": model, "config": ConfigRecord({"round": 1})})
+    for most, expected in ((10**9, [5, 5]), (4 * 400, [4, 4, 1, 1]), (1, [1] * 10)):
+        inner = InProcessGrid(counting, clients=2, run_config={})
+        grid = CohortGrid(inner, clients=10, at_once=most)
+        replies = grid.send_and_receive([Message(content, n, "train") for n in range(1, 11)])
+        assert sizes == expected
+        assert len(replies) == 9  # one of them stays silent
+        sizes.clear()
+
+
+def test_no_part_is_sent_after_the_deadline():
+    inner = InProcessGrid(host, clients=2, run_config={})
+    content = RecordDict({"arrays": array_of(model=torch.zeros(100))})
+    messages = [Message(content, node, "train") for node in range(1, 11)]
+    assert CohortGrid(inner, clients=10).send_and_receive(messages, timeout=0) == []
 
 
 def test_push_and_pull_is_send_and_receive():

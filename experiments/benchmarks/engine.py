@@ -152,6 +152,10 @@ def through_flower(model: str, clients: int, settings: Settings, grid: str) -> R
     watch = Stopwatch(case, {"experiment": case.to_toml(), "data-root": root or ""}, settings)
     for number in range(1, 5):
         watch.bare_round(number)
+    if lost := sum(clients - row["replies"] for row in rows[1:]):
+        raise RuntimeError(
+            f"{grid} {model} N={clients}: {lost} replies lost, the rounds say nothing"
+        )
     return _line(grid, watch, [row["seconds"] for row in rows[2:-1]], None)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import Any
 
@@ -11,10 +12,12 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrobust.flower.in_process import RAISED, Together, answer, stamp
+from fedrobust.flower.packets import payload
 from fedrobust.flower.wire import read_setting
 from fedrobust.flower.wrapping import WrappedGrid
 
 COHORT = "fedrobust.cohort"
+AT_ONCE = 2**29  # bytes of replies that a host may have to hold in one message
 UNMENTIONED = "error: the host did not mention this client"
 Handler = Callable[[Message, Context], Message | None]
 
@@ -31,6 +34,10 @@ class CohortGrid(WrappedGrid):
         whole run, so that its state stays with it.
     hosts
         Use at most this many nodes of ``inner``; 0 uses all.
+    at_once
+        Bytes that one host's reply should not exceed, counting each client's as large as what it
+        was sent. Larger cohorts travel in parts, a host's next part after its last came back:
+        a message is held whole, several times over, on its way.
 
     Notes
     -----
@@ -38,13 +45,16 @@ class CohortGrid(WrappedGrid):
     raises, or does not answer, costs its own reply only.
     """
 
-    def __init__(self, inner: Grid, *, clients: int, hosts: int = 0) -> None:
+    def __init__(
+        self, inner: Grid, *, clients: int, hosts: int = 0, at_once: int = AT_ONCE
+    ) -> None:
         super().__init__(inner)
         self._clients = clients
         nodes = sorted(inner.get_node_ids())
         if not nodes:
             raise ValueError("a cohort grid needs at least one host node, found none")
         self._hosts = nodes[: hosts or None]
+        self._at_once = at_once
         self._ids = count(1)
 
     def get_node_ids(self) -> list[int]:
@@ -59,23 +69,36 @@ class CohortGrid(WrappedGrid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
         """Pack the messages by host, send, and unpack one reply a logical client."""
-        packs = self._pack([stamp(m, f"cohort-{next(self._ids)}") for m in messages])
-        outer = {id(message): members for message, members in packs}
-        sent = [message for message, _ in packs]
-        replies = list(self._inner.send_and_receive(sent, timeout=timeout))
-        by_id = {m.metadata.message_id: outer[id(m)] for m in sent}
+        end = None if timeout is None else time.monotonic() + timeout
         result: list[Message] = []
-        for reply in replies:
-            result += _unpack(reply, by_id.get(reply.metadata.reply_to_message_id, []))
+        for wave in self._pack([stamp(m, f"cohort-{next(self._ids)}") for m in messages]):
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            outer = {id(message): members for message, members in wave}
+            sent = [message for message, _ in wave]
+            replies = list(self._inner.send_and_receive(sent, timeout=left))
+            by_id = {m.metadata.message_id: outer[id(m)] for m in sent}
+            for reply in replies:
+                result += _unpack(reply, by_id.get(reply.metadata.reply_to_message_id, []))
         return result
 
-    def _pack(self, messages: list[Message]) -> list[tuple[Message, list[Message]]]:
-        """Group messages that carry the same content to the same host."""
+    def _pack(self, messages: list[Message]) -> Iterator[list[tuple[Message, list[Message]]]]:
+        """Group messages that carry the same content to the same host; yield what may go at once.
+
+        Groups of the same host with other contents go along: they are few and small.
+        """
         groups: dict[tuple[int, int, str], list[Message]] = defaultdict(list)
         for message in messages:
             host = self._hosts[(message.metadata.dst_node_id - 1) % len(self._hosts)]
             groups[host, id(message.content), message.metadata.message_type].append(message)
-        return [(self._host_message(host, group), group) for (host, _, _), group in groups.items()]
+        parts: dict[int, list[tuple[int, list[Message]]]] = defaultdict(list)
+        for (host, _, _), group in groups.items():
+            size = max(1, self._at_once // max(1, payload(group[0].content)))
+            for number, first in enumerate(range(0, len(group), size)):
+                parts[number].append((host, group[first : first + size]))
+        for wave in parts.values():
+            yield [(self._host_message(host, group), group) for host, group in wave]
 
     def _host_message(self, host: int, group: list[Message]) -> Message:
         first = group[0]
