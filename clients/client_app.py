@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -23,7 +24,8 @@ app = ClientApp()
 def train(message: Message, context: Context) -> Message | None:
     """Train one client, or every client of a cohort."""
     pin_from_environment()
-    return serve_cohort(train_one, message, context, together=train_together)
+    leaving = partial(train_together, keep=False)  # as bytes: what was kept would be held twice
+    return serve_cohort(train_one, message, context, together=leaving)
 
 
 @app.query("hello")  # type: ignore[arg-type]

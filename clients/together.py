@@ -20,14 +20,15 @@ from fedrobust.training.cohort import CohortError
 
 
 def train_together(
-    messages: Sequence[Message], contexts: Sequence[Context]
+    messages: Sequence[Message], contexts: Sequence[Context], *, keep: bool = True
 ) -> Iterator[Message | None]:
     """Answer the training messages of several clients, one reply a message, in order.
 
     With ``training.cohort`` = "off" each client trains when its reply is asked for; otherwise those
     that train honestly do it first, together. A client that raises costs its own reply: where
     cohorts cannot be trained the clients train one by one, and each fails or not on its own. The
-    updates lie in memory that the process keeps: a reply holds until its client trains again.
+    updates lie in memory that the process keeps, unless told otherwise: a reply holds until its
+    client trains again.
     """
     if not messages:
         return
@@ -37,9 +38,9 @@ def train_together(
         return
     workshop = open_workshop(contexts[0].run_config, contexts[0].node_config)
     files = bool(workshop.experiment.scheme.name)
-    ready = {} if files else _trained(workshop, messages, contexts)
+    ready = {} if files else _trained(workshop, messages, contexts, keep=keep)
     for i, (message, context) in enumerate(zip(messages, contexts, strict=True)):
-        yield answer(partial(train_one, results=ready.get(i), keep=True), message, context)
+        yield answer(partial(train_one, results=ready.get(i), keep=keep), message, context)
 
 
 def train_one(
@@ -90,7 +91,7 @@ def _malicious(workshop: Workshop, task: honest.Task, message: Message, context:
 
 
 def _trained(
-    workshop: Workshop, messages: Sequence[Message], contexts: Sequence[Context]
+    workshop: Workshop, messages: Sequence[Message], contexts: Sequence[Context], *, keep: bool
 ) -> dict[int, honest.Result]:
     """Train the honest clients among them as cohorts; nothing where that is switched off."""
     cohort = workshop.experiment.training.cohort
@@ -110,7 +111,7 @@ def _trained(
         return {}
     members = [
         honest.lesson_of(
-            workshop, tasks[i], contexts[i], *workshop.share(tasks[i].client), keep=True
+            workshop, tasks[i], contexts[i], *workshop.share(tasks[i].client), keep=keep
         ).member
         for i in places
     ]

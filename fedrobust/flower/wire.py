@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,11 @@ from torch import Tensor
 PROTOCOL = 1
 NPY = "numpy.ndarray"
 LONGEST_HEADER = 4096
+ALIGNED = 16  # bytes: what vector instructions may rely on
+
+with warnings.catch_warnings():  # torch says once a process that such memory is not to be written
+    warnings.simplefilter("ignore")
+    torch.frombuffer(bytes(4), dtype=torch.float32)
 
 
 class TensorArray(Array):
@@ -60,8 +66,8 @@ def array_of(**tensors: Tensor) -> ArrayRecord:
 def tensor_of(array: Array) -> Tensor:
     """Read a float32 array as a tensor, trusting none of its claims.
 
-    No memory is taken before the declared size has been compared with the bytes at hand; nothing
-    is unpickled.
+    The tensor lies in the array's own bytes: it is not to be written. No memory is taken before
+    the declared size has been compared with the bytes at hand; nothing is unpickled.
 
     Raises
     ------
@@ -79,8 +85,10 @@ def tensor_of(array: Array) -> Tensor:
     offset, shape = _header(array.data)
     if shape != tuple(array.shape):
         raise ValueError(f"declared shape {tuple(array.shape)} but the bytes hold {shape}")
-    flat = np.frombuffer(array.data, dtype="<f4", offset=offset)
-    return torch.from_numpy(flat.copy() if len(flat) else flat.reshape(0).copy()).view(shape)
+    if offset == len(array.data):
+        return torch.empty(shape)
+    flat = torch.frombuffer(array.data, dtype=torch.float32, offset=offset)
+    return (flat.clone() if flat.data_ptr() % ALIGNED else flat).view(shape)
 
 
 def read_tensor(content: RecordDict, record: str, key: str) -> Tensor:
