@@ -39,8 +39,9 @@ def train_together(
     workshop = open_workshop(contexts[0].run_config, contexts[0].node_config)
     files = bool(workshop.experiment.scheme.name)
     ready = {} if files else _trained(workshop, messages, contexts, keep=keep)
-    for i, (message, context) in enumerate(zip(messages, contexts, strict=True)):
-        yield answer(partial(train_one, results=ready.get(i), keep=keep), message, context)
+    with one_thread():
+        for i, (message, context) in enumerate(zip(messages, contexts, strict=True)):
+            yield answer(partial(train_one, results=ready.get(i), keep=keep), message, context)
 
 
 def train_one(
