@@ -128,8 +128,7 @@ def finish(
     update, loss = results
     experiment = workshop.experiment
     statistics = workshop.statistics
-    if len(statistics):
-        statistics = read_statistics(workshop.model.module)
+    statistics = read_statistics(workshop.model.module) if len(statistics) else statistics
     if experiment.batchnorm["name"] == "local" and len(statistics):
         context.state[STATISTICS] = array_of(statistics=statistics)
     return Trained(

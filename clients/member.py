@@ -18,7 +18,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
-from clients.workshop import ROLE
+from clients.workshop import ROLE, settled
 from fedrobust import data, models
 from fedrobust.adversarial import input_curvature
 from fedrobust.attacks import place
@@ -75,12 +75,8 @@ def open_site(run_config: Mapping[str, Any], node_config: Mapping[str, Any] | No
     are on its machine (``data-root``), and which ``device`` it computes on.
     """
     node = node_config or {}
-    if "device" in node:
-        run_config = {**run_config, "device": node["device"]}
     client = int(node.get("partition-id", 0)) if "data" in node else 0  # of interest there alone
-    if "data-root" in node:
-        run_config = {**run_config, "data-root": node["data-root"]}
-    return _open(tuple(sorted(run_config.items())), str(node.get("data", "")), client)
+    return _open(settled(run_config, node), str(node.get("data", "")), client)
 
 
 @lru_cache(maxsize=1)

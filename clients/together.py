@@ -38,8 +38,8 @@ def train_together(
         return
     workshop = open_workshop(contexts[0].run_config, contexts[0].node_config)
     files = bool(workshop.experiment.scheme.name)
-    ready = {} if files else _trained(workshop, messages, contexts, keep=keep)
     with one_thread():
+        ready = {} if files else _trained(workshop, messages, contexts, keep=keep)
         for i, (message, context) in enumerate(zip(messages, contexts, strict=True)):
             yield answer(partial(train_one, results=ready.get(i), keep=keep), message, context)
 
@@ -118,8 +118,7 @@ def _trained(
     ]
     start = tasks[places[0]].vector.to(workshop.model.vector.device)
     try:
-        with one_thread():
-            results = train_cohort(workshop.model, start, members, cohort=cohort)
+        results = train_cohort(workshop.model, start, members, cohort=cohort)
     except (RuntimeError, ValueError):
         if cohort == "vmap":
             raise

@@ -19,6 +19,7 @@ from fedrobust.flower import Wire, wire_of
 from fedrobust.training import Recipe
 from fedrobust.vector import FlatModel
 
+OWN = ("data-root", "device")  # of a real node, in its own configuration
 ROLE = "role"  # of a real node, in its own configuration: "honest" or "malicious"
 
 
@@ -73,13 +74,18 @@ def open_workshop(
     comes from the server and names none of them.
     """
     node = node_config or {}
-    if "device" in node:
-        run_config = {**run_config, "device": node["device"]}
+    items = settled(run_config, node)
     if "data" in node:
-        return _open_own(tuple(sorted(run_config.items())), str(node["data"]), _number(node))
-    if "data-root" in node:
-        run_config = {**run_config, "data-root": node["data-root"]}
-    return _open(tuple(sorted(run_config.items())))
+        return _open_own(items, str(node["data"]), _number(node))
+    return _open(items)
+
+
+def settled(
+    run_config: Mapping[str, Any], node_config: Mapping[str, Any]
+) -> tuple[tuple[str, Any], ...]:
+    """Return a run's configuration, sorted, with what the node's owner says about the machine."""
+    own = {key: node_config[key] for key in OWN if key in node_config}
+    return tuple(sorted({**run_config, **own}.items()))
 
 
 def _number(node_config: Mapping[str, Any]) -> int:

@@ -28,7 +28,7 @@ import strategies
 from fedrobust import __version__
 from fedrobust.config import Experiment
 from fedrobust.cores import VARIABLE
-from fedrobust.rundir import RunFolder, read_rows
+from fedrobust.rundir import RunFolder
 
 Row = dict[str, Any]
 POLL = 0.5
@@ -161,28 +161,24 @@ def follow(
     environment: dict[str, str],
     target: RunFolder,
     on_row: Callable[[Row], None],
-    *,
-    every: float = ASK,
 ) -> list[Row]:
     """Report rows as they are written; return when the run has ended.
 
     The SuperLink is asked, each time by a new ``flwr`` process, once the last round is written,
-    else after 1, 2, 4, ... and at most ``every`` seconds.
+    else after 1, 2, 4, ... and at most ``ASK`` seconds.
     """
-    seen, status, wait = 0, "", 1.0
+    rows: list[Row] = []
+    status, wait = "", 1.0
     ask = time.monotonic() + wait
-    while True:
-        rows = read_rows(target.path / "rounds.jsonl")
+    while not status.startswith("finished"):
+        time.sleep(POLL)
+        if time.monotonic() >= ask or target.finished:
+            status = _status(run_id, environment)
+            wait = min(ASK, 2 * wait)
+            ask = time.monotonic() + wait
+        seen, rows = len(rows), target.rows()
         for row in rows[seen:]:
             on_row(row)
-        seen = len(rows)
-        if status.startswith("finished"):
-            break
-        if target.finished or time.monotonic() >= ask:
-            status = _status(run_id, environment)
-            wait = min(every, 2 * wait)
-            ask = time.monotonic() + wait
-        time.sleep(POLL if not status.startswith("finished") else 0)
     if status != "finished:completed":
         raise FlowerRunError(f"the run ended as {status!r}:\n{_log(run_id, environment)}")
     return rows

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,11 @@ class RunFolder:
         with _told(self.path), (self.path / "rounds.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
+
+
+def timeless(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Drop what depends on the machine: what is left is the same wherever a run is repeated."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ is the cap plus a tenth of a second.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import networkx
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.measuring import median_of
+from experiments.benchmarks.measuring import median_of, show
 from fedrobust.redundancy import detect
 from fedrobust.seeds import generator
 
@@ -104,11 +103,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     options = parser.parse_args()
-    for line in rows():
-        if options.json:
-            print(json.dumps(line), flush=True)
-        else:
-            print(f"{line['case']:50s} {1e3 * line['seconds']:9.2f} ms", flush=True)
+    show(
+        rows(),
+        lambda row: f"{row['case']:50s} {1e3 * row['seconds']:9.2f} ms",
+        as_json=options.json,
+    )
 
 
 if __name__ == "__main__":

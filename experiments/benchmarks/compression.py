@@ -7,15 +7,15 @@ reference seconds, and the goal is met where it is at most ``goal``.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.measuring import median_of, peak_of
+from experiments.benchmarks.measuring import Row, median_of, peak_of, show
 from fedrobust.training.compression import Quantized, quantize
 from fedrobust.training.lalr import lalr_step
 
@@ -122,11 +122,12 @@ def main() -> None:
     as_json = parser.parse_args().json
     torch.set_num_threads(1)
     assert math.isclose(sum(t.numel() for t in layers()), SIZE)
-    for cases in (quantiser_cases(), lalr_cases()):
-        for row in cases:
-            pace = 4 * SIZE / row["seconds"] / 1e9
-            text = f"{row['case']:32} {row['seconds']:8.4f} s {pace:7.2f} GB/s x{row['ratio']:.2f}"
-            print(json.dumps(row) if as_json else text, flush=True)
+    show(chain(quantiser_cases(), lalr_cases()), _text, as_json=as_json)
+
+
+def _text(row: Row) -> str:
+    pace = 4 * SIZE / row["seconds"] / 1e9
+    return f"{row['case']:32} {row['seconds']:8.4f} s {pace:7.2f} GB/s x{row['ratio']:.2f}"
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import torch
 
 from clients.client_app import app, train_together
 from clients.workshop import open_workshop
-from experiments.benchmarks.measuring import peak_of
+from experiments.benchmarks.measuring import Row, peak_of
 from experiments.flower_run import run_on_flower
 from experiments.simulation import quiet
 from fedrobust.config import Experiment
@@ -45,7 +45,6 @@ DATA = {
     "wide_mlp": "fashionmnist",
     "alie_cnn": "cifar10",
 }
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -149,13 +148,13 @@ def through_flower(model: str, clients: int, settings: Settings, grid: str) -> R
     root = settings.data_root
     hosts = clients if grid == "stock" else 2
     rows = run_on_flower(case, data_root=root, hosts=hosts)
-    watch = Stopwatch(case, {"experiment": case.to_toml(), "data-root": root or ""}, settings)
-    for number in range(1, 5):
-        watch.bare_round(number)
     if lost := sum(clients - row["replies"] for row in rows[1:]):
         raise RuntimeError(
             f"{grid} {model} N={clients}: {lost} replies lost, the rounds say nothing"
         )
+    watch = Stopwatch(case, {"experiment": case.to_toml(), "data-root": root or ""}, settings)
+    for number in range(1, 5):
+        watch.bare_round(number)
     return _line(grid, watch, [row["seconds"] for row in rows[2:-1]], None)
 
 

@@ -25,7 +25,7 @@ import typer
 from experiments.simulation import run_one
 from fedrobust import checkpoint
 from fedrobust.config import Experiment
-from fedrobust.rundir import CHECKPOINT, RunFolder
+from fedrobust.rundir import CHECKPOINT, RunFolder, timeless
 
 Row = dict[str, Any]
 BASE: dict[str, Any] = {
@@ -138,8 +138,7 @@ def start(experiment: Experiment, parent: Path, before: Callable[[], None] = lam
 def outcome(experiment: Experiment, parent: Path) -> tuple[list[Row], str]:
     """Return a run's rows without their times, and its final state as text."""
     folder = RunFolder(parent, experiment)
-    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in folder.rows()]
-    return rows, flat(checkpoint.load(folder.path / CHECKPOINT))
+    return timeless(folder.rows()), flat(checkpoint.load(folder.path / CHECKPOINT))
 
 
 def flat(tree: Any) -> str:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 Call = Callable[[], Any]
+Row = dict[str, Any]
+
+
+def show(rows: Iterable[Row], text: Callable[[Row], str], *, as_json: bool) -> None:
+    """Print each row when it comes: one JSON object a line, or a text for people."""
+    for row in rows:
+        print(json.dumps(row) if as_json else text(row), flush=True)
 
 
 def seconds_of(call: Call, *, device: str = "cpu") -> float:

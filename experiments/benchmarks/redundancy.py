@@ -9,7 +9,6 @@ the lines hold ``bytes`` and ``reference_bytes``: every copy of every file sent,
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +18,7 @@ from flwr.app import ConfigRecord
 from clients.client_app import app
 from clients.file_bench import FileBench
 from clients.workshop import open_workshop
-from experiments.benchmarks.measuring import peak_of, side_by_side
+from experiments.benchmarks.measuring import peak_of, show, side_by_side
 from fedrobust.config import Experiment
 from fedrobust.flower import InProcessGrid, array_of
 from fedrobust.redundancy import assign, traffic
@@ -142,11 +141,11 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for line in rows(times=options.times):
-        if options.json:
-            print(json.dumps(line), flush=True)
-        else:
-            print(f"{line['case']:75s} {line['ratio']:8.4f}", flush=True)
+    show(
+        rows(times=options.times),
+        lambda row: f"{row['case']:75s} {row['ratio']:8.4f}",
+        as_json=options.json,
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.measuring import Call, peak_of, side_by_side
+from experiments.benchmarks.measuring import Call, Row, peak_of, show, side_by_side
 from fedrobust.aggregation import PREAGGREGATORS, RULES, aggregate, preaggregate
 from fedrobust.spec import parameters
 
@@ -233,10 +232,15 @@ def main() -> None:
     options = parser.parse_args()
     names = options.rules or [*RULES, *PREAGGREGATORS]
     sizes = tuple(tuple(map(int, size.split("x"))) for size in options.sizes or ()) or SIZES
-    for row in cases(sizes, names, device=options.device, peers=not options.no_peers):  # type: ignore[arg-type]
-        goal = "" if row["goal"] is None else f"  goal {row['goal']}"
-        text = f"{row['case']:44} {row['seconds']:9.4f} s  {row['ratio']:8.2f} x {row['reference']}"
-        print(json.dumps(row) if options.json else text + goal, flush=True)
+    rows = cases(sizes, names, device=options.device, peers=not options.no_peers)  # type: ignore[arg-type]
+    show(rows, _text, as_json=options.json)
+
+
+def _text(row: Row) -> str:
+    goal = "" if row["goal"] is None else f"  goal {row['goal']}"
+    return (
+        f"{row['case']:44} {row['seconds']:9.4f} s  {row['ratio']:8.2f} x {row['reference']}{goal}"
+    )
 
 
 if __name__ == "__main__":

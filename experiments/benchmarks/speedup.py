@@ -8,11 +8,11 @@ images a step, PGD-7, by one worker and by two, each a process of its own behind
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterator
 from typing import Any
 
+from experiments.benchmarks.measuring import show
 from experiments.flower_run import run_on_flower
 from fedrobust.config import Experiment
 
@@ -67,9 +67,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--rounds", type=int, default=8)
     options = parser.parse_args()
-    for line in cases(rounds=options.rounds):
-        text = f"{line['case']:50s} {line['seconds']:.2f} s, {line['ratio']:.2f} of one worker's"
-        print(json.dumps(line) if options.json else text, flush=True)
+    show(
+        cases(rounds=options.rounds),
+        lambda row: f"{row['case']:50s} {row['seconds']:.2f} s, {row['ratio']:.2f} of one worker's",
+        as_json=options.json,
+    )
 
 
 if __name__ == "__main__":

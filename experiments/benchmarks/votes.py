@@ -27,6 +27,7 @@ from fedrobust.config import Experiment, from_run_config
 from fedrobust.evaluation import pixels
 from fedrobust.flower import GuardedGrid, InProcessGrid
 from fedrobust.inference import combine
+from fedrobust.rundir import timeless
 from strategies import server_app
 from strategies.inference import ask
 from strategies.roll_call import registered
@@ -133,11 +134,6 @@ def compare(rounds: int = 2) -> None:
     }
     typer.echo(as_json(line))
     raise typer.Exit(0 if all(equal.values()) else 1)
-
-
-def timeless(rows: list[dict]) -> list[dict]:
-    """Drop what depends on the machine."""
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 if __name__ == "__main__":

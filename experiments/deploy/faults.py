@@ -22,7 +22,7 @@ from experiments.deploy.rehearse import FILE
 from experiments.deployment import run_on_nodes
 from experiments.flower_run import FlowerRunError
 from fedrobust.config import Experiment, expand, override, read
-from fedrobust.rundir import RunFolder
+from fedrobust.rundir import RunFolder, timeless
 
 Break = Callable[[Federation], None]
 OUTPUT, BALLAST = "results", "ballast"
@@ -159,11 +159,6 @@ def drilled(it: Federation, experiment: Experiment, plan: dict[int, str]) -> lis
         kept = timeless(rows)[: len(before)] == timeless(before)
         typer.echo(as_json({"rows kept": kept, "rows": len(rows), "resumes": resumes}))
         return rows
-
-
-def timeless(rows: list[dict]) -> list[dict]:
-    """Drop what depends on the machine."""
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 def say(row: dict, drill: str | None) -> None:
