@@ -8,12 +8,12 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients import member
-from clients.together import train_one, train_together
+from clients import ensemble_member
+from clients.dispatch import train_one, train_together
 from fedrobust import __version__
 from fedrobust.cores import pin_from_environment
 from fedrobust.flower import serve_cohort
-from fedrobust.flower.wire import PROTOCOL
+from fedrobust.flower.serialization import PROTOCOL
 
 __all__ = ["app", "train_together"]
 
@@ -37,7 +37,7 @@ def hello(message: Message, context: Context) -> Message | None:
 @app.query("predict")  # type: ignore[arg-type]
 def predict(message: Message, context: Context) -> Message | None:
     """Answer a query of distributed inference, for one member or for each of a cohort."""
-    return serve_cohort(member.predict, message, context)
+    return serve_cohort(ensemble_member.predict, message, context)
 
 
 def greet(message: Message, context: Context) -> Message:

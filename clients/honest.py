@@ -11,13 +11,14 @@ from functools import partial
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from clients.lessons import Lesson, Watch, lesson
+from clients.local_objective import LocalTask, Stopwatch, lesson
+from clients.node import Node
 from clients.replica import global_model
-from clients.workshop import Workshop
-from fedrobust.batchnorm import load_statistics, read_statistics
+from fedrobust.cohort import train_cohort
 from fedrobust.flower import TensorArray, array_of, read_setting, read_tensor
-from fedrobust.stepping import fixed_in
-from fedrobust.training import one_thread, train_cohort
+from fedrobust.models.batchnorm import load_statistics, read_statistics
+from fedrobust.training import one_thread
+from fedrobust.training.server_optimizer import fixed_in
 
 MOMENTUM = "momentum"
 STATISTICS = "statistics"
@@ -62,37 +63,35 @@ class Trained:
     times: dict[str, float] = field(default_factory=dict)
 
 
-def read_task(workshop: Workshop, message: Message, context: Context) -> Task:
+def read_task(node: Node, message: Message, context: Context) -> Task:
     """Read a training message."""
     round = int(read_setting(message.content, "config", "round"))
-    vector = global_model(workshop, message, context, round=round)
+    vector = global_model(node, message, context, round=round)
     client = int(context.node_config["partition-id"])
-    return Task(vector, round, client, _statistics(workshop, message, context))
+    return Task(vector, round, client, _statistics(node, message, context))
 
 
-def train(
-    workshop: Workshop, task: Task, context: Context, images: Tensor, labels: Tensor
-) -> Trained:
+def train(node: Node, task: Task, context: Context, images: Tensor, labels: Tensor) -> Trained:
     """Train on the given images and labels; worker momentum lives in the client's state."""
-    plan = lesson_of(workshop, task, context, images, labels)
-    results = train_alone(workshop, task, plan)
-    return finish(workshop, task, context, results, examples=len(labels), watch=plan.watch)
+    plan = lesson_of(node, task, context, images, labels)
+    results = train_alone(node, task, plan)
+    return finish(node, task, context, results, examples=len(labels), watch=plan.watch)
 
 
 def lesson_of(
-    workshop: Workshop,
+    node: Node,
     task: Task,
     context: Context,
     images: Tensor,
     labels: Tensor,
     *,
     keep: bool = False,
-) -> Lesson:
+) -> LocalTask:
     """Prepare the client's local training; ``keep`` puts its update where the last one lay."""
-    keeps = keep and not workshop.experiment.worker_momentum
-    out = workshop.rows[task.client] if keeps else None
+    keeps = keep and not node.experiment.worker_momentum
+    out = node.rows[task.client] if keeps else None
     return lesson(
-        workshop,
+        node,
         context,
         task.vector,
         images,
@@ -103,39 +102,39 @@ def lesson_of(
     )
 
 
-def train_alone(workshop: Workshop, task: Task, plan: Lesson) -> Result:
+def train_alone(node: Node, task: Task, plan: LocalTask) -> Result:
     """Train one client."""
-    start = task.vector.to(workshop.model.vector.device)
+    start = task.vector.to(node.model.vector.device)
     began = time.perf_counter()
-    with one_thread(), _fixed(workshop, task.round):
-        if len(workshop.statistics):
-            load_statistics(workshop.model.module, task.statistics)
-        result = train_cohort(workshop.model, start, [plan.member], cohort="off")[0]
+    with one_thread(), _fixed(node, task.round):
+        if len(node.statistics):
+            load_statistics(node.model.module, task.statistics)
+        result = train_cohort(node.model, start, [plan.member], cohort="off")[0]
     plan.watch.whole = time.perf_counter() - began
     return result
 
 
 def finish(
-    workshop: Workshop,
+    node: Node,
     task: Task,
     context: Context,
     results: Result,
     *,
     examples: int,
-    watch: Watch,
+    watch: Stopwatch,
 ) -> Trained:
     """Mix the update into the client's momentum, if it keeps one; say how it travels."""
     update, loss = results
-    experiment = workshop.experiment
-    statistics = workshop.statistics
-    statistics = read_statistics(workshop.model.module) if len(statistics) else statistics
+    experiment = node.experiment
+    statistics = node.statistics
+    statistics = read_statistics(node.model.module) if len(statistics) else statistics
     if experiment.batchnorm["name"] == "local" and len(statistics):
         context.state[STATISTICS] = array_of(statistics=statistics)
     return Trained(
         _momentum(update, experiment.worker_momentum, context),
         examples,
         loss,
-        partial(workshop.wire.write, round=task.round, client=task.client),
+        partial(node.wire.write, round=task.round, client=task.client),
         statistics,
         watch.times() if experiment.server.times else {},
     )
@@ -155,22 +154,22 @@ def respond(message: Message, trained: Trained) -> Message:
     return Message(RecordDict({"arrays": record, "metrics": metrics}), reply_to=message)
 
 
-def _statistics(workshop: Workshop, message: Message, context: Context) -> Tensor:
+def _statistics(node: Node, message: Message, context: Context) -> Tensor:
     """Return the running statistics to start from: the client's own, or those that were sent."""
-    if not len(workshop.statistics):
-        return workshop.statistics
-    if workshop.experiment.batchnorm["name"] != "local":
+    if not len(node.statistics):
+        return node.statistics
+    if node.experiment.batchnorm["name"] != "local":
         return read_tensor(message.content, "arrays", "statistics")
     if STATISTICS in context.state:
         return read_tensor(context.state, STATISTICS, "statistics")
-    return workshop.statistics
+    return node.statistics
 
 
 @contextmanager
-def _fixed(workshop: Workshop, round: int) -> Iterator[None]:
+def _fixed(node: Node, round: int) -> Iterator[None]:
     """Take no gradient of layers that partial fine-tuning leaves alone."""
-    model = workshop.model
-    left = fixed_in(workshop.experiment, round, model.sizes)
+    model = node.model
+    left = fixed_in(node.experiment, round, model.sizes)
     still = list(model.module.parameters())[:-2] if left else []
     for parameter in still:
         parameter.requires_grad_(False)

@@ -16,16 +16,16 @@ from torch import Tensor
 
 from clients import honest
 from clients.honest import Task, Trained
-from clients.workshop import Workshop
-from fedrobust import adversary, fleet
+from clients.node import Node
 from fedrobust.aggregation import build
-from fedrobust.attacks import ATTACKS, POISONS, craft, knowledge, poison
-from fedrobust.attacks.planted import TRAINED, TRAINED_SUPPLIED
-from fedrobust.config import Experiment
+from fedrobust.attacks import ATTACKS, POISONS, craft, knowledge, poison, threat_model
+from fedrobust.attacks.alie_backdoor import TRAINED, TRAINED_SUPPLIED
+from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import array_of, read_setting, read_tensor
 from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, VIEW
 from fedrobust.flower.screening import TIMES
 from fedrobust.seeds import generator
+from fedrobust.simulation import stragglers
 from fedrobust.spec import parameters, resolve, split
 from fedrobust.training import one_thread
 
@@ -33,36 +33,36 @@ LAST = "last-model"
 OWN_VIEWS = 4  # disjoint parts of its own data that a lone attacker estimates the spread from
 
 
-def answer(workshop: Workshop, task: Task, message: Message, context: Context) -> Message | None:
+def answer(node: Node, task: Task, message: Message, context: Context) -> Message | None:
     """Answer a training message as a Byzantine client would."""
-    name, _ = split(workshop.experiment.attack)
-    images, labels = workshop.share(task.client)
+    name, _ = split(node.experiment.attack)
+    images, labels = node.share(task.client)
     order = read_setting(message.content, ADVERSARY, "task")
     if order == "craft":
-        return _craft_for_all(workshop, task, message, context)
-    kind = adversary.kind(name)
+        return _craft_for_all(node, task, message, context)
+    kind = threat_model.kind(name)
     if kind == "poison":
         images, labels = poison(
             images,
             labels,
-            workshop.experiment.attack,
-            classes=workshop.classes,
-            generator=generator(workshop.experiment.seed, "poison", client=task.client),
+            node.experiment.attack,
+            classes=node.classes,
+            generator=generator(node.experiment.seed, "poison", client=task.client),
         )
-    trained = honest.train(workshop, task, context, images, labels)
+    trained = honest.train(node, task, context, images, labels)
     if kind == "fault":
         return FAULTY[name](message, trained)
     if kind in ("craft", "trained") and order != "rehearse":
-        trained = _craft_alone(workshop, task, trained, images, labels, context)
+        trained = _craft_alone(node, task, trained, images, labels, context)
     return honest.respond(message, trained)
 
 
-def _craft_for_all(workshop: Workshop, task: Task, message: Message, context: Context) -> Message:
+def _craft_for_all(node: Node, task: Task, message: Message, context: Context) -> Message:
     """Craft one row for each colluder from the view that the side channel carried."""
     f = int(read_setting(message.content, ADVERSARY, "colluders"))
-    rows = _crafted(workshop, task, read_tensor(message.content, VIEW, "view"), f, context)
-    times = dict.fromkeys(TIMES, 0.0) if workshop.experiment.server.times else {}
-    claims: dict[str, Any] = {"num-examples": len(workshop.labels[task.client]), "loss": 1.0}
+    rows = _crafted(node, task, read_tensor(message.content, VIEW, "view"), f, context)
+    times = dict.fromkeys(TIMES, 0.0) if node.experiment.server.times else {}
+    claims: dict[str, Any] = {"num-examples": len(node.labels[task.client]), "loss": 1.0}
     metrics = MetricRecord(claims | times)
     beside = {"statistics": task.statistics} if len(task.statistics) else {}
     arrays = array_of(**{CRAFTED: rows}, **beside)
@@ -71,7 +71,7 @@ def _craft_for_all(workshop: Workshop, task: Task, message: Message, context: Co
 
 
 def _craft_alone(
-    workshop: Workshop,
+    node: Node,
     task: Task,
     trained: Trained,
     images: Tensor,
@@ -80,13 +80,13 @@ def _craft_alone(
 ) -> Trained:
     """Craft from what one client knows by itself: its own update, or those of its data's parts."""
     view = trained.update.unsqueeze(0)
-    if workshop.experiment.attack["name"] in SPREAD:
+    if node.experiment.attack["name"] in SPREAD:
         parts = zip(images.chunk(OWN_VIEWS), labels.chunk(OWN_VIEWS), strict=True)
         alone = replace(context, state=RecordDict())
-        view = torch.stack([honest.train(workshop, task, alone, *p).update for p in parts])
-    asked = set(fleet.participants(workshop.experiment, task.round))
-    colluders = [c for c in adversary.members(workshop.experiment, round=task.round) if c in asked]
-    rows = _crafted(workshop, task, view, len(colluders), context)
+        view = torch.stack([honest.train(node, task, alone, *p).update for p in parts])
+    asked = set(stragglers.participants(node.experiment, task.round))
+    colluders = [c for c in threat_model.members(node.experiment, round=task.round) if c in asked]
+    rows = _crafted(node, task, view, len(colluders), context)
     return replace(trained, update=rows[colluders.index(task.client)].clone())
 
 
@@ -104,14 +104,14 @@ SPREAD = (
 )
 
 
-def _crafted(workshop: Workshop, task: Task, view: Tensor, f: int, context: Context) -> Tensor:
-    experiment = workshop.experiment
-    if adversary.kind(experiment.attack["name"]) == "trained":
-        return _trained(workshop, task, view).expand(f, -1)
+def _crafted(node: Node, task: Task, view: Tensor, f: int, context: Context) -> Tensor:
+    experiment = node.experiment
+    if threat_model.kind(experiment.attack["name"]) == "trained":
+        return _trained(node, task, view).expand(f, -1)
     return craft(
         view,
         experiment.attack,
-        n=fleet.sample_size(experiment),
+        n=stragglers.sample_size(experiment),
         f=f,
         round=task.round - 1,
         rule=lambda rows: _guess(experiment, task.round, rows, view),
@@ -120,18 +120,18 @@ def _crafted(workshop: Workshop, task: Task, view: Tensor, f: int, context: Cont
     )
 
 
-def _trained(workshop: Workshop, task: Task, view: Tensor) -> Tensor:
+def _trained(node: Node, task: Task, view: Tensor) -> Tensor:
     """Let an attack that trains a model of its own craft the one vector that all colluders send."""
-    experiment = workshop.experiment
+    experiment = node.experiment
     spec, _ = knowledge(experiment.attack)
     attack, settings = resolve(TRAINED, spec, kind="attack", supplied=TRAINED_SUPPLIED)
     with one_thread():
         return attack(
             view,
             **settings,
-            model=workshop.model,
+            model=node.model,
             start=task.vector,
-            images=workshop.images[task.client],
+            images=node.images[task.client],
             lr=experiment.server.lr,
             generator=generator(experiment.seed, "attack", round=task.round),
         )
@@ -231,7 +231,7 @@ FAULTY: dict[str, Callable[[Message, Trained], Message | None]] = {
     "silence": _silence,
 }
 
-assert set(FAULTY) == set(adversary.FAULTS), "each declared fault needs its client"
+assert set(FAULTY) == set(threat_model.FAULTS), "each declared fault needs its client"
 assert not set(FAULTY) & (set(ATTACKS) | set(POISONS) | set(TRAINED)), (
     "a fault may not shadow an attack"
 )

@@ -5,16 +5,16 @@ from __future__ import annotations
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from torch import Tensor
 
-from clients.workshop import Workshop
+from clients.node import Node
 from fedrobust.flower import array_of, read_setting, read_tensor
-from fedrobust.stepping import server_step
 from fedrobust.training import StepState
+from fedrobust.training.server_optimizer import server_step
 
 REPLICA = "replica"
 BEHIND = "the replica missed a step"
 
 
-def global_model(workshop: Workshop, message: Message, context: Context, *, round: int) -> Tensor:
+def global_model(node: Node, message: Message, context: Context, *, round: int) -> Tensor:
     """Return the global model (d,) of a training message.
 
     With replicas the message holds the whole model with the optimizer's moments, or the one step
@@ -26,7 +26,7 @@ def global_model(workshop: Workshop, message: Message, context: Context, *, roun
         If the replica lacks more than the message holds: the server, which gets the error for a
         reply, then sends the whole model.
     """
-    if not workshop.experiment.compression.replicas:
+    if not node.experiment.compression.replicas:
         return read_tensor(message.content, "arrays", "model")
     version = int(read_setting(message.content, "config", "version"))
     arrays = message.content["arrays"]
@@ -41,13 +41,13 @@ def global_model(workshop: Workshop, message: Message, context: Context, *, roun
     if state.step != version - 1 or not isinstance(arrays, ArrayRecord) or "step" not in arrays:
         raise ValueError(f"{BEHIND}: it stands at {state.step}, the server at {version}")
     stepped, after = server_step(
-        workshop.experiment,
+        node.experiment,
         model,
-        workshop.wire.read(arrays["step"]).to(model.device),
+        node.wire.read(arrays["step"]).to(model.device),
         state,
         round=round - 1,
-        shapes=workshop.model.shapes,
-        sizes=workshop.model.sizes,
+        shapes=node.model.shapes,
+        sizes=node.model.sizes,
     )
     return _keep(context, stepped, after)
 

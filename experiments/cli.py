@@ -10,19 +10,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments import deployment, listing, showing, tables
+from experiments import cli_output, deployment, listing, tables
+from experiments.cli_inputs import check_data, experiments_of
 from experiments.papers.transfer import node_tables, study
-from experiments.preparing import check_data, experiments_of
 from experiments.progress import Live
 from experiments.results import Results, load
 from experiments.simulation import check_device, check_grid
 from experiments.sweep import Sweep
 from experiments.trackers import tracking
-from fedrobust.checkpoint import CheckpointError
-from fedrobust.config import ConfigError
 from fedrobust.data import DataError
+from fedrobust.experiment.schema import ConfigError
 from fedrobust.models import ModelError
-from fedrobust.rundir import FolderError, WriteError
+from fedrobust.runs.checkpoint import CheckpointError
+from fedrobust.runs.folder import FolderError, WriteError
 from fedrobust.spec import SpecError, suggest
 
 EXIT_CODES = (
@@ -93,17 +93,17 @@ def run(
     parent = output / file.stem
     sweep = Sweep(experiments, parent, grid, data_root, workers, save_model, resume, device)
     results = _run(sweep, errors if as_json else console, track, quiet=quiet)
-    written = showing.write_summary(results, sweep.output)
+    written = cli_output.write_summary(results, sweep.output)
     if study.applies(results):
         written += study.write(results, sweep.output)
     if as_json:
-        typer.echo(json.dumps(showing.as_json(results, sweep)))
+        typer.echo(json.dumps(cli_output.as_json(results, sweep)))
         return
-    showing.show(results, console)
+    cli_output.show(results, console)
     if study.applies(results):
         console.print(study.report(results), highlight=False, soft_wrap=True)
     if not quiet:
-        showing.show_written(written, console)
+        cli_output.show_written(written, console)
         console.print(NEXT, highlight=False, soft_wrap=True)
 
 
@@ -139,16 +139,16 @@ def sweep_over(
     sweep = Sweep(experiments, output / file.stem, "in_process", data_root, **settings)
     resolve_one(table, list(tables.FORMATS), "format")
     results = _run(sweep, errors, track, quiet=quiet)  # the table alone goes to stdout
-    written = showing.write_summary(results, sweep.output)
+    written = cli_output.write_summary(results, sweep.output)
     from experiments.report import write as write_report  # matplotlib takes its time
 
     page = write_report(sweep.folders(), sweep.output / "report.html", data_root=data_root)
     if as_json:
-        typer.echo(json.dumps(showing.as_json(results, sweep) | {"report": str(page)}))
+        typer.echo(json.dumps(cli_output.as_json(results, sweep) | {"report": str(page)}))
         return
     typer.echo(results.table(table), nl=False)
     if not quiet:
-        showing.show_written([*written, page], errors)
+        cli_output.show_written([*written, page], errors)
 
 
 @app.command(epilog=EXIT_CODES)

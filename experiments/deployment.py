@@ -14,12 +14,12 @@ import tomli_w
 import typer
 
 from experiments import flower_run
+from experiments.cli_inputs import experiments_of
 from experiments.flower_run import QUIET, FlowerRunError, Row
-from experiments.preparing import experiments_of
 from experiments.simulation import check_device
-from fedrobust.config import ConfigError, Experiment
 from fedrobust.data.own import load_own
-from fedrobust.rundir import RunFolder
+from fedrobust.experiment.schema import ConfigError, Experiment
+from fedrobust.runs.folder import RunFolder
 
 Certificates = Annotated[Path | None, typer.Option(help="The CA's certificate (PEM); TLS.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS: for a machine by itself.")]

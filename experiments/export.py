@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedrobust import __version__, data, models
-from fedrobust.config import ConfigError, Experiment
+from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.vector import FlatModel
 
 

@@ -26,9 +26,9 @@ import torch
 import clients
 import strategies
 from fedrobust import __version__
-from fedrobust.config import Experiment
 from fedrobust.cores import VARIABLE
-from fedrobust.rundir import RunFolder
+from fedrobust.experiment.schema import Experiment
+from fedrobust.runs.folder import RunFolder
 
 Row = dict[str, Any]
 POLL = 0.5

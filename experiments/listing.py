@@ -6,19 +6,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedrobust import (
-    adversarial,
-    adversary,
-    aggregation,
-    attacks,
-    data,
-    inference,
-    models,
-    redundancy,
-)
-from fedrobust.attacks import planted
-from fedrobust.config import Experiment
-from fedrobust.scheme import operands
+from fedrobust import adversarial, aggregation, attacks, data, ensemble, models, redundancy
+from fedrobust.attacks import alie_backdoor, threat_model
+from fedrobust.experiment.schema import Experiment
+from fedrobust.redundancy.rounds import operands
 from fedrobust.spec import SpecError, parameters, suggest
 
 Entry = dict[str, str]
@@ -27,8 +18,8 @@ SUPPLIED = {
     "rules": {"generator", "memory", "clients"},
     "pre-aggregators": {"generator"},
     "attacks": {"n", "f", "round", "rule", "generator", "previous", "own"},
-    "training attacks": set(planted.TRAINED_SUPPLIED),
-    "data attacks": set(adversary.POISON_SUPPLIED),
+    "training attacks": set(alie_backdoor.TRAINED_SUPPLIED),
+    "data attacks": set(threat_model.POISON_SUPPLIED),
     "placements": {"clients", "byzantine", "seed", "round"},
     "partitions": {"clients", "seed"},
 }
@@ -46,7 +37,7 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
         "rules": aggregation.RULES,
         "pre-aggregators": aggregation.PREAGGREGATORS,
         "attacks": attacks.ATTACKS,
-        "training attacks": planted.TRAINED,
+        "training attacks": alie_backdoor.TRAINED,
         "data attacks": attacks.POISONS,
         "placements": attacks.PLACEMENTS,
         "redundancy schemes": redundancy.SCHEMES,
@@ -54,7 +45,7 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
         "perturbations": adversarial.PERTURBATIONS,
         "transfer attacks": adversarial.TRANSFER_ATTACKS,
         "losses": adversarial.LOSSES,
-        "votes": inference.VOTES,
+        "votes": ensemble.VOTES,
         "partitions": data.PARTITIONERS,
         "data sets": data.DATASETS,
         "models": models.MODELS,
@@ -63,7 +54,7 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
         title: [entry(n, f, SUPPLIED.get(title, set())) for n, f in table.items()]
         for title, table in every.items()
     }
-    result["faults"] = [_line(name, what) for name, what in adversary.FAULTS.items()]
+    result["faults"] = [_line(name, what) for name, what in threat_model.FAULTS.items()]
     if kind is None:
         return result
     if kind not in result:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedrobust.config import Experiment
+from fedrobust.experiment.schema import Experiment
 
 Row = dict[str, Any]
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, overload
 import pandas as pd
 
 from experiments import tables
-from fedrobust.config import ConfigError, Experiment, read
-from fedrobust.rundir import read_rows
-from fedrobust.scheme import shown
+from fedrobust.experiment.load import from_dict, read
+from fedrobust.experiment.schema import ConfigError, Experiment
+from fedrobust.redundancy.rounds import shown
+from fedrobust.runs.folder import read_rows
 from fedrobust.spec import suggest
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def load(folders: Iterable[Path]) -> Results:
     """Read run folders back."""
     return Results(
         tuple(
-            (Experiment.from_dict(read(path / "config.toml")), read_rows(path / "rounds.jsonl"))
+            (from_dict(read(path / "config.toml")), read_rows(path / "rounds.jsonl"))
             for path in folders
         )
     )

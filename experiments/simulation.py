@@ -14,13 +14,14 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from clients.client_app import app, train_together
-from experiments.plugging import is_own, plugged
 from experiments.results import Results
-from fedrobust.config import ConfigError, Experiment, expand, override, read
+from experiments.user_plugins import is_own, plugged
+from fedrobust.experiment.load import expand, override, read
+from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import InProcessGrid, tensor_of
-from fedrobust.rundir import RunFolder
+from fedrobust.runs.folder import RunFolder
 from fedrobust.spec import suggest
-from strategies.durable import Checkpoints
+from strategies.checkpointing import Checkpoints
 from strategies.session import run
 
 Row = dict[str, Any]

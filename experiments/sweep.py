@@ -18,8 +18,8 @@ from torch import Tensor
 
 from experiments import export
 from experiments.simulation import run_one
-from fedrobust.config import Experiment
-from fedrobust.rundir import RunFolder
+from fedrobust.experiment.schema import Experiment
+from fedrobust.runs.folder import RunFolder
 
 Row = dict[str, Any]
 MODEL = "model.safetensors"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 from scipy import special
 
-from fedrobust.config import ConfigError
+from fedrobust.experiment.schema import ConfigError
 from fedrobust.spec import suggest
 
 CONFIDENCE = 0.95

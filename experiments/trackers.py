@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedrobust.config import ConfigError, Experiment
+from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.spec import suggest
 
 Row = dict[str, Any]

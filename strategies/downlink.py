@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedrobust.flower import TensorArray
-from fedrobust.flower.packets import PACKET
+from fedrobust.flower.quantized_arrays import PACKET
 from fedrobust.training import StepState
 
 

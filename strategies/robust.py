@@ -11,21 +11,22 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedrobust import aggregation, fleet
+from fedrobust import aggregation
 from fedrobust.adversarial import slack_weights
 from fedrobust.attacks import bypass, impact, spread
-from fedrobust.config import Experiment
+from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import array_of, payload, tensor_of, wire_of
 from fedrobust.seeds import generator
-from fedrobust.stepping import head_size, server_step
+from fedrobust.simulation import stragglers
 from fedrobust.training import StepState
+from fedrobust.training.server_optimizer import head_size, server_step
 from fedrobust.vector import joined
-from strategies.averaging import averaged, statistics_down
+from strategies.base import RecordedStrategy, Row
+from strategies.batchnorm_statistics import averaged, statistics_down
+from strategies.communication_cost import traffic
 from strategies.downlink import Downlink
-from strategies.listening import Round, listen
-from strategies.recorded import RecordedStrategy, Row
-from strategies.traffic import traffic
-from strategies.trusted import OwnData
+from strategies.replies import Round, listen
+from strategies.root_dataset import OwnData
 
 SERVER = -1  # the server's place where a client's number is asked for
 
@@ -107,7 +108,7 @@ class RobustStrategy(RecordedStrategy):
             and server_round == self._experiment.pretrain.rounds + 1
         ):
             self._begin_anew()
-        asked = set(fleet.participants(self._experiment, server_round))
+        asked = set(stragglers.participants(self._experiment, server_round))
         self._asked = {node: client for node, client in self._clients.items() if client in asked}
         contents = self._downlink.contents(
             self._asked.values(),
@@ -116,7 +117,7 @@ class RobustStrategy(RecordedStrategy):
             state=self._state,
             setting={**config, "round": server_round},
         )
-        ttl = fleet.wall(self._experiment)
+        ttl = stragglers.wall(self._experiment)
         self._sent = [
             Message(contents[client], node, "train", group_id=str(server_round), ttl=ttl)
             for node, client in self._asked.items()

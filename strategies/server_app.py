@@ -12,12 +12,13 @@ from flwr.app import Context
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
-from fedrobust import adversary
-from fedrobust.config import ConfigError, Experiment, from_run_config
+from fedrobust.attacks import threat_model
+from fedrobust.experiment.load import from_run_config
+from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import CohortGrid, GuardedGrid
-from fedrobust.rundir import RunFolder
-from strategies.durable import Checkpoints
-from strategies.recorded import Row
+from fedrobust.runs.folder import RunFolder
+from strategies.base import Row
+from strategies.checkpointing import Checkpoints
 from strategies.session import run
 
 app = ServerApp()
@@ -61,8 +62,8 @@ def carry(grid: Grid, experiment: Experiment, config: Mapping[str, Any]) -> Grid
         If real nodes are to collude: there is no side channel between machines.
     """
     if config.get("nodes") == "clients":
-        crafts = adversary.kind(experiment.attack["name"]) in ("craft", "trained")
-        if crafts and adversary.knowledge(experiment.attack) != "own":
+        crafts = threat_model.kind(experiment.attack["name"]) in ("craft", "trained")
+        if crafts and threat_model.knowledge(experiment.attack) != "own":
             raise ConfigError(["on real nodes an attacker knows its own data: knowledge = 'own'"])
         return GuardedGrid(grid)
     hosts = int(config.get("hosts", 0))

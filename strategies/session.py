@@ -13,28 +13,30 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedrobust import adversary, data, fleet, models, scheme
+from fedrobust import data, models
 from fedrobust.adversarial import catastrophic_overfitting, examine, overfitting_probe
-from fedrobust.adversarial.archive import obtain
-from fedrobust.attacks.planted import success_rate
-from fedrobust.batchnorm import load_statistics, read_statistics, variances
-from fedrobust.config import ConfigError, Experiment
+from fedrobust.attacks import threat_model
+from fedrobust.attacks.alie_backdoor import success_rate
+from fedrobust.ensemble.image_store import obtain
 from fedrobust.evaluation import evaluate, pixels
+from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import AdversaryGrid, array_of, tensor_of, wire_of
-from fedrobust.redundancy import Corruption
+from fedrobust.models.batchnorm import load_statistics, read_statistics, variances
+from fedrobust.redundancy import Corruption, rounds
 from fedrobust.seeds import generator
+from fedrobust.simulation import stragglers
 from fedrobust.training import one_thread
 from fedrobust.vector import FlatModel
-from strategies.durable import Checkpoints, continue_from, state_of
-from strategies.fleets import in_time
-from strategies.recorded import Row
-from strategies.redundant import RedundantStrategy
+from strategies.base import Row
+from strategies.checkpointing import Checkpoints, continue_from, state_of
+from strategies.ensemble.run import run_ensemble, transfer_of_model
+from strategies.flower_strategy import StockStrategy
+from strategies.handshake import roll_call
+from strategies.redundancy.strategy import RedundantStrategy
 from strategies.robust import RobustStrategy
-from strategies.roll_call import roll_call
+from strategies.root_dataset import OwnData
 from strategies.rounds import train
-from strategies.stock import StockStrategy
-from strategies.trusted import OwnData
-from strategies.voting import run_ensemble, transfer_of_model
+from strategies.stragglers import in_time
 
 RESUMABLE = (RobustStrategy, RedundantStrategy)
 
@@ -80,7 +82,7 @@ def run(
         grid,
         expected=experiment.clients,
         needed=experiment.clients - experiment.byzantine,
-        deadline=fleet.wall(experiment),
+        deadline=stragglers.wall(experiment),
     )
     if experiment.plan.votes_at_inference:
         where: dict[str, Any] = {"attacks": attacks, "device": device}
@@ -92,7 +94,7 @@ def run(
     first = model.vector.clone()
 
     def members(round: int) -> tuple[int, ...]:
-        return adversary.members(experiment, round=round)
+        return threat_model.members(experiment, round=round)
 
     heard, on_row = in_time(grid, experiment, clients, labels, members, on_row)
     shared: dict[str, Any] = {
@@ -117,7 +119,7 @@ def run(
     probes: list[float] = []
 
     images = cache(partial(obtain, experiment, dataset, attacks, device=device))
-    pattern = adversary.pattern(experiment.attack)
+    pattern = threat_model.pattern(experiment.attack)
 
     def evaluate_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         metrics: dict[str, Any] = {}
@@ -162,7 +164,7 @@ def run(
             _with_adversary(heard, experiment, clients, members, model.sizes),
             array_of(model=start, **({"statistics": statistics} if len(statistics) else {})),
             rounds=experiment.rounds,
-            timeout=fleet.wall(experiment),
+            timeout=stragglers.wall(experiment),
             evaluate=evaluate_round,
             after=after,
         )
@@ -170,9 +172,9 @@ def run(
 
 def _distorted(experiment: Experiment, round: int) -> Corruption:
     """Return what the liars of a round distort; nothing where they only fail to answer."""
-    liars = adversary.members(experiment, round=round)
-    truth = scheme.corruption(experiment, liars, round=round)
-    if adversary.kind(experiment.attack["name"]) != "fault":
+    liars = threat_model.members(experiment, round=round)
+    truth = rounds.corruption(experiment, liars, round=round)
+    if threat_model.kind(experiment.attack["name"]) != "fault":
         return truth
     return replace(truth, distorted=torch.zeros_like(truth.distorted))
 
@@ -241,11 +243,11 @@ def _with_adversary(
     sizes: tuple[int, ...],
 ) -> Grid:
     """Wrap the grid with the colluders' side channel where the attack needs one."""
-    if adversary.kind(experiment.attack["name"]) not in ("craft", "trained"):
+    if threat_model.kind(experiment.attack["name"]) not in ("craft", "trained"):
         return grid
     if experiment.scheme.name:
         return grid  # every worker has the data: a liar computes what the others will send
-    level = adversary.knowledge(experiment.attack)
+    level = threat_model.knowledge(experiment.attack)
     if level == "own" or not members(1):
         return grid
     wire = wire_of(experiment, sizes)

@@ -12,7 +12,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from hypothesis import strategies as st
 
 from fedrobust.flower import Rejected, screen
-from fedrobust.flower.answers import Progress, screen_answer, screen_progress
+from fedrobust.flower.ensemble_replies import Progress, screen_answer, screen_progress
 from fedrobust.flower.guarded_grid import read_reply
 from fedrobust.flower.in_process import identify, stamp
 from fedrobust.flower.screening import Reply

@@ -15,8 +15,8 @@ from experiments import listing
 from experiments.cli import main
 from experiments.results import Results, distinct, load
 from fedrobust import aggregation, attacks
-from fedrobust.config import Experiment, expand, read
-from fedrobust.rundir import FolderError, RunFolder
+from fedrobust.experiment.load import expand, from_dict, read
+from fedrobust.runs.folder import FolderError, RunFolder
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +56,7 @@ def test_run_writes_what_it_promises_and_skips_what_is_done(small, tmp_path):
     for entry in report["runs"]:
         folder = tmp_path / entry["folder"]
         config = tomllib.loads((folder / "config.toml").read_text())
-        assert Experiment.from_dict(config).run_id == entry["run"]
+        assert from_dict(config).run_id == entry["run"]
         environment = json.loads((folder / "environment.json").read_text())
         assert environment["packages"]["torch"]
         rows = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
@@ -147,7 +147,7 @@ def test_shipped_configurations_build():
 def test_the_default_flower_app_builds():
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())
     config = document["tool"]["flwr"]["app"]["config"]
-    assert Experiment.from_dict(tomllib.loads(config["experiment"])).clients == 20
+    assert from_dict(tomllib.loads(config["experiment"])).clients == 20
     overridden = {d.split(" ")[0] for d in document["tool"]["uv"]["override-dependencies"]}
     needed = [*document["project"]["dependencies"],
               *(d for extra in document["project"]["optional-dependencies"].values()
@@ -157,7 +157,7 @@ def test_the_default_flower_app_builds():
 
 
 def test_two_processes_cannot_hold_one_folder(small, tmp_path):
-    experiment = Experiment.from_dict(small)
+    experiment = from_dict(small)
     with (
         RunFolder(tmp_path, experiment).recording(),
         pytest.raises(FolderError, match="another process"),
@@ -167,7 +167,7 @@ def test_two_processes_cannot_hold_one_folder(small, tmp_path):
 
 
 def test_a_line_cut_off_by_a_kill_is_left_out(small, tmp_path):
-    folder = RunFolder(tmp_path, Experiment.from_dict(small))
+    folder = RunFolder(tmp_path, from_dict(small))
     with folder.recording():
         folder.append({"round": 0})
         with (folder.path / "rounds.jsonl").open("a") as file:

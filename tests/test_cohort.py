@@ -8,12 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedrobust.adversarial import adversarial_loss
+from fedrobust.cohort import train_cohort
+from fedrobust.cohort.memory import activations, chunk_of
+from fedrobust.cohort.train import CohortError, Member, obstacle, worthwhile
 from fedrobust.data import load
 from fedrobust.models import build
 from fedrobust.seeds import generator
-from fedrobust.training import OPTIMIZERS, Recipe, train_cohort, train_local
-from fedrobust.training.chunks import activations, chunk_of
-from fedrobust.training.cohort import CohortError, Member, obstacle, worthwhile
+from fedrobust.training import OPTIMIZERS, Recipe, train_local
 from fedrobust.vector import FlatModel
 
 SIZES = (40, 17, 64, 9, 31)  # images a client: full, odd, and smaller than a batch

@@ -2,44 +2,44 @@ import tomllib
 
 import pytest
 
-from fedrobust.config import (
-    ConfigError,
-    Experiment,
+from fedrobust.experiment.load import (
     expand,
+    from_dict,
     from_run_config,
     override,
     parse_spec,
     parse_value,
     read,
 )
+from fedrobust.experiment.schema import ConfigError
 
 
 def errors_of(document):
     with pytest.raises(ConfigError) as caught:
-        Experiment.from_dict(document)
+        from_dict(document)
     return caught.value.errors
 
 
 def test_resolved_configuration_round_trips(small):
-    first = Experiment.from_dict(small)
-    again = Experiment.from_dict(tomllib.loads(first.to_toml()))
+    first = from_dict(small)
+    again = from_dict(tomllib.loads(first.to_toml()))
     assert again == first
     assert again.run_id == first.run_id
 
 
 def test_f_is_written_out(small):
-    resolved = Experiment.from_dict(small | {"rule": "nnm+krum"})
+    resolved = from_dict(small | {"rule": "nnm+krum"})
     assert resolved.rule == {"name": "krum", "f": 2}
     assert resolved.pre == ({"name": "nnm", "f": 2},)
     assert resolved.defence == "nnm+krum"
-    told = Experiment.from_dict(small | {"rule": {"name": "krum", "f": 3}})
+    told = from_dict(small | {"rule": {"name": "krum", "f": 3}})
     assert told.rule["f"] == 3
 
 
 def test_run_id_changes_with_every_field(small):
-    base = Experiment.from_dict(small).run_id
+    base = from_dict(small).run_id
     for change in ({"seed": 4}, {"rule": "mean"}, {"server": {"lr": 0.4}}, {"clients": 11}):
-        assert Experiment.from_dict(small | change).run_id != base
+        assert from_dict(small | change).run_id != base
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_malformed_toml_names_the_line(tmp_path):
 
 
 def test_flower_run_config_overrides_the_text(small):
-    text = Experiment.from_dict(small).to_toml()
+    text = from_dict(small).to_toml()
     run_config = {"experiment": text, "rule": "krum", "server.lr": 0.25, "attack": "", "hosts": 2}
     experiment = from_run_config(run_config)
     assert experiment.rule["name"] == "krum"

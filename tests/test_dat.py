@@ -8,22 +8,22 @@ import torch
 from flwr.app import RecordDict
 from torch.nn import functional as F
 
-from clients import lessons
+from clients import local_objective
 from clients.client_app import app
-from clients.workshop import open_workshop
+from clients.node import open_node
 from experiments.simulation import run_one
 from fedrobust import data, models
 from fedrobust.adversarial import predict, slack_weights
-from fedrobust.batchnorm import load_statistics, read_statistics, variances
-from fedrobust.config import ConfigError, Experiment
 from fedrobust.evaluation import pixels
+from fedrobust.experiment.load import from_dict
+from fedrobust.experiment.schema import ConfigError, phase
 from fedrobust.flower import CohortGrid, InProcessGrid, read_setting, read_tensor, tensor_of
-from fedrobust.options import phase
-from fedrobust.rundir import RunFolder
-from fedrobust.stepping import head_size
+from fedrobust.models.batchnorm import load_statistics, read_statistics, variances
+from fedrobust.runs.folder import RunFolder
 from fedrobust.training import StepState, lalr_step, lr_at, take_step
+from fedrobust.training.server_optimizer import head_size
 from fedrobust.vector import FlatModel
-from strategies.durable import Checkpoints
+from strategies.checkpointing import Checkpoints
 from strategies.session import run
 
 PGD = {"name": "pgd", "eps": 0.1, "step_size": 0.05, "steps": 2}
@@ -32,7 +32,7 @@ BOTH = {"bits": 8, "sides": "both"}
 
 
 def experiment(small, **changes):
-    return Experiment.from_dict(small | changes)
+    return from_dict(small | changes)
 
 
 def config(e):
@@ -213,9 +213,9 @@ def test_workers_together_equal_one_process_with_the_whole_batch(small):
     spread = tensor_of(on_grid(e)[1]["model"])
     d = data.load("digits")
     model = FlatModel(models.build_for("cnn", d, seed=e.seed))
-    shares = open_workshop(config(e)).labels
+    shares = open_node(config(e)).labels
     sizes = [len(labels) for labels in shares]
-    images = torch.cat(open_workshop(config(e)).images)
+    images = torch.cat(open_node(config(e)).images)
     w, state = model.vector.clone(), StepState()
     for _ in range(3):
         model.load(w)
@@ -394,25 +394,25 @@ def test_pseudo_labels_are_the_teachers(small):
         return app(message, context)
 
     _, _, grid = on_grid(e, spying)
-    workshop = open_workshop(config(e))
+    node = open_node(config(e))
     for client in (0, 7):
-        images, labels = workshop.share(client)
+        images, labels = node.share(client)
         kept = read_tensor(grid.contexts[client + 1].state, "pseudo-labels", "labels").long()
-        masked = lessons._masked(e, labels, client)
+        masked = local_objective._masked(e, labels, client)
         assert int((masked >= 0).sum()) == round(len(labels) / 4)
         assert torch.equal(masked[masked >= 0], labels[masked >= 0])
-        workshop.model.load(seen[3])
-        taught = predict(workshop.model.module, pixels(images))
+        node.model.load(seen[3])
+        taught = predict(node.model.module, pixels(images))
         assert torch.equal(kept, torch.where(masked >= 0, labels, taught))
 
 
 def lesson_of(e, round=1, client=0):
     grid = InProcessGrid(app, clients=e.clients, run_config=config(e))
-    workshop = open_workshop(config(e))
-    images, labels = workshop.share(client)
+    node = open_node(config(e))
+    images, labels = node.share(client)
     context = grid.contexts[client + 1]
-    vector = workshop.model.vector.clone()
-    plan = lessons.lesson(workshop, context, vector, images, labels, round=round, client=client)
+    vector = node.model.vector.clone()
+    plan = local_objective.lesson(node, context, vector, images, labels, round=round, client=client)
     return plan.member
 
 

@@ -10,14 +10,15 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from PIL import Image
 
-from clients.together import train_one
+from clients.dispatch import train_one
 from experiments.deployment import connection, node_command
 from experiments.simulation import run_one
 from fedrobust import data
-from fedrobust.config import ConfigError, Experiment, expand, read
 from fedrobust.data import DataError
 from fedrobust.data.own import DESCRIPTIONS, load_own
 from fedrobust.data.sets import DATASETS
+from fedrobust.experiment.load import expand, from_dict, read
+from fedrobust.experiment.schema import ConfigError
 from fedrobust.flower import CohortGrid, GuardedGrid, InProcessGrid, array_of, tensor_of
 from fedrobust.flower.in_process import identify, stamp
 from strategies.server_app import carry
@@ -95,7 +96,7 @@ def ask(e, **node):
 
 def test_a_nodes_owner_says_what_it_is_and_no_server(small, folder):
     placed = {"name": "fixed", "ids": [0, 1]}
-    e = Experiment.from_dict(small | {"attack": "sign_flip", "placement": placed})
+    e = from_dict(small | {"attack": "sign_flip", "placement": placed})
     honest, count = ask(e, role="honest", data=str(folder))
     flipped, _ = ask(e, role="malicious", data=str(folder))
     assert count == 40
@@ -118,10 +119,10 @@ def test_the_shipped_federation_runs_in_simulation():
 
 def test_real_nodes_do_not_collude(small):
     grid = InProcessGrid(lambda m, c: None, clients=4, run_config={})
-    colluding = Experiment.from_dict(small | {"attack": "alie"})
+    colluding = from_dict(small | {"attack": "alie"})
     with pytest.raises(ConfigError, match="knowledge = 'own'"):
         carry(grid, colluding, {"nodes": "clients"})
-    assert isinstance(carry(grid, Experiment.from_dict(small), {"nodes": "clients"}), GuardedGrid)
+    assert isinstance(carry(grid, from_dict(small), {"nodes": "clients"}), GuardedGrid)
     assert isinstance(carry(grid, colluding, {"hosts": 2}), CohortGrid)
 
 

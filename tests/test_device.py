@@ -7,7 +7,8 @@ from elsewhere_device import DEVICE, Device
 from experiments.benchmarks.rules import spec_of
 from experiments.simulation import check_device, run_one
 from fedrobust.aggregation import PREAGGREGATORS, RULES, aggregate, preaggregate
-from fedrobust.config import ConfigError, Experiment
+from fedrobust.experiment.load import from_dict
+from fedrobust.experiment.schema import ConfigError
 
 PGD = {"name": "pgd", "eps": 0.1, "step_size": 0.03, "steps": 2}
 EXAMINED = {"eps": 0.1, "eval_steps": 2, "eval_images": 20}
@@ -63,7 +64,7 @@ CASES = {
 def test_the_same_rounds_on_another_device(small, changes):
     changes = {"model": "mlp", "clients": 6, "byzantine": 1, "rule": "nnm+trimmed_mean",
                "attack": "alie", "rounds": 2} | changes  # fmt: skip
-    e = Experiment.from_dict(small | changes)
+    e = from_dict(small | changes)
     here = run_one(e)
     with Device():
         there = run_one(e, device=DEVICE.type)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from experiments import cli, listing
-from fedrobust.config import expand, read
+from fedrobust.experiment.load import expand, read
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "experiments" / "docs"

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from experiments.benchmarks.kills import CASES
 from experiments.simulation import run_one
-from fedrobust import checkpoint
-from fedrobust.checkpoint import CheckpointError
-from fedrobust.config import Experiment
+from fedrobust.experiment.load import from_dict
 from fedrobust.flower import InProcessGrid
-from fedrobust.rundir import CHECKPOINT, FolderError, RunFolder, WriteError
-from strategies.durable import Checkpoints, continue_from, remembers
+from fedrobust.runs import checkpoint
+from fedrobust.runs.checkpoint import CheckpointError
+from fedrobust.runs.folder import CHECKPOINT, FolderError, RunFolder, WriteError
+from strategies.checkpointing import Checkpoints, continue_from, remembers
 
 ROOT = Path(__file__).parents[1]
 FLOATS = st.floats(width=32)
@@ -111,7 +111,7 @@ def without_time(rows):
 
 def small_case(small, case):
     changes = {k: v for k, v in CASES[case].items() if k != "byzantine"}
-    return Experiment.from_dict(small | {"rounds": 3, "rule": "median", "attack": "alie"} | changes)
+    return from_dict(small | {"rounds": 3, "rule": "median", "attack": "alie"} | changes)
 
 
 @pytest.fixture
@@ -186,8 +186,8 @@ def test_rows_that_are_missing_or_of_another_run_are_an_error(small, tmp_path, e
 
 
 def test_clients_memory_on_other_machines_is_not_pretended(small):
-    plain = Experiment.from_dict(small)
-    heavy = Experiment.from_dict(small | {"worker_momentum": 0.9})
+    plain = from_dict(small)
+    heavy = from_dict(small | {"worker_momentum": 0.9})
     assert (remembers(plain), remembers(heavy)) == (False, True)
     saved = {"round": 1, "model": torch.zeros(1), "nodes": None, "strategy": {}}
     grid = InProcessGrid(lambda m, c: None, clients=1, run_config={})
@@ -205,7 +205,7 @@ def test_checkpoints_take_a_bounded_share_of_the_time():
 
 def limited(small, parents):
     """Run with room for no row, for no checkpoint; exit with 77 if each was told in a sentence."""
-    e = Experiment.from_dict(small | {"rounds": 20})
+    e = from_dict(small | {"rounds": 20})
     for parent, room in parents.items():
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
         try:
@@ -220,7 +220,7 @@ def limited(small, parents):
 
 @pytest.mark.slow
 def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(small, tmp_path):
-    e = Experiment.from_dict(small | {"rounds": 20})
+    e = from_dict(small | {"rounds": 20})
     parents = {str(tmp_path / "rows"): 3000, str(tmp_path / "checkpoint"): 6200}
     child = multiprocessing.get_context("spawn").Process(target=limited, args=(small, parents))
     child.start()
@@ -244,7 +244,7 @@ def test_killed_at_random_points(tmp_path):
 
 
 def test_one_folder_one_process(small, tmp_path):
-    e = Experiment.from_dict(small)
+    e = from_dict(small)
     with (
         RunFolder(tmp_path, e).recording(),
         pytest.raises(FolderError, match="another process"),

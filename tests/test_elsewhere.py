@@ -12,13 +12,14 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Bulyan, FedMedian, FedTrimmedAvg, Krum, MultiKrum
 
-from experiments.elsewhere import byzfl, byzfl_values, krum
-from experiments.preparing import experiments_of
+from experiments.cli_inputs import experiments_of
+from experiments.interop import byzfl, byzfl_values, krum
 from fedrobust import aggregation, attacks, data, simulate
 from fedrobust.aggregation import aggregate, preaggregate
 from fedrobust.attacks import craft
-from fedrobust.config import ConfigError, Experiment
 from fedrobust.data import DataError
+from fedrobust.experiment.load import from_dict
+from fedrobust.experiment.schema import ConfigError
 from fedrobust.flower import InProcessGrid, Robust
 from fedrobust.spec import SpecError
 
@@ -247,4 +248,4 @@ def test_a_breakpoint_stops_inside_a_client(small, monkeypatch):
 
 
 def test_an_experiment_object_is_a_way_in_too(small):
-    assert len(simulate(Experiment.from_dict(small), rounds=1).runs) == 1
+    assert len(simulate(from_dict(small), rounds=1).runs) == 1

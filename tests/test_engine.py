@@ -18,7 +18,7 @@ from clients.client_app import app, train_together
 from experiments.benchmarks import engine
 from experiments.simulation import run_one
 from fedrobust import cores
-from fedrobust.config import Experiment
+from fedrobust.experiment.load import from_dict
 from fedrobust.flower import CohortGrid, InProcessGrid
 from fedrobust.vector import joined
 from strategies.session import run
@@ -44,7 +44,7 @@ def test_rows_of_one_matrix_are_that_matrix():
 
 def test_updates_in_kept_memory_change_no_number(small):
     for changes in ({}, {"worker_momentum": 0.9}, {"attack": "alie"}, {"rule": "foolsgold"}):
-        e = Experiment.from_dict(small | {"byzantine": 2, "rounds": 4} | changes)
+        e = from_dict(small | {"byzantine": 2, "rounds": 4} | changes)
         fresh = []
         nodes = InProcessGrid(app, clients=10, run_config={"experiment": e.to_toml()})
         run(nodes, e, on_row=fresh.append)
@@ -61,7 +61,7 @@ def resident():
 
 @pytest.mark.parametrize("hosts", [0, 2])
 def test_memory_stays_flat_over_two_hundred_rounds(small, hosts):
-    e = Experiment.from_dict(
+    e = from_dict(
         small | {"rounds": 200, "attack": "alie", "server": {"evaluate_every": 100, "lr": 0.1}}
     )
     seen = {}

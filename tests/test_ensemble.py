@@ -7,30 +7,29 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from clients import member
+from clients import ensemble_member
 from clients.client_app import app
 from experiments.simulation import run_one
 from fedrobust import adversarial
-from fedrobust.adversarial.archive import ArchiveError, folder_of, load, obtain
-from fedrobust.adversarial.attacker import key_of
-from fedrobust.config import Experiment
 from fedrobust.data import load as load_data
-from fedrobust.distributed import member as training
-from fedrobust.distributed import nodes_of
-from fedrobust.distributed.checking import LIES
-from fedrobust.distributed.plan import Node
-from fedrobust.distributed.probes import cotangent, mean_logit, vote_gradient
+from fedrobust.ensemble import Ensemble, answers, combine, nodes_of
+from fedrobust.ensemble import member as training
+from fedrobust.ensemble.attacker import key_of
+from fedrobust.ensemble.image_store import ArchiveError, folder_of, load, obtain
+from fedrobust.ensemble.measures import by_vote, measure
+from fedrobust.ensemble.plan import NodeSettings
+from fedrobust.ensemble.similarity import cotangent, mean_logit, vote_gradient
+from fedrobust.ensemble.validate import LIES
 from fedrobust.evaluation import pixels
+from fedrobust.experiment.load import from_dict
 from fedrobust.flower import CohortGrid, InProcessGrid, Rejected, array_of
-from fedrobust.flower.answers import screen_answer, screen_progress
+from fedrobust.flower.ensemble_replies import screen_answer, screen_progress
 from fedrobust.flower.wrapping import WrappedGrid
-from fedrobust.inference import Ensemble, answers, combine
-from fedrobust.inference.measures import by_vote, measure
-from fedrobust.rundir import RunFolder
+from fedrobust.runs.folder import RunFolder
 from fedrobust.training import one_thread
-from fedrobust.training.solvers import SOLVERS
+from fedrobust.training.optimizers import SOLVERS
 from strategies import server_app
-from strategies.inference import ask
+from strategies.ensemble.query import ask
 from strategies.session import run
 
 ATTACKER = {"attacks": ["mi_fgsm", "mi_cwa"], "surrogates": ["small_wide", "linear"], "epochs": 1,
@@ -40,7 +39,7 @@ ATTACKER = {"attacks": ["mi_fgsm", "mi_cwa"], "surrogates": ["small_wide", "line
 def experiment(paradigm="same", *, clients=3, byzantine=0, attack=None, rounds=2, rule="mean", **p):
     plan = {"paradigm": paradigm, "train_images": 300, "test_images": 60, "batch_size": 32,
             "architectures": ["linear", "mlp", "small_wide"], **p}  # fmt: skip
-    return Experiment.from_dict(
+    return from_dict(
         {"data": "fashionmnist-sample", "model": "mlp", "clients": clients, "byzantine": byzantine,
          "rounds": rounds, "seed": 4, "rule": rule, "attack": "none", "plan": plan,
          "placement": {"name": "fixed", "ids": list(range(byzantine))} if byzantine else "random",
@@ -60,10 +59,10 @@ def run_on(grid, e):
 
 def offline_members(e):
     """Train the same members without a message: the same functions in a plain loop."""
-    site = member.open_site({"experiment": e.to_toml()})
+    site = ensemble_member.open_site({"experiment": e.to_toml()})
     modules = []
     for client, node in enumerate(nodes_of(e)):
-        trained = training.enrol(site.module(node, client), node)
+        trained = training.init_member(site.module(node, client), node)
         total = e.rounds * e.plan.epochs
         with one_thread():
             for _ in range(total):
@@ -144,7 +143,9 @@ def test_no_message_holds_parameters_or_training_images():
             if "metrics" in content:
                 assert all(isinstance(v, int | float) for v in content["metrics"].values())
             else:
-                assert set(json.loads(content["node"]["row"])) == set(Node.__dataclass_fields__)
+                assert set(json.loads(content["node"]["row"])) == set(
+                    NodeSettings.__dataclass_fields__
+                )
 
 
 class Dead(WrappedGrid):
@@ -201,7 +202,9 @@ def test_members_differ_and_keep_their_own_models():
     heard = ask(grid, {1: 0, 2: 1, 3: 2}, images, name="x")
     assert not torch.equal(heard.answers[0], heard.answers[1])
     with pytest.raises(RuntimeError, match="not been trained"):
-        member._recall(member.open_site({"experiment": e.to_toml()}), 0, _fresh(e))
+        ensemble_member._recall(
+            ensemble_member.open_site({"experiment": e.to_toml()}), 0, _fresh(e)
+        )
 
 
 def _fresh(e):
@@ -214,14 +217,14 @@ def test_tuning_sees_the_nodes_own_data_only():
     from dataclasses import replace
 
     e = experiment("tuned", trials=2, tune_epochs=[2, 2])
-    site = member.open_site({"experiment": e.to_toml()})
+    site = ensemble_member.open_site({"experiment": e.to_toml()})
     others = torch.cat([site.shares[0], site.shares[2]])
     images = site.dataset.train_images.clone()
     images[others] = 255 - images[others]
     spoiled = replace(site, dataset=replace(site.dataset, train_images=images))
     node = nodes_of(e)[1]
     assert node.tuned
-    found = [member._tuned(s, 1, s.diet(1), node, _fresh(e)) for s in (site, spoiled)]
+    found = [ensemble_member._tuned(s, 1, s.diet(1), node, _fresh(e)) for s in (site, spoiled)]
     assert found[0] == found[1] and found[0].lr != node.lr
     losses = [
         next(training.curve(lambda: site.module(node, 0), node, s.diet(0), s.regime(0, 1)))
@@ -234,9 +237,9 @@ def test_tuning_sees_the_nodes_own_data_only():
 def test_a_member_taken_apart_and_put_together_goes_on_as_before(optimizer):
     schedule = "plateau" if optimizer == "rprop" else "cosine"
     e = experiment(nodes=[{"optimizer": optimizer, "lr": 0.01, "schedule": schedule}], rounds=4)
-    site, node = member.open_site({"experiment": e.to_toml()}), nodes_of(e)[0]
+    site, node = ensemble_member.open_site({"experiment": e.to_toml()}), nodes_of(e)[0]
     diet, regime = site.diet(0), site.regime(0, 4)
-    straight, broken = (training.enrol(site.module(node, 0), node) for _ in "ab")
+    straight, broken = (training.init_member(site.module(node, 0), node) for _ in "ab")
     for _ in range(2):
         training.train_epoch(straight, node, diet, regime, keep_best=True)
         training.train_epoch(broken, node, diet, regime, keep_best=True)
@@ -256,13 +259,13 @@ def with_statistics():
 
 
 def test_batch_statistics_live_in_the_state_too():
-    node = Node("regnetx_200mf", "sgd_m", 0.01, 0.9, 0.0, "constant")
+    node = NodeSettings("regnetx_200mf", "sgd_m", 0.01, 0.9, 0.0, "constant")
     d = load_data("digits")
-    diet = training.Diet(
+    diet = training.TrainValSplit(
         d.train_images[:64], d.train_labels[:64], d.train_images[:0], d.train_labels[:0]
     )
-    trained = training.enrol(with_statistics(), node)
-    training.train_epoch(trained, node, diet, training.Regime(1, 16, "none", False, 1, 0))
+    trained = training.init_member(with_statistics(), node)
+    training.train_epoch(trained, node, diet, training.EpochSettings(1, 16, "none", False, 1, 0))
     again = training.unpack(with_statistics(), node, *training.pack(trained))
     assert int(again.module[2].num_batches_tracked) == 4
     assert torch.equal(again.module[2].running_mean, trained.module[2].running_mean)
@@ -380,13 +383,13 @@ def on_node(e, **node):
 
 def test_a_members_owner_says_whether_it_lies_and_where_its_data_are(tmp_path):
     e = experiment(byzantine=1)
-    assert member.lies(e, on_node(e))
-    assert not member.lies(e, on_node(e, role="honest"))
-    assert member.lies(e, on_node(e, role="malicious"))
+    assert ensemble_member.lies(e, on_node(e))
+    assert not ensemble_member.lies(e, on_node(e, role="honest"))
+    assert ensemble_member.lies(e, on_node(e, role="malicious"))
     images = torch.zeros(7, 28, 28, dtype=torch.uint8).numpy()
     np.savez(tmp_path / "own.npz", images=images, labels=torch.arange(7).numpy())
     context = on_node(e, data=str(tmp_path / "own.npz"))
-    site = member.open_site(context.run_config, context.node_config)
+    site = ensemble_member.open_site(context.run_config, context.node_config)
     assert [len(share) for share in site.shares] == [7, 0, 0]
     assert len(site.diet(0).labels) + len(site.diet(0).held_labels) == 7
 

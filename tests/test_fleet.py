@@ -6,10 +6,12 @@ import pytest
 
 from clients.client_app import app, train_together
 from experiments.simulation import run_one
-from fedrobust import adversary, fleet
-from fedrobust.config import ConfigError, Experiment
-from fedrobust.fleet import Group
+from fedrobust.attacks import threat_model
+from fedrobust.experiment.load import from_dict
+from fedrobust.experiment.schema import ConfigError
 from fedrobust.flower import CohortGrid, InProcessGrid
+from fedrobust.simulation import stragglers
+from fedrobust.simulation.stragglers import Group
 from strategies.session import run
 
 GROUPS = {
@@ -19,18 +21,19 @@ GROUPS = {
 
 
 def experiment(small, **changes):
-    return Experiment.from_dict(small | changes)
+    return from_dict(small | changes)
 
 
 def test_groups_have_their_shares_and_follow_the_seed(small):
     e = experiment(small, groups=GROUPS, clients=50)
-    groups = fleet.assign(e)
+    groups = stragglers.assign(e)
     assert [groups.count(name) for name in ("phones", "servers", "")] == [20, 15, 15]
-    assert groups == fleet.assign(e)
-    assert groups != fleet.assign(experiment(small, groups=GROUPS, clients=50, seed=4))
+    assert groups == stragglers.assign(e)
+    assert groups != stragglers.assign(experiment(small, groups=GROUPS, clients=50, seed=4))
     thirds = {name: {"share": 1 / 3} for name in ("a", "b", "c")}
     assert (
-        sorted(fleet.assign(experiment(small, groups=thirds))) == ["a"] * 3 + ["b"] * 4 + ["c"] * 3
+        sorted(stragglers.assign(experiment(small, groups=thirds)))
+        == ["a"] * 3 + ["b"] * 4 + ["c"] * 3
     )
 
 
@@ -38,15 +41,15 @@ def test_a_group_trains_as_it_says_and_the_rest_as_training_says(small):
     schedule = {"name": "multistep", "milestones": [2], "gamma": 0.5}
     groups = {"fast": {"share": 0.5, "optimizer": "adam", "lr": 0.01, "schedule": schedule}}
     e = experiment(small, groups=groups, training={"mode": "update", "lr": 0.2, "batch_size": 8})
-    assert fleet.recipe_of(e, "", 9) == e.training
-    first, third = fleet.recipe_of(e, "fast", 1), fleet.recipe_of(e, "fast", 3)
+    assert stragglers.recipe_of(e, "", 9) == e.training
+    first, third = stragglers.recipe_of(e, "fast", 1), stragglers.recipe_of(e, "fast", 3)
     assert (first.optimizer, first.lr, first.batch_size) == ("adam", 0.01, 8)
     assert third.lr == 0.005
 
 
 def test_groups_survive_the_way_through_toml(small):
     e = experiment(small, groups=GROUPS, participation=0.5)
-    again = Experiment.from_dict(tomllib.loads(e.to_toml()))
+    again = from_dict(tomllib.loads(e.to_toml()))
     assert again == e
     assert again.run_id == e.run_id != experiment(small).run_id
     assert e.groups["servers"] == Group(0.3, {"batch_size": 32, "weight_decay": 0.01})
@@ -84,36 +87,38 @@ def test_each_mistake_gets_its_sentence(small, change, sentence):
 
 def test_each_round_asks_other_clients(small):
     e = experiment(small, participation=0.5)
-    asked = [fleet.participants(e, round) for round in range(1, 30)]
+    asked = [stragglers.participants(e, round) for round in range(1, 30)]
     assert {len(clients) for clients in asked} == {5}
     assert all(list(clients) == sorted(set(clients)) for clients in asked)
     assert len(set(asked)) > 10
     assert {client for clients in asked for client in clients} == set(range(10))
-    assert asked[3] == fleet.participants(e, 4)
+    assert asked[3] == stragglers.participants(e, 4)
 
 
 def test_times_are_hand_worked(small):
     groups = {"slow": {"share": 1.0, "speed": 10.0, "latency": 0.5}}
     e = experiment(small, groups=groups, server={"deadline": 2.0})  # mini-batches of 16 images
     sizes = [16, 10, 15, 40, *[5] * 6]  # 2.1, 1.5, 2.0, 2.1, 1.0 seconds
-    times = fleet.timing(e, fleet.assign(e), sizes, round=1)
-    assert times == fleet.Timing((), (0, 3), 2.0)
-    assert fleet.timing(e, fleet.assign(e), sizes, round=1, spared=(0, 3)).seconds == 2.0
+    times = stragglers.timing(e, stragglers.assign(e), sizes, round=1)
+    assert times == stragglers.Timing((), (0, 3), 2.0)
+    assert stragglers.timing(e, stragglers.assign(e), sizes, round=1, spared=(0, 3)).seconds == 2.0
     quick = experiment(small, groups=groups, server={"deadline": 9.0})
-    assert fleet.timing(quick, fleet.assign(quick), sizes, round=1) == fleet.Timing((), (), 2.1)
+    assert stragglers.timing(quick, stragglers.assign(quick), sizes, round=1) == stragglers.Timing(
+        (), (), 2.1
+    )
     local = experiment(
         small, groups=groups, server={"deadline": 9.0}, training={"mode": "update", "epochs": 2}
     )
-    assert fleet.timing(local, fleet.assign(local), sizes, round=1).seconds == 8.5
+    assert stragglers.timing(local, stragglers.assign(local), sizes, round=1).seconds == 8.5
 
 
 def test_dropouts_come_with_their_probability(small):
     e = experiment(small, groups={"shaky": {"share": 1.0, "dropout": 0.25}})
-    groups = fleet.assign(e)
-    gone = sum(len(fleet.timing(e, groups, [9] * 10, round=r).dropped) for r in range(1, 201))
+    groups = stragglers.assign(e)
+    gone = sum(len(stragglers.timing(e, groups, [9] * 10, round=r).dropped) for r in range(1, 201))
     assert 400 < gone < 600
     always = experiment(small, groups={"shaky": {"share": 1.0, "dropout": 1.0}})
-    assert fleet.timing(always, groups, [9] * 10, round=1, spared=(2,)).dropped == (
+    assert stragglers.timing(always, groups, [9] * 10, round=1, spared=(2,)).dropped == (
         0, 1, 3, 4, 5, 6, 7, 8, 9,
     )  # fmt: skip
 
@@ -148,7 +153,7 @@ def test_rows_tell_who_is_missing_and_every_grid_agrees(small):
         missing = {*row["late"], *row["dropped"]}
         assert {entry["client"] for entry in row["rejected"]} == missing
         assert row["replies"] == 8 - len(missing)
-        assert not missing & set(adversary.members(e))
+        assert not missing & set(threat_model.members(e))
         assert row["simulated_seconds"] <= 2.5
         told |= missing
     assert told

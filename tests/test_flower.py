@@ -22,7 +22,7 @@ from fedrobust.flower import (
     tensor_of,
 )
 from fedrobust.flower.in_process import identify
-from fedrobust.flower.wire import read_setting
+from fedrobust.flower.serialization import read_setting
 
 identify()
 D = 5
@@ -274,7 +274,7 @@ def test_the_side_channel_carries_the_view_and_one_row_each(knowledge):
 
     def client(message, context):
         number = context.node_config["partition-id"]
-        record = message.content.get("fedrobust.adversary")
+        record = message.content.get("fedrobust.attacks.threat_model")
         if record is not None and record["task"] == "craft":
             views.append(tensor_of(message.content["fedrobust.view"]["view"]))
             rows = torch.tensor([[100.0, 0.0], [200.0, 0.0]])

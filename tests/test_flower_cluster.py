@@ -4,7 +4,7 @@ import pytest
 
 from experiments.flower_run import run_on_flower
 from experiments.simulation import run_one
-from fedrobust.config import Experiment
+from fedrobust.experiment.load import from_dict
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ def two_nodes(monkeypatch):
 
 def test_the_same_rounds_on_an_existing_cluster(small, two_nodes):
     assert len(two_nodes.list_all_nodes()) == 2
-    e = Experiment.from_dict(small | {"attack": "alie", "rule": "nnm+krum", "rounds": 2})
+    e = from_dict(small | {"attack": "alie", "rule": "nnm+krum", "rounds": 2})
     there, here = run_on_flower(e, hosts=2), run_one(e)
     for row in [*there, *here]:
         row.pop("seconds")

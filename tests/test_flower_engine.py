@@ -4,8 +4,8 @@ import pytest
 
 from experiments.flower_run import FlowerRunError, run_on_flower
 from experiments.simulation import run_one
-from fedrobust.config import Experiment
-from fedrobust.rundir import RunFolder
+from fedrobust.experiment.load import from_dict
+from fedrobust.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 def test_the_same_rounds_through_flower(small, tmp_path):
     attack = {"name": "alie", "z": 1.5, "knowledge": "omniscient"}
     changes = {"rule": "nnm+krum", "attack": attack, "worker_momentum": 0.5, "rounds": 2}
-    e = Experiment.from_dict(small | changes)
+    e = from_dict(small | changes)
     heard = []
     folder = RunFolder(tmp_path / "results", e)
     through_flower = run_on_flower(e, folder=folder, on_row=heard.append)
@@ -26,6 +26,6 @@ def test_the_same_rounds_through_flower(small, tmp_path):
 
 
 def test_a_run_that_fails_says_why(small, tmp_path):
-    e = Experiment.from_dict(small | {"data": "cifar10", "model": "linear"})
+    e = from_dict(small | {"data": "cifar10", "model": "linear"})
     with pytest.raises(FlowerRunError, match="no complete 'cifar10'"):
         run_on_flower(e, data_root=str(tmp_path))

@@ -26,8 +26,8 @@ from fedrobust.flower import array_of, screen
 from fedrobust.flower.guarded_grid import CHUNK, GuardedGrid, TooLarge, limited, read_reply
 from fedrobust.flower.in_process import stamp
 from fedrobust.flower.screening import Reply
-from strategies.listening import SILENT, listen
-from strategies.roll_call import roll_call
+from strategies.handshake import roll_call
+from strategies.replies import SILENT, listen
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fedrobust.adversarial import gradient_similarity, pgd, predict
-from fedrobust.inference import VOTES, Ensemble, combine, one_hot, scores
-from fedrobust.inference import answers as ask
+from fedrobust.ensemble import VOTES, Ensemble, combine, one_hot, scores
+from fedrobust.ensemble import answers as ask
 
 PLAIN = ["soft", "hard", "weighted", "mean_logit"]
 

@@ -34,7 +34,7 @@ def test_the_python_in_the_readme_runs(monkeypatch):
 
 
 def test_the_toml_in_the_readme_is_an_experiment(tmp_path):
-    from fedrobust.config import expand, read
+    from fedrobust.experiment.load import expand, read
 
     blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert [len(expand(read(block))) for block in blocks] == [3]

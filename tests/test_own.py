@@ -12,10 +12,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg, Krum
 
 from experiments import export, trackers
-from experiments.plugging import name_of
+from experiments.user_plugins import name_of
 from fedrobust import aggregation, attacks, simulate
 from fedrobust.aggregation import aggregate, tables
-from fedrobust.config import ConfigError
+from fedrobust.experiment.schema import ConfigError
 from fedrobust.flower import InProcessGrid, Robust
 from fedrobust.flower.layers import from_layers, read_layers, to_layers
 from fedrobust.spec import SpecError

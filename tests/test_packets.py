@@ -9,11 +9,11 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from fedrobust.flower import Rejected, payload, screen
 from fedrobust.flower.in_process import identify
-from fedrobust.flower.packets import PACKET, packet_array, packet_tensor
+from fedrobust.flower.quantized_arrays import PACKET, packet_array, packet_tensor
 from fedrobust.models import build
 from fedrobust.seeds import generator
 from fedrobust.training import Codec, levels_for, quantize
-from fedrobust.training.packets import layers, on_the_grid, ratio
+from fedrobust.training.update_codec import layers, on_the_grid, ratio
 from fedrobust.vector import FlatModel
 
 SIZES = (12, 1, 300, 7)

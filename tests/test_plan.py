@@ -6,14 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedrobust.config import ConfigError, Experiment, expand
 from fedrobust.data import Dataset
-from fedrobust.distributed import PARADIGMS, attacker_share, nodes_of, shares_of
-from fedrobust.distributed.authors import ITERATIONS, LISTS, MASTERS, authors_cycle
-from fedrobust.distributed.plan import AXES, Node
-from fedrobust.distributed.shares import split
-from fedrobust.distributed.tuning import rungs, search, tune
-from fedrobust.training.solvers import LR_SCHEDULES, fits
+from fedrobust.ensemble import PARADIGMS, attacker_share, nodes_of, shares_of
+from fedrobust.ensemble.authors import ITERATIONS, LISTS, MASTERS, authors_cycle
+from fedrobust.ensemble.plan import AXES, NodeSettings
+from fedrobust.ensemble.shares import split
+from fedrobust.ensemble.tuning import rungs, search, tune
+from fedrobust.experiment.load import expand, from_dict
+from fedrobust.experiment.schema import ConfigError
+from fedrobust.training.optimizers import LR_SCHEDULES, fits
 
 SMALL = ["small_dense", "small_vgg", "small_resnet", "small_wide", "small_mobile", "small_plain"]
 ATTRIBUTE = {"architecture": "model", "optimizer": "optimizer", "scheduler": "schedule"}
@@ -21,7 +22,7 @@ ATTRIBUTE = {"architecture": "model", "optimizer": "optimizer", "scheduler": "sc
 
 def plan(paradigm, *, clients=7, seed=1, attack=None, **settings):
     wanted = {"paradigm": paradigm, "architectures": SMALL, **settings}
-    return Experiment.from_dict(
+    return from_dict(
         {"data": "fashionmnist-sample", "model": "small_dense", "byzantine": 0, "rounds": 4,
          "clients": 1 if paradigm == "central" else clients, "seed": seed, "rule": "mean",
          "attack": "none", "plan": wanted, "transfer": attack or {}}
@@ -105,7 +106,7 @@ def test_a_plan_survives_its_own_toml_and_cases_expand():
                                                             "surrogates": ["cnn"]})  # fmt: skip
     import tomllib
 
-    assert Experiment.from_dict(tomllib.loads(e.to_toml())) == e
+    assert from_dict(tomllib.loads(e.to_toml())) == e
     document = json.loads(json.dumps(plan("same").to_dict()))
     document["cases"] = [{"clients": 3}, {"plan": {"paradigm": "tuned"}, "partition.alpha": 1.0,
                                           "partition.name": "dirichlet"}]  # fmt: skip
@@ -185,7 +186,7 @@ def test_quirks_use_that_cycle():
     assert [n.optimizer for n in nodes_of(plan("optimizer"))] != expected
 
 
-NODE = Node("cnn", "sgd_m", 0.1, 0.9, 1e-4, "cosine")
+NODE = NodeSettings("cnn", "sgd_m", 0.1, 0.9, 1e-4, "cosine")
 
 
 def toy(calls):

@@ -32,8 +32,8 @@ from fedrobust.redundancy import (
     window_init,
     window_step,
 )
+from fedrobust.redundancy.agreement import MISSING, cluster, exact, relative_distances
 from fedrobust.redundancy.assignment import from_blocks
-from fedrobust.redundancy.evidence import MISSING, cluster, exact, relative_distances
 from fedrobust.redundancy.voting import check_second_stage, without
 from tests import textbook_redundancy as textbook
 

@@ -24,15 +24,15 @@ from fedrobust.redundancy import (
     traffic,
 )
 from fedrobust.redundancy.assignment import check_batch
-from fedrobust.redundancy.calculus import (
+from fedrobust.redundancy.galois import field, prime_power
+from fedrobust.redundancy.search import extreme_set
+from fedrobust.redundancy.worst_case import (
     att2_count,
     majority_bound,
     random_fraction,
     second_eigenvalue,
     small_d_count,
 )
-from fedrobust.redundancy.fields import field, prime_power
-from fedrobust.redundancy.search import extreme_set
 from fedrobust.spec import SpecError
 from tests import textbook_redundancy as textbook
 

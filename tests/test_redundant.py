@@ -7,19 +7,21 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
-from clients import file_bench, file_worker
 from clients.client_app import app
-from clients.file_bench import FileBench, gradients_together
-from clients.workshop import open_workshop
+from clients.node import open_node
+from clients.redundancy import gradients, worker
+from clients.redundancy.gradients import FileGradients, gradients_together
 from experiments.flower_run import run_on_flower
 from experiments.simulation import run_one
-from fedrobust import adversary, data, models, scheme
-from fedrobust.config import ConfigError, Experiment, expand, read
-from fedrobust.flower import CohortGrid, InProcessGrid, Rejected, array_of, promises
-from fedrobust.redundancy import corrupt, corrupted_labels, traffic
-from fedrobust.redundancy.evidence import MISSING
-from fedrobust.redundancy.verdict import judge
-from fedrobust.rundir import RunFolder
+from fedrobust import data, models
+from fedrobust.attacks import threat_model
+from fedrobust.experiment.load import expand, from_dict, read
+from fedrobust.experiment.schema import ConfigError
+from fedrobust.flower import CohortGrid, InProcessGrid, Rejected, array_of, commit_reveal
+from fedrobust.redundancy import corrupt, corrupted_labels, rounds, traffic
+from fedrobust.redundancy.agreement import MISSING
+from fedrobust.redundancy.decision import judge
+from fedrobust.runs.folder import RunFolder
 from fedrobust.training import Recipe, train_local
 from fedrobust.vector import FlatModel
 from strategies.session import run
@@ -39,7 +41,7 @@ def build(small, *, q=2, rounds=2, attack=REVERSED, rule="median", clients=7, **
         "placement": settings.pop("placement", "first"),
         "scheme": {"name": "aspis", "batch": 70, **settings},
     }
-    return Experiment.from_dict(small | changes)
+    return from_dict(small | changes)
 
 
 def last(e):
@@ -54,7 +56,7 @@ def without_time(rows):
     ("change", "sentence"),
     [
         ({"name": "aspsi"}, "unknown scheme 'aspsi'; did you mean 'aspis'?"),
-        ({"detection": "stirct"}, "unknown scheme.detection 'stirct'; did you mean 'strict'?"),
+        ({"detection": "stirct"}, "unknown rounds.detection 'stirct'; did you mean 'strict'?"),
         ({"adversary": "at2"}, "unknown adversary 'at2'; did you mean 'att2'?"),
         ({"replicaton": 3}, "unknown key 'scheme.replicaton'; did you mean 'replication'?"),
         ({"replication": 4}, "replication must be odd"),
@@ -82,9 +84,7 @@ def test_each_mistake_gets_its_sentence(small, change, sentence):
 def test_a_scheme_needs_gradients_and_an_attack_on_values(small):
     table = {"clients": 7, "scheme": {"name": "aspis", "batch": 70}, "attack": "label_flip"}
     with pytest.raises(ConfigError) as caught:
-        Experiment.from_dict(
-            small | table | {"training": {"mode": "update"}, "worker_momentum": 0.5}
-        )
+        from_dict(small | table | {"training": {"mode": "update"}, "worker_momentum": 0.5})
     text = str(caught.value)
     for words in ("training.mode = 'gradient'", "worker_momentum = 0", "faults silence"):
         assert words in text
@@ -95,9 +95,9 @@ def test_what_is_left_open_is_written_out(small):
     assert (e.scheme.q, e.scheme.workers, e.scheme.detection) == (2, 7, "strict")
     assert e.rule == {"name": "krum", "f": 2}  # c_max of Aspis with q = 2
     assert e.defence == "aspis+krum"
-    assert Experiment.from_dict(e.to_dict()) == e
+    assert from_dict(e.to_dict()) == e
     assert build(small, q=3).scheme.q == 3
-    assert Experiment.from_dict(small).scheme.name == ""
+    assert from_dict(small).scheme.name == ""
 
 
 def test_shipped_experiments_build_and_check():
@@ -113,7 +113,7 @@ def test_the_optimal_attack_is_outvoted_but_not_found(small):
     assert (row["path"], row["accepted"], row["cliques"]) == ("files", False, 2)
     assert (row["flagged"], row["precision"], row["recall"]) == ([], None, 0.0)
     assert row["wrong_files"] == row["wrong_bound"] == round(2 / 35, 6)
-    expected = traffic(scheme.base(e.scheme), parameters=D)
+    expected = traffic(rounds.base(e.scheme), parameters=D)
     by_stage = {"commit": expected.digests, "reveal": expected.per_file}
     assert row["bytes_by_stage"] == by_stage
     assert row["bytes_naive"] == expected.naive
@@ -142,7 +142,7 @@ def file_gradients(e, model, dataset):
     """Compute each file's gradient by hand."""
     start = model.vector.clone()
     rows = []
-    for chosen in scheme.file_indices(e, examples=len(dataset.train_labels), round=1):
+    for chosen in rounds.file_indices(e, examples=len(dataset.train_labels), round=1):
         images, labels = dataset.train_images[chosen], dataset.train_labels[chosen]
         recipe = Recipe(batch_size=len(labels))
         rows.append(
@@ -271,9 +271,9 @@ def test_every_grid_gives_the_same_rounds(small, settings):
 
 def test_each_file_is_computed_once_a_round(small, monkeypatch):
     counted = []
-    compute = FileBench._compute
+    compute = FileGradients._compute
     monkeypatch.setattr(
-        FileBench, "_compute", lambda self, file: counted.append(file) or compute(self, file)
+        FileGradients, "_compute", lambda self, file: counted.append(file) or compute(self, file)
     )
     last(build(small, rounds=3))
     assert len(counted) == 3 * 35
@@ -286,7 +286,7 @@ def test_files_computed_together_are_the_same_up_to_rounding(small):
     e = build(small, rounds=1, attack="none")
     model, dataset, _, _ = vector_after(e)
     start, rows = file_gradients(e, model, dataset)
-    chosen = scheme.file_indices(e, examples=len(dataset.train_labels), round=1)
+    chosen = rounds.file_indices(e, examples=len(dataset.train_labels), round=1)
     made = gradients_together(
         model, start, dataset.train_images[chosen], dataset.train_labels[chosen]
     )
@@ -299,11 +299,11 @@ def test_files_computed_together_are_the_same_up_to_rounding(small):
 def noisy(copies, client):
     """Return a worker of another numeric profile: its values differ by one part in a million."""
     scale = 1 + 1e-6 * client
-    return file_worker.replace(
+    return worker.replace(
         copies,
         value=lambda file: copies.value(file) * scale,
-        digest=lambda file: file_bench.digest(copies.value(file) * scale),
-        sketches=lambda files, **s: file_bench.sketch(
+        digest=lambda file: gradients.digest(copies.value(file) * scale),
+        sketches=lambda files, **s: gradients.sketch(
             torch.stack([copies.value(f) * scale for f in files]), **s
         ),
     )
@@ -311,7 +311,7 @@ def noisy(copies, client):
 
 @pytest.mark.parametrize(("tolerance", "agree"), [(0.0, False), (0.05, True)])
 def test_a_tolerance_lets_rounding_pass_and_no_attack(small, monkeypatch, tolerance, agree):
-    honest = file_worker._honest
+    honest = worker._honest
     monkeypatch.setattr(file_worker, "_honest", lambda b, c: noisy(honest(b, c), c))
     row = last(build(small, adversary="weak", tolerance=tolerance))
     assert row["accepted"] is agree
@@ -324,13 +324,13 @@ def test_a_tolerance_lets_rounding_pass_and_no_attack(small, monkeypatch, tolera
 
 def test_a_sketch_that_fits_a_false_sum_is_caught(small, monkeypatch):
     """Worker 0 commits to the truth, then sends sketches and sums of twice its values."""
-    honest = file_worker._honest
+    honest = worker._honest
 
     def twice(bench, client):
         copies = honest(bench, client)
         if client:
             return copies
-        return file_worker.replace(
+        return worker.replace(
             copies,
             value=lambda file: 2 * copies.value(file),
             sketches=lambda files, **s: 2 * copies.sketches(files, **s),
@@ -361,12 +361,12 @@ def test_aspis_plus_finds_the_liars_and_finds_them_again_when_they_change(small)
 
 def test_stale_flags_do_not_open_the_way_to_the_mean():
     """Two are flagged by earlier rounds, a third lies: its values meet the second stage."""
-    made = scheme.assign("aspis_plus", workers=7, replication=3)
+    made = rounds.assign("aspis_plus", workers=7, replication=3)
     old = corrupted_labels(made, corrupt("att3", made, q=2, adversaries=(0, 1)))
     verdict, window = judge(old, q=2, detection="window", length=15)
     for turn in range(20):
         source = torch.Generator().manual_seed(turn)
-        files = scheme.permute(made, source)
+        files = rounds.permute(made, source)
         labels = corrupted_labels(files, corrupt("att3", files, q=2, adversaries=(0, 1)))
         verdict, window = judge(labels, q=2, detection="window", length=100, window=window)
     assert verdict.flagged == (0, 1)
@@ -379,7 +379,7 @@ def test_stale_flags_do_not_open_the_way_to_the_mean():
 
 def test_detox_falls_to_its_worst_set(small):
     worst = build(small, clients=9, q=4, name="detox", batch=72)
-    assert adversary.members(worst, round=1) == (0, 1, 3, 4)
+    assert threat_model.members(worst, round=1) == (0, 1, 3, 4)
     row = last(worst)
     assert row["wrong_files"] == round(2 / 3, 6)
     weak = last(build(small, clients=9, q=3, name="detox", batch=72, adversary="weak"))
@@ -388,13 +388,13 @@ def test_detox_falls_to_its_worst_set(small):
 
 def test_files_are_shuffled_passes_over_the_set(small):
     e = build(small)
-    turns = [scheme.file_indices(e, examples=220, round=r) for r in range(1, 7)]
+    turns = [rounds.file_indices(e, examples=220, round=r) for r in range(1, 7)]
     assert turns[0].shape == (35, 2)
     one_pass = torch.cat(turns[:3]).flatten()
     assert len(set(one_pass.tolist())) == 210
     assert not torch.equal(turns[0], turns[3])
     with pytest.raises(ValueError, match="at most the 60 training images, got 70"):
-        scheme.file_indices(e, examples=60, round=1)
+        rounds.file_indices(e, examples=60, round=1)
 
 
 def reply(**records):
@@ -417,16 +417,16 @@ HOSTILE = [
 @pytest.mark.parametrize("records", HOSTILE)
 def test_readers_refuse_and_never_raise_anything_else(records):
     for read_one in (
-        lambda m: promises.read_digests(m, files=2),
-        lambda m: promises.read_sketches(m, files=2, size=4),
-        lambda m: promises.read_values(m, ["sum"], shape=(3,), largest=1e10),
+        lambda m: commit_reveal.read_digests(m, files=2),
+        lambda m: commit_reveal.read_sketches(m, files=2, size=4),
+        lambda m: commit_reveal.read_values(m, ["sum"], shape=(3,), largest=1e10),
     ):
         with pytest.raises(Rejected):
             read_one(reply(**records))
     asked = Message(RecordDict(), 1, "train")
     asked.metadata.__dict__["_message_id"] = "x"
     with pytest.raises(Rejected, match="error reply: gone"):
-        promises.read_digests(Message(Error(code=1, reason="gone"), reply_to=asked), files=1)
+        commit_reveal.read_digests(Message(Error(code=1, reason="gone"), reply_to=asked), files=1)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +441,7 @@ def test_readers_refuse_and_never_raise_anything_else(records):
 def test_each_value_is_screened_by_itself(value, reason):
     good = torch.ones(3)
     message = reply(arrays=array_of(a=value, b=good))
-    found = promises.read_values(message, ["a", "b", "c"], shape=(3,), largest=1e10)
+    found = commit_reveal.read_values(message, ["a", "b", "c"], shape=(3,), largest=1e10)
     assert reason in found["a"]
     assert torch.equal(found["b"], good)
     assert found["c"] == "missing value"
@@ -449,13 +449,13 @@ def test_each_value_is_screened_by_itself(value, reason):
 
 def test_a_worker_computes_only_what_it_holds(small):
     e = build(small)
-    workshop = open_workshop({"experiment": e.to_toml()})
-    bench = file_bench.open_bench(workshop, workshop.model.vector.clone(), 1)
-    copies = file_worker._honest(bench, 0)
-    order = promises.order("sum", files=[34])
+    node = open_node({"experiment": e.to_toml()})
+    bench = gradients.open_bench(node, node.model.vector.clone(), 1)
+    copies = worker._honest(bench, 0)
+    order = commit_reveal.order("sum", files=[34])
     message = Message(RecordDict({"scheme": order}), 1, "train")
     with pytest.raises(ValueError, match="does not hold"):
-        file_worker._sum(message, bench, copies)
+        worker._sum(message, bench, copies)
 
 
 def test_a_stopped_run_resumes_with_its_window_and_its_velocity(small, tmp_path):

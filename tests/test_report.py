@@ -16,10 +16,11 @@ import tomli_w
 from experiments import tables
 from experiments.cli import main
 from experiments.report import build, folders_in, heat
-from experiments.report.gathering import gather, measures, widen
+from experiments.report.load import gather, measures, widen
 from experiments.results import Results, load
-from fedrobust.config import ConfigError, expand
-from fedrobust.rundir import RunFolder
+from fedrobust.experiment.load import expand
+from fedrobust.experiment.schema import ConfigError
+from fedrobust.runs.folder import RunFolder
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "use", "path", "rect", "line", "circle"}
 

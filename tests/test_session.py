@@ -6,13 +6,14 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from experiments.simulation import run_one
-from fedrobust import adversary, simulate
-from fedrobust.attacks import ATTACKS, KNOWLEDGE, POISONS
-from fedrobust.attacks.planted import TRAINED
-from fedrobust.config import ConfigError, Experiment
+from fedrobust import simulate
+from fedrobust.attacks import ATTACKS, KNOWLEDGE, POISONS, threat_model
+from fedrobust.attacks.alie_backdoor import TRAINED
+from fedrobust.experiment.load import from_dict
+from fedrobust.experiment.schema import ConfigError
 from fedrobust.flower import CohortGrid, InProcessGrid
-from fedrobust.flower.wire import PROTOCOL
-from strategies.roll_call import ProtocolError, roll_call
+from fedrobust.flower.serialization import PROTOCOL
+from strategies.handshake import ProtocolError, roll_call
 from strategies.session import run
 
 REASONS = {
@@ -33,11 +34,11 @@ REASONS = {
 
 
 def experiment(small, **changes):
-    return Experiment.from_dict(small | changes)
+    return from_dict(small | changes)
 
 
 def test_every_fault_is_tried():
-    assert set(REASONS) == set(adversary.FAULTS)
+    assert set(REASONS) == set(threat_model.FAULTS)
     assert len(REASONS) == 13
 
 
@@ -49,7 +50,7 @@ def test_a_faulty_reply_costs_its_sender_the_vote(small, fault):
     for row in rows[1:]:
         assert row["replies"] == 8
         named = {entry["client"]: entry for entry in row["rejected"]}
-        assert set(named) == set(adversary.members(bad))
+        assert set(named) == set(threat_model.members(bad))
         for client, entry in named.items():
             assert REASONS[fault] in entry["reason"]
             assert entry["node"] == client + 1
@@ -203,7 +204,7 @@ def test_a_backdoor_gets_in_through_the_mean_and_its_success_is_measured(small):
 def test_the_planted_update_stays_in_the_spread():
     import torch
 
-    from fedrobust.attacks.planted import alie_backdoor
+    from fedrobust.attacks.alie_backdoor import alie_backdoor
     from fedrobust.data import load
     from fedrobust.models import build
     from fedrobust.seeds import generator
@@ -224,7 +225,7 @@ def test_the_planted_update_stays_in_the_spread():
 
 def test_weights_are_told_per_client_and_the_bypass_with_them(small):
     rows = run_one(experiment(small, attack="silence", rule="multi_krum"))
-    bad = set(adversary.members(experiment(small, attack="silence")))
+    bad = set(threat_model.members(experiment(small, attack="silence")))
     for row in rows[1:]:
         assert [c for c, w in enumerate(row["weights"]) if w is None] == sorted(bad)
         assert sum(w for w in row["weights"] if w) == pytest.approx(1, abs=1e-4)
@@ -246,7 +247,7 @@ def test_an_adversary_that_moves_on_is_named_round_by_round(small):
     e = experiment(small, **changes)
     rows = run_one(e)
     told = [[entry["client"] for entry in row["rejected"]] for row in rows[1:]]
-    assert told == [list(adversary.members(e, round=r)) for r in range(1, 5)]
+    assert told == [list(threat_model.members(e, round=r)) for r in range(1, 5)]
     assert len({tuple(clients) for clients in told}) > 1
 
 

@@ -5,9 +5,9 @@ import warnings
 import pytest
 import torch
 
-from fedrobust.distributed.augment import AUGMENTATIONS
+from fedrobust.ensemble.augment import AUGMENTATIONS
 from fedrobust.spec import SpecError
-from fedrobust.training.solvers import (
+from fedrobust.training.optimizers import (
     LR_SCHEDULES,
     MOMENTUM_SOLVERS,
     SOLVERS,

@@ -26,11 +26,12 @@ from typing import Any
 import torch
 
 from clients.client_app import app, train_together
-from clients.workshop import open_workshop
+from clients.node import open_node
 from experiments.benchmarks.measuring import Row, peak_of
 from experiments.flower_run import run_on_flower
 from experiments.simulation import quiet
-from fedrobust.config import Experiment
+from fedrobust.experiment.load import from_dict
+from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import InProcessGrid
 from fedrobust.seeds import generator
 from fedrobust.training import one_thread, train_local
@@ -60,7 +61,7 @@ class Settings:
 def experiment(model: str, clients: int, settings: Settings, cohort: str = "off") -> Experiment:
     """Describe one case: IID, one gradient of 32 images a client and round, mean."""
     sample = settings.data_root is None
-    return Experiment.from_dict(
+    return from_dict(
         {
             "data": "fashionmnist-sample" if sample else DATA[model],
             "model": model,
@@ -80,11 +81,11 @@ class Stopwatch:
     """Alternate one engine round with one bare round, and time both."""
 
     def __init__(self, case: Experiment, run_config: dict[str, Any], settings: Settings) -> None:
-        self.workshop = open_workshop(run_config)
+        self.node = open_node(run_config)
         self.case = case
         self.clock = CLOCKS[settings.clock]
         self.device = settings.device
-        self.vector = self.workshop.model.vector.clone()
+        self.vector = self.node.model.vector.clone()
         self.bare: list[float] = []
         self.engine: list[float] = []
         self.mark = 0.0
@@ -105,10 +106,10 @@ class Stopwatch:
         total = torch.zeros_like(self.vector)
         with one_thread():
             for client in range(self.case.clients):
-                images, labels = self.workshop.share(client)
+                images, labels = self.node.share(client)
                 source = generator(self.case.seed, "batches", round=number, client=client)
                 update, _ = train_local(
-                    self.workshop.model,
+                    self.node.model,
                     self.vector,
                     images,
                     labels,
@@ -159,7 +160,7 @@ def through_flower(model: str, clients: int, settings: Settings, grid: str) -> R
 
 
 def _line(grid: str, watch: Stopwatch, rounds: list[float], peak: int | None) -> Row:
-    clients, d = watch.case.clients, watch.workshop.model.d
+    clients, d = watch.case.clients, watch.node.model.d
     seconds, reference = statistics.median(rounds), statistics.median(watch.bare)
     return {
         "case": f"{grid} {watch.case.model} d={d} N={clients}",

@@ -23,9 +23,10 @@ import torch
 import typer
 
 from experiments.simulation import run_one
-from fedrobust import checkpoint
-from fedrobust.config import Experiment
-from fedrobust.rundir import CHECKPOINT, RunFolder, timeless
+from fedrobust.experiment.load import from_dict
+from fedrobust.experiment.schema import Experiment
+from fedrobust.runs import checkpoint
+from fedrobust.runs.folder import CHECKPOINT, RunFolder, timeless
 
 Row = dict[str, Any]
 BASE: dict[str, Any] = {
@@ -72,7 +73,7 @@ def campaign(case: str, *, kills: int, parent: Path, seed: int = 0) -> dict[str,
     Different
         If a resumed run's rows or its final state are not those of the uninterrupted run.
     """
-    experiment = Experiment.from_dict(BASE | CASES[case])
+    experiment = from_dict(BASE | CASES[case])
     began = time.monotonic()
     kill_until_done(experiment, parent / "whole", lambda vain: None)
     expected = outcome(experiment, parent / "whole")

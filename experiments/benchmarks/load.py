@@ -17,7 +17,7 @@ import typer
 
 from experiments.deploy.federation import Federation, family, federation
 from experiments.deployment import run_on_nodes
-from fedrobust.config import Experiment
+from fedrobust.experiment.load import from_dict
 
 WIDE = {  # 2.3 million parameters
     "data": "fashionmnist-sample",
@@ -34,7 +34,7 @@ WIDE = {  # 2.3 million parameters
 def main(clients: int = 100, hosts: int = 2, rounds: int = 3, model: str = "") -> None:
     """Run a few rounds and measure them."""
     changes = {"clients": clients, "rounds": rounds} | ({"model": model} if model else {})
-    experiment = Experiment.from_dict(WIDE | changes)
+    experiment = from_dict(WIDE | changes)
     with tempfile.TemporaryDirectory(prefix="fedrobust-load-") as temporary:
         home = Path(temporary)
         with federation(home, nodes=0, namespaces=False) as it:

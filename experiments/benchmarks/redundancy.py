@@ -16,13 +16,14 @@ import torch
 from flwr.app import ConfigRecord
 
 from clients.client_app import app
-from clients.file_bench import FileBench
-from clients.workshop import open_workshop
+from clients.node import open_node
+from clients.redundancy.gradients import FileGradients
 from experiments.benchmarks.measuring import peak_of, show, side_by_side
-from fedrobust.config import Experiment
+from fedrobust.experiment.load import from_dict
+from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import InProcessGrid, array_of
 from fedrobust.redundancy import assign, traffic
-from strategies.redundant import RedundantStrategy
+from strategies.redundancy.strategy import RedundantStrategy
 
 REVERSED = {"name": "reversed_gradient", "scale": 100.0, "knowledge": "own"}
 ALIE = {"name": "alie", "z": 1.0, "knowledge": "omniscient"}
@@ -38,7 +39,7 @@ RESNET18 = 11_173_962
 
 def experiment(samples: int, *, attack: dict[str, Any], adversary: str) -> Experiment:
     """Aspis with K = 15, r = 3, q = 4 on the shipped sample and a small CNN."""
-    return Experiment.from_dict(
+    return from_dict(
         {
             "data": "fashionmnist-sample",
             "model": "cnn",
@@ -63,8 +64,8 @@ class Rounds:
         self._grid = InProcessGrid(app, clients=e.clients, run_config=run_config)
         nodes = dict(enumerate(range(e.clients), start=1))
         self._strategy = RedundantStrategy(e, clients=nodes, on_row=self.rows.append)
-        self._workshop = open_workshop(run_config)
-        self._vector = self._workshop.model.vector.clone()
+        self._node = open_node(run_config)
+        self._vector = self._node.model.vector.clone()
         self._number = 0
 
     def round(self) -> None:
@@ -79,7 +80,7 @@ class Rounds:
 
     def once(self) -> None:
         """Compute each file's gradient once, and nothing else."""
-        bench = FileBench(self._workshop).turn_to(self._vector, 1)
+        bench = FileGradients(self._node).turn_to(self._vector, 1)
         for file in range(bench.assignment.files):
             bench._compute(file)
 

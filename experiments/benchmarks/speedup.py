@@ -14,7 +14,8 @@ from typing import Any
 
 from experiments.benchmarks.measuring import show
 from experiments.flower_run import run_on_flower
-from fedrobust.config import Experiment
+from fedrobust.experiment.load import from_dict
+from fedrobust.experiment.schema import Experiment
 
 BATCH = 2048
 BITS = (32, 8)
@@ -22,7 +23,7 @@ BITS = (32, 8)
 
 def experiment(workers: int, *, rounds: int, bits: int) -> Experiment:
     """Share one batch out among the workers."""
-    return Experiment.from_dict(
+    return from_dict(
         {
             "data": "fashionmnist-sample",
             "model": "cnn",

@@ -22,15 +22,17 @@ from clients.client_app import app as client_app
 from experiments.deploy.federation import as_json, federation
 from experiments.deployment import run_on_nodes
 from experiments.simulation import quiet
-from fedrobust import checkpoint, data
-from fedrobust.config import Experiment, from_run_config
+from fedrobust import data
+from fedrobust.ensemble import combine
 from fedrobust.evaluation import pixels
+from fedrobust.experiment.load import from_dict, from_run_config
+from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import GuardedGrid, InProcessGrid
-from fedrobust.inference import combine
-from fedrobust.rundir import timeless
+from fedrobust.runs import checkpoint
+from fedrobust.runs.folder import timeless
 from strategies import server_app
-from strategies.inference import ask
-from strategies.roll_call import registered
+from strategies.ensemble.query import ask
+from strategies.handshake import registered
 from strategies.session import run
 
 LIAR = 3
@@ -113,7 +115,7 @@ def there(experiment: Experiment, home: Path) -> tuple[list[dict], dict[str, Ten
 
 def compare(rounds: int = 2) -> None:
     """Run the ensemble twice and compare rows, answers and votes."""
-    experiment = Experiment.from_dict(ENSEMBLE | {"rounds": rounds})
+    experiment = from_dict(ENSEMBLE | {"rounds": rounds})
     expected, own = here(experiment)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fedrobust-votes-") as temporary:

@@ -21,8 +21,9 @@ from experiments.deploy.federation import Federation, as_json, family, federatio
 from experiments.deploy.rehearse import FILE
 from experiments.deployment import run_on_nodes
 from experiments.flower_run import FlowerRunError
-from fedrobust.config import Experiment, expand, override, read
-from fedrobust.rundir import RunFolder, timeless
+from fedrobust.experiment.load import expand, override, read
+from fedrobust.experiment.schema import Experiment
+from fedrobust.runs.folder import RunFolder, timeless
 
 Break = Callable[[Federation], None]
 OUTPUT, BALLAST = "results", "ballast"

@@ -15,8 +15,9 @@ import typer
 from experiments.deploy.federation import STARTED, Federation, as_json, federation
 from experiments.deployment import run_on_nodes
 from experiments.simulation import run_one
-from fedrobust import adversary
-from fedrobust.config import Experiment, expand, override, read
+from fedrobust.attacks import threat_model
+from fedrobust.experiment.load import expand, override, read
+from fedrobust.experiment.schema import Experiment
 
 FILE = Path(__file__).with_name("federation.toml")
 REFUSED = {  # what each stranger must have said, beside Flower's exit code 305 (no connection)
@@ -42,7 +43,7 @@ def main(rounds: int = 5, loopback: bool = False) -> None:
 
 def rehearse(it: Federation, experiment: Experiment, expected: list[dict]) -> bool:
     """Start the nodes and the strangers, run the experiment, compare it with the simulation."""
-    members = adversary.members(experiment)
+    members = threat_model.members(experiment)
     for number in range(experiment.clients):
         it.register(number)
         role = "malicious" if number in members else "honest"

@@ -1,6 +1,6 @@
 """The report: one self-contained HTML page per run or sweep."""
 
-from experiments.report.gathering import folders_in
+from experiments.report.load import folders_in
 from experiments.report.page import build, write
 
 __all__ = ["build", "folders_in", "write"]

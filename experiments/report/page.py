@@ -15,7 +15,8 @@ import tomli_w
 from markupsafe import Markup
 
 from experiments.report import figures
-from experiments.report.gathering import (
+from experiments.report.heat import heat_table
+from experiments.report.load import (
     Gathered,
     attackers,
     byzantine,
@@ -26,9 +27,8 @@ from experiments.report.gathering import (
     shares,
     widen,
 )
-from experiments.report.heat import heat_table
 from fedrobust import __version__
-from fedrobust.config import Experiment
+from fedrobust.experiment.schema import Experiment
 
 TEMPLATE = Path(__file__).with_name("page.html")
 

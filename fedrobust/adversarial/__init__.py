@@ -11,9 +11,8 @@ from fedrobust.adversarial.evaluation import (
     overfitting_probe,
     robustness,
 )
-from fedrobust.adversarial.examination import EVALUATIONS, evaluation_names, examine
 from fedrobust.adversarial.federated import Calibrated, epochs_at, slack_weights
-from fedrobust.adversarial.hold import frozen, predict
+from fedrobust.adversarial.frozen import frozen, predict
 from fedrobust.adversarial.images import quantise_images
 from fedrobust.adversarial.objective import (
     LOSSES,
@@ -29,6 +28,7 @@ from fedrobust.adversarial.probes import (
     input_curvature,
     loss_gradient,
 )
+from fedrobust.adversarial.robust_evaluation import EVALUATIONS, evaluation_names, examine
 from fedrobust.adversarial.semi import FirstLogits, pseudo_labels, rotations, semi_batches
 from fedrobust.adversarial.transfer import mi_cse, mi_cwa, mi_fgsm, mi_sam
 from fedrobust.adversarial.white_box import fgsm, pgd, trades_kl

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedrobust.adversarial.hold import Model, frozen, predict
+from fedrobust.adversarial.frozen import Model, frozen, predict
 from fedrobust.adversarial.images import as_images
 from fedrobust.adversarial.objective import perturb
 from fedrobust.adversarial.white_box import pgd

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedrobust.adversarial.criteria import cross_entropy, kl
-from fedrobust.adversarial.hold import Model
+from fedrobust.adversarial.frozen import Model
 
 
 def masked_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

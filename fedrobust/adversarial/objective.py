@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fedrobust.adversarial.hold import Model
+from fedrobust.adversarial.frozen import Model
 from fedrobust.adversarial.images import as_images
 from fedrobust.adversarial.losses import mart, natural, standard, trades
 from fedrobust.adversarial.transfer import mi_cse, mi_cwa, mi_fgsm, mi_sam

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedrobust.adversarial.criteria import Criterion, cross_entropy
-from fedrobust.adversarial.hold import Model, frozen, input_gradient
+from fedrobust.adversarial.frozen import Model, frozen, input_gradient
 from fedrobust.adversarial.images import as_images, as_labels, column
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fedrobust.adversarial.hold import Model, predict
+from fedrobust.adversarial.frozen import Model, predict
 from fedrobust.adversarial.images import as_images
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedrobust.adversarial.hold import Model, input_gradient
+from fedrobust.adversarial.frozen import Model, input_gradient
 from fedrobust.adversarial.images import as_images, as_labels, column
 
 _FLOOR = 1e-12

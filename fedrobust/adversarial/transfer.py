@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedrobust.adversarial.hold import Model, frozen
+from fedrobust.adversarial.frozen import Model, frozen
 from fedrobust.adversarial.surrogates import View, look, unit
 from fedrobust.spec import suggest
 

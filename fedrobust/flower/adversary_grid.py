@@ -11,10 +11,16 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedrobust.flower.in_process import RAISED, stamp
-from fedrobust.flower.wire import TensorArray, array_of, read_setting, read_tensor, tensor_of
+from fedrobust.flower.serialization import (
+    TensorArray,
+    array_of,
+    read_setting,
+    read_tensor,
+    tensor_of,
+)
 from fedrobust.flower.wrapping import WrappedGrid
 
-ADVERSARY = "fedrobust.adversary"
+ADVERSARY = "fedrobust.attacks.threat_model"
 VIEW = "fedrobust.view"
 CRAFTED = "crafted"
 

@@ -12,8 +12,8 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrobust.flower.in_process import RAISED, Together, answer, stamp
-from fedrobust.flower.packets import payload
-from fedrobust.flower.wire import read_setting
+from fedrobust.flower.quantized_arrays import payload
+from fedrobust.flower.serialization import read_setting
 from fedrobust.flower.wrapping import WrappedGrid
 
 COHORT = "fedrobust.cohort"

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedrobust.flower.in_process import InProcessGrid
-from fedrobust.flower.wire import TensorArray, array_of
+from fedrobust.flower.serialization import TensorArray, array_of
 from fedrobust.flower.wrapping import WrappedGrid
 
 Tree = dict[Any, Any]

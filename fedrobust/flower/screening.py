@@ -10,8 +10,8 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
-from fedrobust.flower.packets import payload
-from fedrobust.flower.wire import tensor_of
+from fedrobust.flower.quantized_arrays import payload
+from fedrobust.flower.serialization import tensor_of
 
 RECORDS = {"arrays", "metrics"}
 ARRAYS = {"update"}

@@ -1,6 +1,6 @@
-"""Distributed inference: members answer a query, a vote combines their answers."""
+"""Votes over the answers of several members: the public name of ``fedrobust.ensemble``'s votes."""
 
-from fedrobust.inference.ensemble import Ensemble, answers
-from fedrobust.inference.votes import VOTES, combine, one_hot, scores
+from fedrobust.ensemble.members import Ensemble, answers
+from fedrobust.ensemble.votes import VOTES, combine, one_hot, scores
 
 __all__ = ["VOTES", "Ensemble", "answers", "combine", "one_hot", "scores"]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from fedrobust.models.joints import Cat, Chain, DualPath, Gate, PreAct, Sum
+from fedrobust.models.blocks import Cat, Chain, DualPath, Gate, PreAct, Sum
 
 Shape = tuple[int, int, int]
 

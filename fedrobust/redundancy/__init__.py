@@ -7,14 +7,14 @@ from fedrobust.redundancy.adversaries import (
     corrupted_labels,
     window_adversaries,
 )
+from fedrobust.redundancy.agreement import Agreement, agreement, label_digests, label_values
 from fedrobust.redundancy.assignment import SCHEMES, Assignment, assign, permute
-from fedrobust.redundancy.calculus import Distortion, distortion, gamma_bound
 from fedrobust.redundancy.detection import Detection, detect
-from fedrobust.redundancy.evidence import Agreement, agreement, label_digests, label_values
 from fedrobust.redundancy.search import NotApplicable
 from fedrobust.redundancy.uploads import Traffic, traffic
 from fedrobust.redundancy.voting import Vote, choose, majority, representatives, vote
 from fedrobust.redundancy.window import Window, latency, window_init, window_step
+from fedrobust.redundancy.worst_case import Distortion, distortion, gamma_bound
 
 __all__ = [
     "ADVERSARIES",

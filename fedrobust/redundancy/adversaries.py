@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedrobust.redundancy.agreement import MISSING
 from fedrobust.redundancy.assignment import Assignment, check_byzantine
-from fedrobust.redundancy.calculus import detox_set
-from fedrobust.redundancy.evidence import MISSING
 from fedrobust.redundancy.search import extreme_set
+from fedrobust.redundancy.worst_case import detox_set
 from fedrobust.seeds import generator
 from fedrobust.spec import Spec, resolve
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """Liars, and the copies they distort: ``distorted`` is bool (workers, files).
+    """ByzantineWorkers, and the copies they distort: ``distorted`` is bool (workers, files).
 
     ``colluding`` liars send the same wrong value for a file; others all differ.
     """
@@ -201,7 +201,7 @@ def corrupted_labels(assignment: Assignment, corruption: Corruption) -> Tensor:
     """Return the label matrix that the server sees: 0 for the true value of a file.
 
     Wrong values are 1 for colluding liars and 1 + worker otherwise. See
-    `fedrobust.redundancy.evidence`.
+    `fedrobust.redundancy.agreement`.
     """
     names = torch.arange(1, assignment.workers + 1)[:, None]
     wrong = torch.ones_like(names) if corruption.colluding else names

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedrobust.redundancy.designs import two_design
-from fedrobust.redundancy.fields import field, is_prime, prime_power
+from fedrobust.redundancy.galois import field, is_prime, prime_power
 from fedrobust.spec import Spec, resolve
 
 

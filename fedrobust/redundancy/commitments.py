@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedrobust.redundancy.evidence import check_tolerance
+from fedrobust.redundancy.agreement import check_tolerance
 from fedrobust.seeds import generator
 
 BLOCK = 65_536

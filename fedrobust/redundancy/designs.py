@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 
-from fedrobust.redundancy.fields import field, prime_power
+from fedrobust.redundancy.galois import field, prime_power
 
 Blocks = list[tuple[int, ...]]
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedrobust.redundancy.agreement import exact
 from fedrobust.redundancy.assignment import Assignment
-from fedrobust.redundancy.evidence import exact
 from fedrobust.redundancy.voting import majority
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedrobust.redundancy.agreement import MISSING, cluster, compact, exact, relative_distances
 from fedrobust.redundancy.detection import Detection
-from fedrobust.redundancy.evidence import MISSING, cluster, compact, exact, relative_distances
 
 POLICIES = ("drop", "medoid")
 SECOND_STAGE = {"krum": (2, 3), "multi_krum": (2, 3), "bulyan": (4, 3)}

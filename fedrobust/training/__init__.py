@@ -1,12 +1,11 @@
 """Local training, large-batch steps, and what a gradient costs on the wire."""
 
 from fedrobust.training.augment import AUGMENTATIONS
-from fedrobust.training.cohort import Member, train_cohort
 from fedrobust.training.compression import Quantized, levels_for, quantize
 from fedrobust.training.lalr import SCHEDULES, LalrState, lalr_step, lr_at
 from fedrobust.training.local import OPTIMIZERS, Recipe, one_thread, train_local
-from fedrobust.training.packets import Codec
 from fedrobust.training.steps import SERVER_OPTIMIZERS, StepState, take_step
+from fedrobust.training.update_codec import Codec
 
 __all__ = [
     "AUGMENTATIONS",
@@ -15,7 +14,6 @@ __all__ = [
     "SERVER_OPTIMIZERS",
     "Codec",
     "LalrState",
-    "Member",
     "Quantized",
     "Recipe",
     "StepState",
@@ -25,6 +23,5 @@ __all__ = [
     "one_thread",
     "quantize",
     "take_step",
-    "train_cohort",
     "train_local",
 ]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedrobust.spec import Spec, resolve
 from fedrobust.training.lalr import LalrState, lalr_step, lr_at
-from fedrobust.training.packets import layers
+from fedrobust.training.update_codec import layers
 
 Shapes = Sequence[tuple[int, ...]]
 SUPPLIED = ("lr", "momentum", "shapes")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.results import load
-from fedrobust.config import read
+from fedrobust.experiment.load import read
 
 Measured = dict[str, list[float]]
 

@@ -14,7 +14,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.results import load
-from fedrobust.config import Experiment, read
+from fedrobust.experiment.load import read
+from fedrobust.experiment.schema import Experiment
 
 SURE = 2.0  # points within which two accuracies of the paper, read off a figure, are not ordered
 

@@ -30,9 +30,9 @@ from fedrobust.redundancy import (
     permute,
     window_adversaries,
 )
-from fedrobust.redundancy.verdict import judge
+from fedrobust.redundancy.decision import judge
+from fedrobust.redundancy.rounds import OPTIMAL
 from fedrobust.redundancy.window import Window
-from fedrobust.scheme import OPTIMAL
 from fedrobust.seeds import generator
 
 SAMPLES, DIMENSION, WORKERS, REPLICATION = 49_140, 100, 15, 3
@@ -83,7 +83,8 @@ class Defence:
     Attributes
     ----------
     moving
-        Liars drawn anew every ``CHANGE`` iterations (ATT-3's placement); otherwise the lowest.
+        Byzantine workers drawn anew every ``CHANGE`` iterations (ATT-3's placement); otherwise
+        the lowest.
     """
 
     scheme: str

@@ -14,8 +14,8 @@ from typing import Any
 
 from experiments.papers.dat.cases import TABLES, Case
 from experiments.simulation import resolve, run_one
-from fedrobust.config import Experiment
-from fedrobust.rundir import RunFolder
+from fedrobust.experiment.schema import Experiment
+from fedrobust.runs.folder import RunFolder
 
 HERE = Path(__file__).parent
 

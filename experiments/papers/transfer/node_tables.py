@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from rich.table import Table
 
 from fedrobust import data
-from fedrobust.config import Experiment
-from fedrobust.distributed import nodes_of, shares_of
+from fedrobust.ensemble import nodes_of, shares_of
+from fedrobust.experiment.schema import Experiment
 
 COLUMNS = ("node", "images", "model", "optimizer", "lr", "momentum", "weight decay",
            "schedule", "value", "values")  # fmt: skip

@@ -17,7 +17,7 @@ import pandas as pd
 from experiments.papers.transfer import hypotheses
 from experiments.results import Results, load
 from experiments.tables import half_width
-from fedrobust.config import Experiment
+from fedrobust.experiment.schema import Experiment
 
 Run = tuple[Experiment, list[dict[str, Any]]]
 ATTACKS = {"mi_cwa": "CW", "mi_sam": "SAM", "mi_cse": "CSE", "mi_fgsm": "MI-FGSM"}

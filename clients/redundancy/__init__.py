@@ -1,0 +1,1 @@
+"""Workers that compute gradients of assigned files."""

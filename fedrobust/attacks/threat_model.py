@@ -1,0 +1,117 @@
+"""The adversary of an experiment: which attack, on what, knowing what.
+
+An attack's kind follows from its name alone: none; a model attack (``ATTACKS``), one that trains a
+model of its own (``TRAINED``), a data attack (``POISONS``), or a fault (``FAULTS``) of the reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedrobust import attacks
+from fedrobust.attacks import ATTACKS, POISONS, place
+from fedrobust.attacks.alie_backdoor import TRAINED, TRAINED_SUPPLIED
+from fedrobust.redundancy import rounds
+from fedrobust.spec import SpecError, resolve, split, suggest
+
+NONE = "none"
+POISON_SUPPLIED = ("generator", "classes")
+
+# What each attack's paper lets it see; everything else is omniscient unless the spec says so.
+DEFAULT_KNOWLEDGE = {
+    "alie": "colluding",
+    "alie_backdoor": "colluding",
+    "sign_flip": "own",
+    "gaussian": "own",
+    "constant": "own",
+    "zero": "own",
+    "nan": "own",
+    "inf": "own",
+    "free_rider": "own",
+}
+
+# Faults of the reply, with one line each; the malicious client commits them.
+FAULTS = {
+    "missing_key": "the reply holds no update",
+    "extra_key": "the reply holds a key that nobody asked for",
+    "wrong_shape": "the update has one coordinate too many",
+    "wrong_dtype": "the update is float64",
+    "oversized": "the update is twice as long",
+    "nan_value": "one coordinate is NaN",
+    "inf_value": "one coordinate is infinite",
+    "huge": "every coordinate is 1e30",
+    "many_examples": "num-examples claims 1e9",
+    "negative_examples": "num-examples claims -14",
+    "garbage": "the array's bytes are not the array that its header declares",
+    "exception": "the client raises",
+    "silence": "the client never answers",
+}
+
+
+def kind(name: str) -> str:
+    """Return "none", "craft", "trained", "poison" or "fault"."""
+    tables: dict[str, Mapping[str, Any]] = {
+        NONE: {NONE: None},
+        "craft": ATTACKS,
+        "trained": TRAINED,
+        "poison": POISONS,
+        "fault": FAULTS,
+    }
+    for label, table in tables.items():
+        if name in table:
+            return label
+    allowed = [known for table in tables.values() for known in table]
+    raise SpecError(f"unknown attack {name!r}; {suggest(name, allowed)}")
+
+
+def knowledge(spec: Mapping[str, Any]) -> str:
+    """Return what the attacker sees: its spec's ``knowledge``, or the attack's own default."""
+    _, level = attacks.knowledge(spec)
+    return level or DEFAULT_KNOWLEDGE.get(split(spec)[0], "omniscient")
+
+
+def check(spec: Mapping[str, Any], *, n: int, f: int) -> None:
+    """Check an attack's name, parameters and knowledge level.
+
+    Raises
+    ------
+    SpecError
+        With what is wrong and what is allowed.
+    """
+    name, settings = split(spec)
+    label = kind(name)
+    if label == "craft":
+        attacks.settings(spec, n, f)
+    elif label == "trained":
+        plain, _ = attacks.knowledge(spec)
+        resolve(TRAINED, plain, kind="attack", supplied=TRAINED_SUPPLIED)
+    elif label == "poison":
+        resolve(POISONS, spec, kind="attack", supplied=POISON_SUPPLIED)
+    elif settings:
+        raise SpecError(f"attack {name!r} has no parameters, got {', '.join(settings)}")
+
+
+def pattern(spec: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return target, size and value of the pattern that an attack plants; None without one."""
+    name, settings = split(spec)
+    if name not in ("backdoor", "alie_backdoor"):
+        return None
+    return {key: settings[key] for key in ("target", "size", "value") if key in settings}
+
+
+def members(experiment: Any, *, round: int = 0) -> tuple[int, ...]:
+    """Return the Byzantine clients of a round; none where there is no attack."""
+    if experiment.attack["name"] == NONE:
+        return ()
+    if experiment.scheme.name and (liars := rounds.chosen_liars(experiment)) is not None:
+        return liars
+    return tuple(
+        place(
+            experiment.placement,
+            clients=experiment.clients,
+            byzantine=experiment.byzantine,
+            seed=experiment.seed,
+            round=round,
+        )
+    )

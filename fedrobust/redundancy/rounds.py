@@ -1,0 +1,333 @@
+"""The redundancy scheme of an experiment: ``[scheme]`` -> assignments, adversary, what to check.
+
+With a scheme the server owns the data: every file of a batch goes to several workers, and the rule
+is the second stage, over voted files. Everything here follows from the experiment and the round
+alone, so that the server and each worker find the same files without being told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fedrobust.aggregation.tables import COORDINATE_WISE
+from fedrobust.redundancy import ADVERSARIES, SCHEMES, Assignment, Corruption, assign, permute
+from fedrobust.redundancy import corrupt as corrupt_by
+from fedrobust.redundancy.agreement import check_tolerance
+from fedrobust.redundancy.assignment import check_batch, check_byzantine
+from fedrobust.redundancy.draco import check_copies
+from fedrobust.redundancy.worst_case import Distortion, NotApplicable, distortion
+from fedrobust.seeds import generator
+from fedrobust.spec import resolve, suggest
+
+if TYPE_CHECKING:
+    from fedrobust.experiment.schema import Experiment
+
+DETECTIONS = ("strict", "paper", "window", "none")
+PERMUTATIONS = ("fresh", "fixed")
+LIES = ("commit", "reveal")
+AUTO = "auto"
+FAULTS = ("silence", "exception", "garbage")
+
+# The attack that its paper calls optimal against each scheme, and the weak one; Aspis+ is met by
+# ATT-3. Without redundancy a liar's only file is wrong.
+OPTIMAL = {
+    "aspis": "att2",
+    "aspis_plus": "att3",
+    "byzshield_mols": "worst_set",
+    "byzshield_ramanujan": "worst_set",
+    "detox": "detox_worst",
+    "draco_repetition": "detox_worst",
+}
+WEAK = {"detox": "detox_benign", "draco_repetition": "detox_benign"}
+SUITED = {"optimal": (OPTIMAL, "whole_group"), "weak": (WEAK, "att1")}
+CHOOSERS = ("detox_worst", "detox_benign", "whole_group", "worst_set")  # they say who lies
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Redundancy against Byzantine workers; off unless named.
+
+    Attributes
+    ----------
+    name
+        A key of ``redundancy.SCHEMES``; empty is ordinary federated training. "none" is the
+        papers' baseline: one file a worker, the rule over the workers.
+    workers
+        K, the number of clients; 0 leaves it to ``clients``.
+    replication, m
+        r; and the free parameter of ``byzshield_ramanujan``, 0 for none.
+    q
+        Most Byzantine workers that the server reckons with; -1 is the true number.
+    batch
+        Samples of one round, over all files; a multiple of the files, two a file at least.
+    detection
+        "strict" or "paper" (cliques, Aspis), "window" (degrees, Aspis+), "none" (votes only);
+        "auto" is the scheme's own.
+    window
+        T_d, the rounds of a detection window.
+    permutation
+        "fresh": new worker labels in each round; "fixed"; "auto" is fresh for Aspis+ only.
+    tolerance
+        0 compares copies by digest, bit by bit; in (0, 1) by relative L2 distance of sketches.
+    sketch
+        Size of the linear sketches that check sums and, with a tolerance, copies.
+    coordinates
+        Reveal this many coordinates at a time to a coordinate-wise second stage, so that the server
+        never holds all files; 0 reveals whole vectors.
+    together
+        Files whose gradients a node computes at once, by vmap, in groups fixed by the files'
+        numbers (bits depend on the group); 1 computes each alone. Faster where a host simulates all
+        workers and files are small; a real node would compute files that it does not hold.
+    second
+        The second stage, a rule over voted files; empty leaves it to ``rule``. Resolved into it.
+    adversary
+        Which copies the liars distort, a spec of ``redundancy.ADVERSARIES``, or "optimal", "weak":
+        what the papers set against the scheme. What is sent there is ``attack``.
+    lies
+        "commit": liars commit to the wrong value. "reveal": they commit to the true one and then
+        send the wrong one.
+    """
+
+    name: str = ""
+    workers: int = 0
+    replication: int = 3
+    m: int = 0
+    q: int = -1
+    batch: int = 0
+    detection: str = AUTO
+    window: int = 15
+    permutation: str = AUTO
+    tolerance: float = 0.0
+    sketch: int = 32
+    coordinates: int = 0
+    together: int = 1
+    second: dict[str, Any] = field(default_factory=dict)
+    adversary: dict[str, Any] = field(default_factory=lambda: {"name": "optimal"})
+    lies: str = "commit"
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The assignment's spec."""
+        return {"name": self.name} | ({"m": self.m} if self.m else {})
+
+    @property
+    def label(self) -> dict[str, Any]:
+        """What tells this defence from others in a table."""
+        return {"name": self.name, "detection": self.detection}
+
+
+def filled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolve what an experiment's scheme leaves open: q, detection, permutation, second stage.
+
+    ``values`` are the experiment's fields so far; those that change are returned.
+    """
+    scheme, byzantine = values.get("scheme"), values.get("byzantine")
+    if scheme is None or not scheme.name or not isinstance(byzantine, int):
+        return {}
+    own = {"aspis": "strict", "aspis_plus": "window"}.get(scheme.name, "none")
+    labels = "fresh" if scheme.name == "aspis_plus" else "fixed"
+    full = replace(
+        scheme,
+        q=byzantine if scheme.q == -1 else scheme.q,
+        workers=scheme.workers or values.get("clients", 0),
+        detection=own if scheme.detection == AUTO else scheme.detection,
+        permutation=labels if scheme.permutation == AUTO else scheme.permutation,
+        second={},
+    )
+    return {"scheme": full} | ({"rule": scheme.second} if scheme.second else {})
+
+
+def wrong_files(scheme: Scheme) -> int | None:
+    """Most files that can be wrong after the vote, c; None where no figure can be computed."""
+    lost = worst_case(scheme)
+    return None if lost is None else lost.count
+
+
+def implied_f(values: Mapping[str, Any]) -> int:
+    """Return the f that a rule was not given: the liars, or the wrong files of a scheme."""
+    scheme = values.get("scheme")
+    count = wrong_files(scheme) if scheme is not None and scheme.name else None
+    return values["byzantine"] if count is None else count
+
+
+def worst_case(scheme: Scheme) -> Distortion | None:
+    """Return the scheme's worst case against q liars; None where there is no figure."""
+    try:
+        return distortion(
+            scheme.spec, workers=scheme.workers, replication=scheme.replication, q=scheme.q
+        )
+    except (NotApplicable, ValueError):
+        return None
+
+
+def operands(experiment: Experiment) -> int:
+    """How many vectors the rule aggregates: the files of a batch, or the clients' updates."""
+    scheme = experiment.scheme
+    return base(scheme).files if scheme.name else experiment.clients
+
+
+def base(scheme: Scheme) -> Assignment:
+    """Return the scheme's assignment before any permutation."""
+    return _assigned(tuple(scheme.spec.items()), scheme.workers, scheme.replication)
+
+
+@lru_cache(maxsize=4)
+def _assigned(spec: tuple[tuple[str, Any], ...], workers: int, replication: int) -> Assignment:
+    return assign(dict(spec), workers=workers, replication=replication)
+
+
+def assignment(experiment: Experiment, *, round: int) -> Assignment:
+    """Return who holds which file in a round."""
+    plain = base(experiment.scheme)
+    if experiment.scheme.permutation == "fixed":
+        return plain
+    return permute(plain, generator(experiment.seed, "worker labels", round=round))
+
+
+def file_indices(experiment: Experiment, *, examples: int, round: int) -> Tensor:
+    """Return each file's training images in a round, (files, samples), rounds counting from 1.
+
+    Passes over the shuffled set; the last partial batch of a pass is dropped, as in the authors'
+    code.
+    """
+    batch = experiment.scheme.batch
+    if batch > examples:
+        raise ValueError(f"scheme.batch needs at most the {examples} training images, got {batch}")
+    turn, place = divmod(round - 1, examples // batch)
+    order = torch.randperm(examples, generator=generator(experiment.seed, "files", round=turn))
+    return order[place * batch : (place + 1) * batch].view(base(experiment.scheme).files, -1)
+
+
+def adversary_spec(scheme: Scheme) -> dict[str, Any]:
+    """Return the adversary by its own name: "optimal" and "weak" resolved."""
+    name = scheme.adversary["name"]
+    if name not in SUITED:
+        return scheme.adversary
+    table, otherwise = SUITED[name]
+    return {"name": table.get(scheme.name, otherwise)}
+
+
+def chosen_liars(experiment: Experiment) -> tuple[int, ...] | None:
+    """Return the liars where the adversary itself says who they are; None leaves it to placement.
+
+    Under fresh labels the set is chosen for the labels at the start, and stays.
+    """
+    spec = adversary_spec(experiment.scheme)
+    if spec["name"] not in CHOOSERS:
+        return None
+    return corrupt_by(spec, base(experiment.scheme), q=experiment.byzantine).adversaries
+
+
+def corruption(experiment: Experiment, liars: tuple[int, ...], *, round: int) -> Corruption:
+    """Return which copies the liars distort in a round."""
+    files = assignment(experiment, round=round)
+    spec = adversary_spec(experiment.scheme)
+    return corrupt_by(spec, files, q=len(liars), adversaries=liars)
+
+
+def check(experiment: Experiment) -> list[str]:
+    """Say everything that is wrong with a scheme."""
+    scheme = experiment.scheme
+    if not scheme.name:
+        return []
+    if scheme.name not in SCHEMES:
+        return [f"unknown scheme {scheme.name!r}; {suggest(scheme.name, list(SCHEMES))}"]
+    errors = [sentence for holds, sentence in _ranges(experiment) if not holds]
+    for part in (_shape, _adversary):
+        try:
+            part(experiment)
+        except ValueError as error:
+            errors.append(str(error))
+    return errors
+
+
+def check_attack(name: str, kind: str) -> None:
+    """Raise a ValueError for an attack that liars cannot make on the files of a scheme."""
+    if kind in ("poison", "trained") or (kind == "fault" and name not in FAULTS):
+        raise ValueError(
+            f"a scheme takes attacks on values and the faults {', '.join(FAULTS)}; {name!r} is"
+            " neither: the server owns the data and reads digests first"
+        )
+
+
+def shown(experiment: Experiment) -> list[dict[str, Any]]:
+    """Return what to write beside the attack: the adversary, unless it is the optimal one."""
+    scheme = experiment.scheme
+    plain = not scheme.name or scheme.adversary == {"name": "optimal"}
+    return [] if plain else [scheme.adversary]
+
+
+def _ranges(experiment: Experiment) -> list[tuple[bool, str]]:
+    s, e = experiment.scheme, experiment
+    words = (("detection", DETECTIONS), ("permutation", PERMUTATIONS), ("lies", LIES))
+    named = [
+        (value in allowed, f"unknown scheme.{key} {value!r}; {suggest(value, list(allowed))}")
+        for key, allowed in words
+        if (value := getattr(s, key)) is not None
+    ]
+    coded = s.name == "draco_cyclic"
+    return [
+        *named,
+        (s.workers == e.clients, f"scheme.workers must be clients={e.clients}, got {s.workers}"),
+        (e.training.mode == "gradient", "a scheme needs training.mode = 'gradient': one gradient"
+         f" per file and round, got {e.training.mode!r}"),
+        (e.worker_momentum == 0, "a scheme needs worker_momentum = 0: copies of a file must agree"),
+        (e.participation == 1 and not e.groups,
+         "a scheme needs all clients, all alike: participation = 1 and no groups"),
+        (s.window >= 1, f"scheme.window needs at least 1, got {s.window}"),
+        (s.sketch >= 1, f"scheme.sketch needs at least 1, got {s.sketch}"),
+        (s.together >= 1, f"scheme.together needs at least 1, got {s.together}"),
+        (s.together == 1 or _plain(e), "scheme.together needs plain gradients: set it to 1 with"
+         " adversarial.perturbation, training.augment, clip or precision"),
+        (s.coordinates >= 0, f"scheme.coordinates needs at least 0, got {s.coordinates}"),
+        (not coded or s.detection == "none", "draco_cyclic decodes: scheme.detection = 'none'"),
+        (not coded or s.tolerance == 0, "draco_cyclic decodes: scheme.tolerance must be 0"),
+        (not coded or s.permutation == "fixed", "draco_cyclic needs scheme.permutation = 'fixed'"),
+        (not coded or e.rule["name"] == "mean", "draco_cyclic decodes the sum: the rule must be"
+         f" 'mean', got {e.rule['name']!r}"),
+        (not s.coordinates or (e.rule["name"] in COORDINATE_WISE and not e.pre),
+         "scheme.coordinates needs a coordinate-wise rule and no pre-aggregator, got"
+         f" {e.rule['name']!r}"),
+        (not coded or s.lies == "commit",
+         "draco_cyclic commits to nothing: scheme.lies = 'commit'"),
+        (not s.tolerance or not s.coordinates,
+         "scheme.coordinates and scheme.tolerance exclude each other: a slice has no sketch"),
+    ]  # fmt: skip
+
+
+def _plain(e: Experiment) -> bool:
+    """Whether a file's gradient is that of the mean cross-entropy and nothing else."""
+    t = e.training
+    special = (t.augment != "none", t.clip > 0, t.precision != "float32")
+    return not e.adversarial.perturbation and not any(special)
+
+
+def _shape(experiment: Experiment) -> None:
+    scheme = experiment.scheme
+    check_byzantine(scheme.workers, scheme.q)
+    check_tolerance(scheme.tolerance)
+    made = base(scheme)
+    check_batch(scheme.batch, made)
+    if scheme.name.startswith("draco"):
+        check_copies(scheme.replication, scheme.q)
+    if scheme.detection in ("strict", "paper", "window") and int(made.copies.max()) < 2:
+        raise ValueError(
+            f"scheme.detection={scheme.detection!r} compares copies, {scheme.name!r} has one a file"
+        )
+
+
+def _adversary(experiment: Experiment) -> None:
+    scheme = experiment.scheme
+    name = scheme.adversary["name"]
+    if name not in SUITED and name not in ADVERSARIES:
+        hint = suggest(name, [*SUITED, *ADVERSARIES])
+        raise ValueError(f"unknown adversary {name!r}; {hint}")
+    spec = adversary_spec(scheme)
+    resolve(ADVERSARIES, spec, kind="adversary", supplied=("q", "adversaries"))
+    corrupt_by(spec, base(scheme), q=experiment.byzantine)

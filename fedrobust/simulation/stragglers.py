@@ -1,0 +1,293 @@
+"""Heterogeneous fleets: groups of clients, who takes part in a round, who is late or gone.
+
+Times are simulated: nobody sleeps, and no number depends on the machine. All of it follows from the
+experiment's seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fedrobust.cohort.train import COHORTS
+from fedrobust.seeds import generator
+from fedrobust.spec import suggest
+from fedrobust.training import OPTIMIZERS, Recipe, lr_at
+from fedrobust.training.augment import names_of
+from fedrobust.training.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from fedrobust.experiment.schema import Experiment
+
+WALL = 3600.0  # seconds that a round may really take where its deadline is simulated
+SHARED = ("mode", "cohort", "precision")  # settings of [training] that all groups share
+RECIPE_KEYS = tuple(f.name for f in fields(Recipe) if f.name not in SHARED)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Clients of one kind.
+
+    Attributes
+    ----------
+    share
+        Of all clients, in (0, 1]; clients in no group train as ``[training]`` says.
+    training
+        What differs from ``[training]``: optimizer, schedule, lr, batch_size, epochs, steps, ...
+    speed
+        Images that a client trains on in a simulated second; 0 takes no time.
+    latency
+        Simulated seconds that the messages of a round take.
+    jitter
+        The training time is multiplied by exp(jitter * N(0, 1)) in each round.
+    dropout
+        Probability that a client does not answer in a round, in [0, 1].
+    """
+
+    share: float
+    training: dict[str, Any] = field(default_factory=dict)
+    speed: float = 0.0
+    latency: float = 0.0
+    jitter: float = 0.0
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What simulated time does to one round.
+
+    Attributes
+    ----------
+    dropped, late
+        Clients that never answer, and those that answer after ``server.deadline``.
+    seconds
+        When the last awaited reply is there: the deadline where somebody is missing.
+    """
+
+    dropped: tuple[int, ...]
+    late: tuple[int, ...]
+    seconds: float
+
+    def row(self) -> dict[str, Any]:
+        """Return the fields of the round's row."""
+        return {
+            "dropped": list(self.dropped),
+            "late": list(self.late),
+            "simulated_seconds": round(self.seconds, 6),
+        }
+
+
+def parse(
+    tables: Any, typed: Callable[[type, Mapping[str, Any], str, list[str]], dict], errors: list[str]
+) -> dict[str, Group]:
+    """Read ``[groups.NAME]`` tables; settings of [training] may stand in them directly.
+
+    Parameters
+    ----------
+    typed
+        Checks keys and types of a table: (dataclass, table, prefix, errors) -> values.
+    """
+    if not isinstance(tables, Mapping):
+        raise TypeError(f"needs tables [groups.NAME], got {tables!r}")
+    groups = {}
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            errors.append(f"groups.{name}: needs a table, got {table!r}")
+            continue
+        before = len(errors)
+        prefix = f"groups.{name}."
+        recipe = dict(table.get("training", {})) | {k: table[k] for k in table if k in RECIPE_KEYS}
+        own = {k: v for k, v in table.items() if k not in RECIPE_KEYS and k != "training"}
+        _known(own, recipe, prefix, errors)
+        if len(errors) == before:
+            training = typed(Recipe, recipe, prefix, errors)
+            values = typed(Group, own, prefix, errors)
+            if len(errors) == before:
+                groups[name] = Group(**values, training=training)
+    return groups
+
+
+def _known(
+    own: Mapping[str, Any], recipe: Mapping[str, Any], prefix: str, errors: list[str]
+) -> None:
+    allowed = [f.name for f in fields(Group)]
+    for key in [*(k for k in own if k not in allowed), *(k for k in recipe if k in SHARED)]:
+        if key in SHARED:
+            errors.append(f"{prefix}{key} is shared by all clients: set training.{key}")
+        else:
+            hint = suggest(key, [*allowed, *RECIPE_KEYS])
+            errors.append(f"unknown key {prefix + key!r}; {hint}")
+
+
+def check(experiment: Experiment) -> None:
+    """Check recipes, groups and participation.
+
+    Raises
+    ------
+    ValueError
+        With everything that is wrong, one line each.
+    """
+    wrong = [] if 0 < experiment.participation <= 1 else [
+        f"participation needs a share in (0, 1], got {experiment.participation}"
+    ]  # fmt: skip
+    wrong += _recipe_errors(experiment.training, "training.")
+    for name, group in experiment.groups.items():
+        wrong += _group_errors(group, f"groups.{name}.")
+        wrong += _recipe_errors(replace(experiment.training, **group.training), f"groups.{name}.")
+    total = sum(group.share for group in experiment.groups.values())
+    if total > 1 + 1e-9:
+        wrong.append(f"the shares of all groups sum to {total:g}, more than 1")
+    if wrong:
+        raise ValueError("\n".join(wrong))
+
+
+def _group_errors(group: Group, prefix: str) -> list[str]:
+    found = []
+    if not 0 < group.share <= 1:
+        found.append(f"{prefix}share needs a value in (0, 1], got {group.share}")
+    if not 0 <= group.dropout <= 1:
+        found.append(f"{prefix}dropout needs a probability in [0, 1], got {group.dropout}")
+    for name in ("speed", "latency", "jitter"):
+        if not getattr(group, name) >= 0:
+            found.append(f"{prefix}{name} needs at least 0, got {getattr(group, name)}")
+    return found
+
+
+def _recipe_errors(recipe: Recipe, prefix: str) -> list[str]:
+    names = {"optimizer": OPTIMIZERS, "cohort": COHORTS, "precision": PRECISIONS}
+    found = [
+        f"unknown {prefix}{key} {getattr(recipe, key)!r}; {suggest(getattr(recipe, key), [*table])}"
+        for key, table in names.items()
+        if getattr(recipe, key) not in table
+    ]
+    least = {"batch_size": 1, "epochs": 1, "steps": 0, "clip": 0, "momentum": 0, "weight_decay": 0}
+    found += [
+        f"{prefix}{key} needs at least {bound}, got {getattr(recipe, key)}"
+        for key, bound in least.items()
+        if not getattr(recipe, key) >= bound
+    ]
+    for probe in (lambda: names_of(recipe.augment), lambda: _lr(recipe, 1)):
+        try:
+            probe()
+        except (TypeError, ValueError) as error:
+            found.append(f"{prefix.removesuffix('.')}: {error}")
+    return found
+
+
+def assign(experiment: Experiment) -> tuple[str, ...]:
+    """Return each client's group, drawn from the seed; "" for the clients in none.
+
+    Each group has its share of the clients, rounded to the nearest whole number.
+    """
+    order = torch.randperm(
+        experiment.clients, generator=generator(experiment.seed, "groups")
+    ).tolist()
+    result = [""] * experiment.clients
+    done, share = 0, 0.0
+    for name, group in experiment.groups.items():
+        share += group.share
+        until = round(share * experiment.clients)
+        for client in order[done:until]:
+            result[client] = name
+        done = until
+    return tuple(result)
+
+
+def recipe_of(experiment: Experiment, group: str, round: int) -> Recipe:
+    """Return how a client of a group trains in a round (from 1): its schedule has set ``lr``."""
+    recipe = experiment.training
+    if group:
+        recipe = replace(recipe, **experiment.groups[group].training)
+    if recipe.schedule["name"] == "constant":
+        return recipe
+    return replace(recipe, lr=_lr(recipe, round), schedule={"name": "constant"})
+
+
+def _lr(recipe: Recipe, round: int) -> float:
+    return lr_at(round - 1, lr=recipe.lr, schedule=recipe.schedule)
+
+
+def sample_size(experiment: Experiment) -> int:
+    """Return how many clients are asked in each round."""
+    return max(1, round(experiment.participation * experiment.clients))
+
+
+def participants(experiment: Experiment, round: int) -> tuple[int, ...]:
+    """Return the clients that are asked in a round, drawn from the seed, in order."""
+    if experiment.participation == 1:
+        return tuple(range(experiment.clients))
+    source = generator(experiment.seed, "participation", round=round)
+    order = torch.randperm(experiment.clients, generator=source)
+    return tuple(sorted(order[: sample_size(experiment)].tolist()))
+
+
+def simulates_time(experiment: Experiment) -> bool:
+    """Whether some clients take simulated time or drop out."""
+    return any(g.speed or g.latency or g.dropout for g in experiment.groups.values())
+
+
+def wall(experiment: Experiment) -> float:
+    """Return the seconds that a round may really take: the deadline, unless that is simulated."""
+    deadline = experiment.server.deadline
+    return max(WALL, deadline) if simulates_time(experiment) else deadline
+
+
+def timing(
+    experiment: Experiment,
+    groups: Sequence[str],
+    sizes: Sequence[int],
+    *,
+    round: int,
+    spared: Iterable[int] = (),
+) -> Timing:
+    """Simulate the times of one round.
+
+    Parameters
+    ----------
+    groups, sizes
+        Each client's group and number of images.
+    round
+        Counted from 1.
+    spared
+        Clients that always answer in time: the Byzantine ones, which is the worst case.
+    """
+    dropped, late, last = [], [], 0.0
+    excused = set(spared)
+    for client in participants(experiment, round):
+        group = experiment.groups.get(groups[client])
+        if group is None or client in excused:
+            continue
+        gone, seconds = _answer(experiment, group, groups[client], sizes[client], round, client)
+        if gone:
+            dropped.append(client)
+        elif seconds > experiment.server.deadline:
+            late.append(client)
+        else:
+            last = max(last, seconds)
+    missing = bool(dropped or late)
+    return Timing(tuple(dropped), tuple(late), experiment.server.deadline if missing else last)
+
+
+def _answer(
+    experiment: Experiment, group: Group, name: str, size: int, round: int, client: int
+) -> tuple[bool, float]:
+    """Draw whether a client is gone, and the seconds after which its reply is there."""
+    source = generator(experiment.seed, "delay", round=round, client=client)
+    luck = float(torch.rand((), generator=source, dtype=torch.float64))
+    noise = torch.randn((), generator=source, dtype=torch.float64)
+    work = _images(recipe_of(experiment, name, round), size)
+    seconds = group.latency
+    if group.speed:
+        seconds += work / group.speed * float(torch.exp(group.jitter * noise))
+    return luck < group.dropout, seconds
+
+
+def _images(recipe: Recipe, size: int) -> int:
+    """Return the images that a client trains on in a round."""
+    batch = min(recipe.batch_size, size)
+    if recipe.mode == "gradient":
+        return batch
+    return recipe.steps * batch if recipe.steps else recipe.epochs * size

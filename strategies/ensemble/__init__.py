@@ -1,0 +1,1 @@
+"""Nodes that train models of their own and vote at inference."""

@@ -1,0 +1,145 @@
+"""Distributed inference: one query over the grid, the members' answers, and who did not answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedrobust.ensemble import one_hot
+from fedrobust.flower import Rejected, array_of
+from fedrobust.flower.ensemble_replies import screen_answer
+
+SILENT = "no answer before the deadline"
+
+
+@dataclass
+class Heard:
+    """What came back from a query.
+
+    Attributes
+    ----------
+    answers
+        (members, B, ...), one row a member that answered at least one of the query's messages, in
+        the order of ``clients``; NaN where it did not.
+    clients
+        Whose rows these are.
+    missing
+        Who did not answer a message, or answered badly, and why; at most one entry a member.
+    """
+
+    answers: Tensor
+    clients: list[int]
+    missing: list[dict[str, Any]] = field(default_factory=list)
+
+
+def ask(
+    grid: Grid,
+    clients: Mapping[int, int],
+    images: Tensor,
+    *,
+    name: str,
+    what: str = "probabilities",
+    classes: int = 10,
+    batch_size: int = 500,
+    deadline: float = 600.0,
+    extra: Mapping[int, Mapping[str, Tensor]] | None = None,
+) -> Heard:
+    """Ask every member about images and return what can be counted.
+
+    Parameters
+    ----------
+    clients
+        Node id -> member, from the roll call.
+    images
+        Float images (B, C, H, W) in [0, 1].
+    name
+        Of this query; an answer that carries another one is refused.
+    what
+        "probabilities", "logits" or "labels" for a vote; "gradient" and "curvature" for probes,
+        which members answer with (B, C, H, W) and (B,).
+    classes
+        Width of a row; labels come back as one-hot rows.
+    batch_size
+        Images a message.
+    deadline
+        Seconds for each message's replies.
+    extra
+        Arrays by member that travel with its images, cut as they are.
+
+    Notes
+    -----
+    A member that lies, is silent, late or broken costs its own vote on those images and nothing
+    else; it is named in ``missing``.
+    """
+    members = sorted(clients.values())
+    shape = {"labels": (), "curvature": (), "gradient": tuple(images.shape[1:])}.get(
+        what, (classes,)
+    )
+    found = torch.full((len(members), len(images), *shape), torch.nan)
+    heard = dict.fromkeys(members, False)
+    faults: dict[int, dict[str, Any]] = {}
+    for start in range(0, len(images), batch_size):
+        stop = min(start + batch_size, len(images))
+        query = f"{name}/{start}"
+        sent = _messages(clients, images, slice(start, stop), query, what, deadline, extra or {})
+        replies = grid.send_and_receive(sent, timeout=deadline)
+        expected = (stop - start, *shape)
+        for node, outcome in _screened(sent, replies, query, expected).items():
+            member = clients[node]
+            if isinstance(outcome, str):
+                entry = {"node": node, "client": member, "reason": outcome}
+                faults.setdefault(member, entry)
+            else:
+                found[members.index(member), start:stop], heard[member] = outcome, True
+    there = [k for k, member in enumerate(members) if heard[member]]
+    rows = found[there]
+    if what == "labels" and there:
+        rows = one_hot(rows.nan_to_num(-1).long(), classes=classes)
+    return Heard(rows, [members[k] for k in there], [faults[m] for m in sorted(faults)])
+
+
+def _messages(
+    clients: Mapping[int, int],
+    images: Tensor,
+    part: slice,
+    query: str,
+    what: str,
+    deadline: float,
+    extra: Mapping[int, Mapping[str, Tensor]],
+) -> list[Message]:
+    words = ConfigRecord({"name": query, "what": what})
+    common = RecordDict({"arrays": array_of(images=images[part]), "query": words})
+
+    def content(member: int) -> RecordDict:
+        if member not in extra:
+            return common
+        own = {key: value[part] for key, value in extra[member].items()}
+        return RecordDict({"arrays": array_of(images=images[part], **own), "query": words})
+
+    return [
+        Message(content(member), node, "query.predict", group_id=query, ttl=deadline)
+        for node, member in clients.items()
+    ]
+
+
+def _screened(
+    sent: list[Message], replies: Iterable[Message], query: str, shape: tuple[int, ...]
+) -> dict[int, Tensor | str]:
+    """Return node -> its answer, or why there is none; one answer a node counts."""
+    node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
+    result: dict[int, Tensor | str] = {}
+    for reply in replies:
+        node = node_of.get(reply.metadata.reply_to_message_id)
+        if node is None or node in result:
+            continue
+        try:
+            result[node] = screen_answer(reply, query=query, shape=shape)
+        except Rejected as reason:
+            result[node] = str(reason)
+    return dict.fromkeys(node_of.values(), SILENT) | result

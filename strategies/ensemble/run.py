@@ -1,0 +1,196 @@
+"""A run of an ensemble: rounds of training, then the vote on clean and on attacked images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
+from torch import Tensor, nn
+
+from fedrobust import data
+from fedrobust.adversarial.frozen import predict
+from fedrobust.ensemble import combine
+from fedrobust.ensemble.attacker import PROBES, Crafted
+from fedrobust.ensemble.image_store import obtain
+from fedrobust.ensemble.measures import CLEAN, by_member, by_vote, measure
+from fedrobust.ensemble.similarity import cotangent, mean_logit, similarities
+from fedrobust.evaluation import pixels
+from fedrobust.experiment.schema import Experiment
+from fedrobust.spec import Spec
+from strategies.base import Row
+from strategies.ensemble.query import Heard, ask
+from strategies.ensemble.strategy import EnsembleStrategy
+
+
+def run_ensemble(
+    grid: Grid,
+    experiment: Experiment,
+    dataset: data.Dataset,
+    clients: Mapping[int, int],
+    *,
+    attacks: Path | None = None,
+    device: str = "cpu",
+    on_row: Callable[[Row], None] = lambda row: None,
+) -> ArrayRecord:
+    """Train an ensemble over the grid and vote; the row of a round holds what was measured.
+
+    Parameters
+    ----------
+    clients
+        Node id -> member.
+    attacks
+        Where the attacker's images lie, or shall lie.
+    device
+        Where the attacker trains its surrogates and makes its images.
+
+    Returns
+    -------
+    An empty record: there is no global model.
+    """
+    strategy = EnsembleStrategy(
+        experiment, clients=clients, most_examples=len(dataset.train_labels), on_row=on_row
+    )
+
+    images = cache(partial(obtain, experiment, dataset, attacks, device=device))
+
+    def evaluate_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        last = server_round == experiment.rounds
+        if server_round and (last or server_round % experiment.server.evaluate_every == 0):
+            crafted = images() if experiment.transfer.attacks else None
+            strategy.close_round(
+                server_round, vote(grid, experiment, dataset, clients, server_round, crafted)
+            )
+        elif server_round:
+            strategy.close_round(server_round, {})
+        return None
+
+    strategy.start(
+        grid=grid,
+        initial_arrays=ArrayRecord(),
+        num_rounds=experiment.rounds,
+        timeout=experiment.server.deadline,
+        evaluate_fn=evaluate_round,
+    )
+    return ArrayRecord()
+
+
+def vote(
+    grid: Grid,
+    experiment: Experiment,
+    dataset: data.Dataset,
+    clients: Mapping[int, int],
+    server_round: int,
+    crafted: Crafted | None,
+) -> dict[str, Any]:
+    """Ask the members about the test images and the attacker's, and combine what they answer."""
+    plan = experiment.plan
+    count = plan.test_images or len(dataset.test_labels)
+    labels = dataset.test_labels[:count]
+
+    def asked(name: str, images: Tensor) -> Heard:
+        return ask(
+            grid,
+            clients,
+            pixels(images),
+            name=f"{server_round}/{name}",
+            what=plan.answer,
+            classes=dataset.classes,
+            batch_size=plan.query_images,
+            deadline=experiment.server.deadline,
+        )
+
+    whole = asked("test", dataset.test_images[:count])
+    if not whole.clients:
+        return {"rejected": whole.missing, "kept": "no member answered"}
+    decide = _votes(experiment)
+    right = {k: combine(whole.answers, v) == labels for k, v in decide.items()}
+    metrics: dict[str, Any] = {
+        "accuracy": round(float(right[plan.votes[0]].double().mean()), 6),
+        "clean": {k: round(float(v.double().mean()), 6) for k, v in right.items()},
+        "voters": len(whole.clients),
+    }
+    missing = list(whole.missing)
+    if crafted is not None:
+        heard = {CLEAN: asked(CLEAN, crafted.clean)}
+        heard |= {name: asked(name, images) for name, images in crafted.images.items()}
+        metrics |= _transfer(heard, crafted.labels, decide)
+        missing += [entry for each in heard.values() for entry in each.missing]
+        if plan.probe_images and server_round == experiment.rounds:
+            metrics["probes"] = probe(grid, experiment, dataset, clients, crafted)
+    named = {entry["client"]: entry for entry in reversed(missing)}
+    return metrics | {"rejected": [named[c] for c in sorted(named)]}
+
+
+def transfer_of_model(
+    module: nn.Module, experiment: Experiment, images: Callable[[], Crafted], device: str
+) -> dict[str, Any]:
+    """Measure one model on the attacker's images, in the form of a vote's row (FedAvg)."""
+    if not experiment.transfer.attacks:
+        return {}
+    crafted = images()
+    sets = {CLEAN: crafted.clean, **crafted.images}
+    found = {name: predict(module, pixels(x.to(device))).cpu() for name, x in sets.items()}
+    return {"votes": dict.fromkeys(experiment.plan.votes, measure(found, crafted.labels))}
+
+
+def probe(
+    grid: Grid,
+    experiment: Experiment,
+    dataset: data.Dataset,
+    clients: Mapping[int, int],
+    crafted: Crafted,
+) -> dict[str, float]:
+    """Measure gradient similarity and curvature through queries; weights stay where they are."""
+    count = min(experiment.plan.probe_images, PROBES, len(crafted.labels))
+    images, labels = pixels(crafted.clean[:count]), crafted.labels[:count]
+    settings: dict[str, Any] = {"deadline": experiment.server.deadline, "classes": dataset.classes}
+    logits = ask(grid, clients, images, name="probe/logits", what="logits", **settings)
+    there = logits.clients
+    rows = dict(zip(there, torch.nan_to_num(logits.answers), strict=True))
+    shared = {c: {"cotangent": cotangent(mean_logit(logits.answers), labels)} for c in there}
+    own = {c: {"cotangent": cotangent(rows[c], labels)} for c in there}
+    given = {c: {"labels": labels.float()} for c in there}
+
+    def gathered(what: str, name: str, extra: Mapping[int, Mapping[str, Tensor]]) -> Heard:
+        only = {node: c for node, c in clients.items() if c in there}
+        return ask(grid, only, images, name=f"probe/{name}", what=what, extra=extra, **settings)
+
+    system = gathered("gradient", "system", shared)
+    alone = gathered("gradient", "own", own)
+    bends = gathered("curvature", "curvature", given)
+    found = similarities(
+        crafted.gradient[:count],
+        torch.nan_to_num(system.answers).mean(0),
+        list(torch.nan_to_num(alone.answers)),
+        dict(zip(bends.clients, torch.nan_to_num(bends.answers), strict=True)),
+    )
+    return {name: round(value, 6) for name, value in asdict(found).items()}
+
+
+def _transfer(heard: Mapping[str, Heard], labels: Tensor, decide: Mapping[str, Spec]) -> Row:
+    """Measure the votes, and each member that answered every query, on the attacker's images."""
+    if not all(each.clients for each in heard.values()):
+        return {}
+    always = [c for c in heard[CLEAN].clients if all(c in each.clients for each in heard.values())]
+    alone = {
+        name: each.answers[[each.clients.index(c) for c in always]] for name, each in heard.items()
+    }
+    answers = {name: each.answers for name, each in heard.items()}
+    members = by_member(alone, labels)
+    return {
+        "votes": by_vote(answers, labels, decide),
+        "members": {str(c): cells for c, cells in zip(always, members, strict=True)},
+    }
+
+
+def _votes(experiment: Experiment) -> dict[str, Spec]:
+    """Return name -> vote; "robust" aggregates with the experiment's rule."""
+    logits = experiment.plan.answer == "logits"
+    robust = {"name": "robust", "rule": experiment.rule, "logits": logits}
+    return {name: robust if name == "robust" else name for name in experiment.plan.votes}

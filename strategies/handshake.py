@@ -1,0 +1,114 @@
+"""Who is there: every node says once which client it is and which protocol it speaks."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedrobust import __version__
+from fedrobust.flower import read_setting
+from fedrobust.flower.serialization import PROTOCOL
+
+
+class ProtocolError(RuntimeError):
+    """Too few nodes, or nodes that speak another protocol."""
+
+
+def roll_call(
+    grid: Grid, *, expected: int, needed: int = 1, deadline: float = 60.0
+) -> dict[int, int]:
+    """Give every node its place: the order in which replies come must not matter.
+
+    Parameters
+    ----------
+    grid
+        Nodes answer ``query.hello`` with their number and protocol.
+    expected
+        How many clients the experiment has; waits until as many nodes are connected.
+    needed
+        Fewest nodes of the right protocol with which the run can start.
+    deadline
+        Seconds to wait, for the nodes and then for their answers.
+
+    Returns
+    -------
+    Node id -> client. A node that was registered as ``client-N`` is client N, whatever it says. The
+    number that any other claims is a place in the order and nothing else: where two claim one, the
+    lower node id has it, and the others take the free places. A node that answers
+    nonsense, or nothing, stays: its replies are screened like any other. One that declares
+    another protocol is left out.
+
+    Raises
+    ------
+    ProtocolError
+        If too few nodes are connected, or too few speak this protocol.
+    """
+    nodes = _wait_for(grid, expected, deadline)
+    same = RecordDict()  # one content: a cohort host gets one message for all its clients
+    asked = [Message(same, node, "query.hello", ttl=deadline) for node in sorted(nodes)]
+    replies = list(grid.send_and_receive(asked, timeout=deadline))
+    node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in asked}
+    claims: dict[int, Any] = dict.fromkeys(node_of.values())
+    strangers, silent = [], []
+    for reply in replies:
+        node = node_of.get(reply.metadata.reply_to_message_id)
+        if node is None:
+            continue
+        if reply.has_error():
+            silent.append(str(reply.error.reason))
+            continue
+        protocol = read_setting(reply.content, "hello", "protocol")
+        if isinstance(protocol, int) and protocol != PROTOCOL:
+            version = read_setting(reply.content, "hello", "version")
+            strangers.append(f"node {node} runs fedrobust {version!r:.30} (protocol {protocol})")
+            del claims[node]
+        else:
+            claims[node] = read_setting(reply.content, "hello", "client")
+    _enough(claims, needed, strangers, silent)
+    return _places(claims, expected, registered(grid))
+
+
+def registered(grid: Grid) -> dict[int, int]:
+    """Return the clients of the nodes that were registered by name: ``client-3`` is client 3."""
+    known = getattr(grid, "get_nodes", None)
+    names = {int(info.node_id): str(info.name) for info in known()} if known else {}
+    found = {node: re.fullmatch(r"client-(\d{1,6})", name) for node, name in names.items()}
+    return {node: int(match[1]) for node, match in found.items() if match}
+
+
+def _enough(claims: dict[int, Any], needed: int, strangers: list[str], silent: list[str]) -> None:
+    if strangers and len(claims) < needed:
+        raise ProtocolError(
+            f"{strangers[0]}, the server {__version__} (protocol {PROTOCOL}): "
+            "install one version everywhere"
+        )
+    if len(silent) >= len(claims):
+        raise ProtocolError(f"no node answered the roll call: {silent[0][:500]}")
+
+
+def _places(claims: dict[int, Any], expected: int, register: dict[int, int]) -> dict[int, int]:
+    """Give each node its registered place, or the one it claims, or the first free one."""
+    places: dict[int, int] = {}
+    for node in [*sorted(set(claims) & set(register)), *sorted(set(claims) - set(register))]:
+        claim = register.get(node, claims[node])
+        if isinstance(claim, int) and 0 <= claim < expected and claim not in places.values():
+            places[node] = claim
+    free = (place for place in range(expected) if place not in set(places.values()))
+    for node in sorted(claims):
+        if node not in places and (place := next(free, None)) is not None:
+            places[node] = place
+    return dict(sorted(places.items(), key=lambda item: item[1]))
+
+
+def _wait_for(grid: Grid, expected: int, deadline: float) -> list[int]:
+    """Wait until enough nodes are there."""
+    end = time.monotonic() + deadline
+    while len(nodes := list(grid.get_node_ids())) < expected:
+        if time.monotonic() > end:
+            raise ProtocolError(f"{expected} clients are needed, {len(nodes)} nodes are connected")
+        time.sleep(min(1.0, deadline))
+    return nodes

@@ -1,0 +1,1 @@
+"""Redundant assignment on Flower: commit, detect, reveal."""

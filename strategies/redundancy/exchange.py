@@ -1,0 +1,107 @@
+"""Ask file workers in the middle of a round, keep the answers' bytes and who broke its word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedrobust.flower.commit_reveal import SCHEME
+from fedrobust.flower.screening import Rejected
+from strategies.replies import SILENT
+
+
+@dataclass
+class RoundLog:
+    """What one round cost, and what it proved.
+
+    Attributes
+    ----------
+    bytes_up, bytes_down
+        Payload bytes by stage, without headers.
+    caught
+        Worker -> how it contradicted its own commitment: proof, whatever the others say.
+    refused
+        Replies that could not be used: no proof of anything.
+    """
+
+    bytes_up: dict[str, int] = field(default_factory=dict)
+    bytes_down: dict[str, int] = field(default_factory=dict)
+    caught: dict[int, str] = field(default_factory=dict)
+    refused: list[dict[str, Any]] = field(default_factory=list)
+
+    def up(self, stage: str, count: int) -> None:
+        """Count uploaded bytes."""
+        self.bytes_up[stage] = self.bytes_up.get(stage, 0) + count
+
+    def refuse(self, client: int, reason: str) -> None:
+        """Note a reply that could not be used; once a worker and reason."""
+        entry = {"client": client, "reason": reason}
+        if entry not in self.refused:
+            self.refused.append(entry)
+
+    def catch(self, client: int, reason: str) -> None:
+        """Note a worker that contradicted itself."""
+        self.caught.setdefault(client, reason)
+
+    def usable(self, client: int) -> bool:
+        """Whether a worker has kept its word and answered so far."""
+        return client not in self.caught and all(e["client"] != client for e in self.refused)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A grid, the nodes behind the workers, and the round that is going on."""
+
+    grid: Grid
+    clients: Mapping[int, int]
+    round: int
+    deadline: float
+
+    def messages(self, orders: Mapping[int, ConfigRecord], **records: Any) -> list[Message]:
+        """Build one message per worker; workers with one order share one content."""
+        contents: dict[int, RecordDict] = {}
+        setting = ConfigRecord({"round": self.round})
+        for order in orders.values():
+            content = RecordDict({**records, "config": setting, SCHEME: order})
+            contents.setdefault(id(order), content)
+        label, ttl = str(self.round), self.deadline
+        return [
+            Message(contents[id(orders[client])], node, "train", group_id=label, ttl=ttl)
+            for node, client in self.clients.items()
+            if client in orders
+        ]
+
+    def ask(self, orders: Mapping[int, ConfigRecord]) -> dict[int, Message]:
+        """Send orders; return the first reply of each worker that answered."""
+        sent = self.messages(orders)
+        return self.heard(sent, self.grid.send_and_receive(sent, timeout=self.deadline))
+
+    def heard(self, sent: list[Message], replies: Any) -> dict[int, Message]:
+        """Match replies with what was sent: one a node, in the workers' order."""
+        node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
+        found: dict[int, Message] = {}
+        for reply in replies:
+            node = node_of.get(reply.metadata.reply_to_message_id)
+            if node is not None:
+                found.setdefault(self.clients[node], reply)
+        return dict(sorted(found.items()))
+
+
+def read_all(
+    replies: Mapping[int, Message], asked: Mapping[int, Any], read: Any, ledger: RoundLog
+) -> dict[int, Any]:
+    """Read each worker's reply with ``read(message, client)``; note who gave none, or a bad one."""
+    result = {}
+    for client in asked:
+        if client not in replies:
+            ledger.refuse(client, SILENT)
+            continue
+        try:
+            result[client] = read(replies[client], client)
+        except Rejected as reason:
+            ledger.refuse(client, str(reason))
+    return result

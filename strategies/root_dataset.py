@@ -1,0 +1,65 @@
+"""Data of the server's own, for rules that trust it: FLTrust's root update, Zeno's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedrobust.data import Dataset
+from fedrobust.evaluation import evaluate
+from fedrobust.experiment.schema import Experiment
+from fedrobust.seeds import generator
+from fedrobust.training import train_local
+from fedrobust.vector import FlatModel
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """A few training images that the server holds itself.
+
+    Attributes
+    ----------
+    experiment
+        ``server.root_images`` says how many: the same ones in all rounds for the root update (Cao
+        et al. 2021, section IV-B), fresh ones each round for the loss (Xie et al. 2019, section 4).
+    dataset
+        They are drawn from its training set, as clients' shares are.
+    model
+        Scratch model: its parameters are overwritten.
+    """
+
+    experiment: Experiment
+    dataset: Dataset
+    model: FlatModel
+
+    def offers(self, vector: Tensor, round: int) -> dict[str, Callable[[], Any]]:
+        """Return what a rule may ask for at the global parameters (d,): computed when asked."""
+        return {"root": lambda: self.root(vector, round), "loss": lambda: self.loss(vector, round)}
+
+    def root(self, vector: Tensor, round: int) -> Tensor:
+        """Train as an honest client would, on the server's own images: (d,)."""
+        images, labels = self._draw(round=0)
+        source = generator(self.experiment.seed, "root batches", round=round)
+        recipe = self.experiment.training
+        return train_local(self.model, vector, images, labels, recipe, generator=source)[0]
+
+    def loss(self, vector: Tensor, round: int) -> Callable[[Tensor], float]:
+        """Return step (d,) -> cross-entropy of the parameters minus that step, on fresh images."""
+        images, labels = self._draw(round=round)
+
+        def after(step: Tensor) -> float:
+            self.model.load(vector - step)
+            return evaluate(self.model.module, images, labels).loss
+
+        return after
+
+    def _draw(self, *, round: int) -> tuple[Tensor, Tensor]:
+        labels = self.dataset.train_labels
+        source = generator(self.experiment.seed, "root images", round=round)
+        chosen = torch.randperm(len(labels), generator=source)
+        chosen = chosen[: self.experiment.server.root_images]
+        return self.dataset.train_images[chosen], labels[chosen]
