@@ -1,0 +1,356 @@
+"""The one core of ``Robust`` and ``RobustGrid``: a round's replies in, as many alike out."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+from torch import Tensor
+
+from fedrobust import aggregation
+from fedrobust.aggregation import Outcome
+from fedrobust.flower.model_replies import (
+    FLOAT,
+    SECURE_AGGREGATION,
+    Key,
+    Layout,
+    ModelReply,
+    Refused,
+    Sent,
+    Values,
+    agreed,
+    difference,
+    layout_of,
+    read_reply,
+    start_of,
+)
+from fedrobust.flower.reply_metrics import own_configs, shared_metrics
+from fedrobust.flower.rule_spelling import Rule, read_rule, rule_name
+from fedrobust.seeds import generator
+from fedrobust.spec import Spec
+
+COLUMNS = ["round", "node", "accepted", "weight", "reason"]
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """One round.
+
+    Attributes
+    ----------
+    replies
+        One for each accepted reply, all with the same arrays and metrics; none where nothing could
+        be read.
+    refused
+        Node -> why its reply lost its vote.
+    kept
+        Why the round takes no step; empty where it takes one.
+    others
+        Running statistics and integer arrays, by key: each entry the median of the clients.
+    """
+
+    replies: list[Message] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
+    kept: str = ""
+    others: Values = field(default_factory=dict)
+
+
+class ReplyAggregator:
+    """Aggregate the replies of anybody's clients with a rule.
+
+    Every accepted reply is replaced by the aggregate, so that a strategy counts as many replies as
+    there were, and averages equal things. Floating arrays are coordinates; running statistics of
+    normalisation layers and integer or boolean arrays become medians, in the type that they had in
+    the first round. What most replies agree on (records, layers, shapes) is what a reply must hold.
+
+    Parameters
+    ----------
+    rule, pre
+        See ``read_rule``.
+    seed
+        For rules that draw; None draws one from the system's entropy, so that no client can
+        foresee it.
+
+    Raises
+    ------
+    SpecError
+        For an unknown rule or setting.
+    """
+
+    def __init__(self, rule: Rule, pre: Sequence[Spec] = (), seed: int | None = None) -> None:
+        self.rule, self.pre = read_rule(rule, pre)
+        self.name = rule_name(self.rule, self.pre)
+        self._built = _build(self.rule, self.pre)
+        self._seed = secrets.randbits(63) if seed is None else seed
+        self._rows: list[dict[str, Any]] = []
+        self._clients: dict[int, int] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what a run leaves in the rule; the history stays."""
+        self._memory = self._built.init()
+        self._integers: dict[Key, np.dtype] = {}
+        self.steps = 0
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row a node and round: round, node, accepted, weight, reason.
+
+        ``weight`` is NaN where the rule takes values apart from their updates; ``reason`` says why
+        a reply was refused, or why the round kept the model.
+        """
+        return pd.DataFrame(self._rows, columns=COLUMNS)
+
+    def check(self, n: int) -> None:
+        """Check that n updates are enough for the rule.
+
+        Raises
+        ------
+        ValueError
+            ``krum with f=5 needs at least 13 updates, got 12``.
+        """
+        if not callable(self.rule):
+            aggregation.check(self.rule, n=n, pre=self.pre)
+
+    def aggregate(self, sent: Sent, replies: Iterable[Message], server_round: int) -> Aggregated:
+        """Aggregate one round; nothing that a client sends raises."""
+        accepted, layout, refused = self._screened(sent, replies)
+        if layout is None or not layout.coordinates:
+            reason = "no reply was left to aggregate"
+            if accepted:
+                reason = "no reply holds floating arrays"
+            elif len(refused) < len(sent.messages):
+                reason = "no layout of records and layers has more than half of the replies"
+            return self._noted(server_round, Aggregated(refused=refused, kept=reason), {})
+        starts = _starts(accepted, layout, sent)
+        outcome, kept = self._outcome(accepted, layout, starts, server_round)
+        others = {key: self._median(key, accepted) for key in layout.others}
+        step = outcome.aggregate if outcome else torch.zeros(())
+        handed = _replies(accepted, layout, starts, step, others, sent)
+        weights = _weights(accepted, outcome)
+        self.steps += outcome is not None
+        return self._noted(server_round, Aggregated(handed, refused, kept, others), weights)
+
+    def _screened(
+        self, sent: Sent, replies: Iterable[Message]
+    ) -> tuple[list[ModelReply], Layout | None, dict[int, str]]:
+        """Read the replies and drop those that differ from what most of them hold."""
+        for arrays in {id(arrays): arrays for arrays in sent.arrays.values()}.values():
+            self._remember(arrays)
+        kept, refused = sent.kept(replies)
+        readable = []
+        for node in sorted(kept):  # the order of replies must not matter
+            try:
+                readable.append(read_reply(kept[node], node))
+            except Refused as reason:
+                refused[node] = str(reason)
+        layouts = [layout_of(reply.values, self._integers) for reply in readable]
+        layout = agreed(layouts)
+        if layout is None:
+            return [], None, refused
+        accepted = []
+        for reply, own in zip(readable, layouts, strict=True):
+            if own.slots == layout.slots:
+                accepted.append(reply)
+            else:
+                refused[reply.node] = difference(layout, own)
+        for key in layout.slots:
+            self._remember({key: accepted[0].values[key]})
+        return accepted, layout, refused
+
+    def _remember(self, values: Mapping[Key, np.ndarray]) -> None:
+        """Note the first type of whole numbers: averaging strategies send them back as floats."""
+        for key, array in values.items():
+            if array.dtype.kind in "iub":
+                self._integers.setdefault(key, array.dtype)
+
+    def _outcome(
+        self,
+        accepted: list[ModelReply],
+        layout: Layout,
+        starts: dict[int, dict[Key, np.ndarray]],
+        server_round: int,
+    ) -> tuple[Outcome | None, str]:
+        rows = _matrix(accepted, layout, starts)
+        clients = [self._clients.setdefault(r.node, len(self._clients)) for r in accepted]
+        source = generator(self._seed, "rule", round=server_round)
+        try:
+            self.check(len(rows))
+            outcome = self._built.apply(rows, self._memory, source, clients=clients)
+        except ValueError as error:
+            if callable(self.rule):  # a fault of the user's own function is no refusal
+                raise
+            return None, str(error)
+        if not torch.isfinite(outcome.aggregate).all():
+            return None, f"{self.name} returned values that are not finite"
+        self._memory = outcome.state
+        return outcome, ""
+
+    def _median(self, key: Key, accepted: list[ModelReply]) -> np.ndarray:
+        stack = np.stack([reply.values[key] for reply in accepted])
+        middle = np.sort(stack, axis=0)[(len(stack) - 1) // 2]
+        return as_whole(middle, self._integers[key]) if key in self._integers else middle
+
+    def _noted(
+        self, server_round: int, result: Aggregated, weights: dict[int, float]
+    ) -> Aggregated:
+        for node in sorted(weights.keys() | result.refused.keys()):
+            accepted = node not in result.refused
+            reason = result.kept if accepted else result.refused[node]
+            weight = 0.0 if result.kept else weights.get(node, 0.0)
+            row = (server_round, node, accepted, weight, reason)
+            self._rows.append(dict(zip(COLUMNS, row, strict=True)))
+        return result
+
+
+def as_whole(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Round to an integer or boolean type; values beyond its range become its ends."""
+    if values.dtype == dtype:
+        return values
+    if dtype.kind == "b":
+        return np.asarray(values != 0)
+    ends = np.iinfo(dtype)
+    whole = np.rint(values) if values.dtype.kind == "f" else values
+    with np.errstate(invalid="ignore"):  # 2^63 has no neighbour among the floats
+        return np.asarray(np.clip(whole, float(ends.min), float(ends.max)).astype(dtype))
+
+
+def refuse_secure_aggregation(messages: Iterable[Message]) -> None:
+    """Raise where updates are hidden from the server.
+
+    Raises
+    ------
+    ValueError
+        For messages of Flower's SecAgg or SecAgg+.
+    """
+    if any(SECURE_AGGREGATION in m.content.config_records for m in messages if m.has_content()):
+        raise ValueError(
+            "secure aggregation shows the server nothing but the sum of the updates, and a robust "
+            "rule has to see each of them: use one or the other"
+        )
+
+
+def _build(rule: Rule, pre: Sequence[Spec]) -> aggregation.Aggregator:
+    if not callable(rule):
+        return aggregation.build(rule, pre=pre)
+    chain = [aggregation.build("mean", pre=[one]) for one in pre]  # checks their names
+    function = rule
+
+    def apply(updates: Tensor, state: Any = None, source: Any = None, **_: Any) -> Outcome:
+        rows = updates
+        for one in pre[: len(chain)]:
+            rows = aggregation.preaggregate(rows, one, generator=source)
+        result = function(rows)
+        if not isinstance(result, Tensor) or result.shape != rows.shape[1:]:
+            found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(f"the rule returned {found}, expected a tensor {(rows.shape[1],)}")
+        return Outcome(result, None, None)
+
+    return aggregation.Aggregator(lambda: None, apply)
+
+
+def _starts(
+    accepted: list[ModelReply], layout: Layout, sent: Sent
+) -> dict[int, dict[Key, np.ndarray]]:
+    """Return what each reply's coordinates continue from; one copy where all were sent the same."""
+    made: dict[int, dict[Key, np.ndarray]] = {}
+    starts = {}
+    for reply in accepted:
+        arrays = sent.arrays[reply.node]
+        if id(arrays) not in made:
+            found = {key: start_of(key, layout.slots[key][1], arrays) for key in layout.coordinates}
+            made[id(arrays)] = {key: value for key, value in found.items() if value is not None}
+        starts[reply.node] = made[id(arrays)]
+    return starts
+
+
+def _matrix(
+    accepted: list[ModelReply], layout: Layout, starts: dict[int, dict[Key, np.ndarray]]
+) -> Tensor:
+    """Stack the updates, (n, d): float64 where the clients send float64, float32 elsewhere."""
+    keys = layout.coordinates
+    sizes = [int(np.prod(layout.slots[key][1], dtype=np.int64)) for key in keys]
+    wide = any(_usual_dtype(key, accepted) == np.float64 for key in keys)
+    rows = np.empty((len(accepted), sum(sizes)), np.float64 if wide else np.float32)
+    for row, reply in zip(rows, accepted, strict=True):
+        offset = 0
+        for key, size in zip(keys, sizes, strict=True):
+            part = row[offset : offset + size]
+            start = starts[reply.node].get(key)
+            with np.errstate(over="ignore"):  # a huge value turns infinite: the rule sets it aside
+                part[:] = reply.values[key].reshape(-1)
+                if start is not None:
+                    part -= start.reshape(-1).astype(rows.dtype)
+            offset += size
+    return torch.from_numpy(rows)
+
+
+def _usual_dtype(key: Key, accepted: list[ModelReply]) -> np.dtype:
+    found = [reply.values[key].dtype for reply in accepted]
+    return max(set(found), key=lambda dtype: (found.count(dtype), -dtype.itemsize))
+
+
+def _replies(
+    accepted: list[ModelReply],
+    layout: Layout,
+    starts: dict[int, dict[Key, np.ndarray]],
+    step: Tensor,
+    others: Values,
+    sent: Sent,
+) -> list[Message]:
+    """Make as many replies as were accepted, each its node's start plus the aggregate."""
+    contents = [reply.content for reply in accepted]
+    metrics, configs = shared_metrics(contents), own_configs(contents)
+    dtypes = {key: _usual_dtype(key, accepted) for key in layout.coordinates}
+    arrays: dict[int, dict[Key, Array]] = {}
+    replies = []
+    for reply, config in zip(accepted, configs, strict=True):
+        start = starts[reply.node]
+        if id(start) not in arrays:
+            arrays[id(start)] = _arrays(layout, start, step, others, dtypes)
+        content = RecordDict()
+        for (record, name), array in arrays[id(start)].items():  # records anew: strategies pop
+            if record not in content:
+                content[record] = ArrayRecord()
+            content.array_records[record][name] = array
+        for name, held in {**metrics, **config}.items():
+            content[name] = type(held)(dict(held))
+        replies.append(Message(content, reply_to=sent.messages[reply.node]))
+    return replies
+
+
+def _arrays(
+    layout: Layout,
+    start: dict[Key, np.ndarray],
+    step: Tensor,
+    others: Values,
+    dtypes: dict[Key, np.dtype],
+) -> dict[Key, Array]:
+    made: dict[Key, Array] = {}
+    offset, flat = 0, step.numpy()
+    for key, (kind, shape) in layout.slots.items():
+        if key in others:
+            made[key] = Array(np.asarray(others[key]))
+            continue
+        assert kind == FLOAT
+        size = int(np.prod(shape, dtype=np.int64))
+        part = flat[offset : offset + size].reshape(shape) if flat.ndim else flat
+        offset += size
+        value = (
+            part + start[key].astype(flat.dtype) if key in start else np.broadcast_to(part, shape)
+        )
+        made[key] = Array(np.asarray(value, dtype=dtypes[key]).copy())
+    return made
+
+
+def _weights(accepted: list[ModelReply], outcome: Outcome | None) -> dict[int, float]:
+    nodes = [reply.node for reply in accepted]
+    if outcome is None or outcome.weights is None:
+        return dict.fromkeys(nodes, float("nan"))
+    return dict(zip(nodes, outcome.weights.tolist(), strict=True))
