@@ -277,7 +277,7 @@ def test_each_file_is_computed_once_a_round(small, monkeypatch):
     )
     last(build(small, rounds=3))
     assert len(counted) == 3 * 35
-    monkeypatch.setattr(file_bench, "LARGEST", 0)  # no room: computed again, the same bits
+    monkeypatch.setattr(gradients, "LARGEST", 0)  # no room: computed again, the same bits
     row = last(build(small, rounds=1, placement={"name": "fixed", "ids": [5, 6]}))
     assert row["wrong_files"] == round(2 / 35, 6)
 
@@ -312,7 +312,7 @@ def noisy(copies, client):
 @pytest.mark.parametrize(("tolerance", "agree"), [(0.0, False), (0.05, True)])
 def test_a_tolerance_lets_rounding_pass_and_no_attack(small, monkeypatch, tolerance, agree):
     honest = worker._honest
-    monkeypatch.setattr(file_worker, "_honest", lambda b, c: noisy(honest(b, c), c))
+    monkeypatch.setattr(worker, "_honest", lambda b, c: noisy(honest(b, c), c))
     row = last(build(small, adversary="weak", tolerance=tolerance))
     assert row["accepted"] is agree
     if agree:
@@ -336,11 +336,11 @@ def test_a_sketch_that_fits_a_false_sum_is_caught(small, monkeypatch):
             sketches=lambda files, **s: 2 * copies.sketches(files, **s),
         )
 
-    monkeypatch.setattr(file_worker, "_honest", twice)
+    monkeypatch.setattr(worker, "_honest", twice)
     row = last(build(small, q=0, attack="none", rounds=1))
     assert row["caught"] == {"0": "revealed another value of file 0"}
     assert row["dropped"] == 0
-    monkeypatch.setattr(file_worker, "_honest", honest)
+    monkeypatch.setattr(worker, "_honest", honest)
     assert row["loss"] == pytest.approx(
         last(build(small, q=0, attack="none", rounds=1))["loss"], rel=1e-5
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fedrobust import adversarial, aggregation, attacks
@@ -15,6 +16,7 @@ from fedrobust.redundancy import rounds
 from fedrobust.simulation import stragglers
 from fedrobust.spec import SpecError, parameters, resolve, split, suggest
 from fedrobust.training import SCHEDULES, SERVER_OPTIMIZERS
+from fedrobust.training.compression import SCALES
 from fedrobust.training.steps import SUPPLIED as STEP_SUPPLIED
 
 if TYPE_CHECKING:
