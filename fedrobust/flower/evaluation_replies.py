@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 
 from fedrobust.flower.model_replies import Sent
 from fedrobust.flower.reply_metrics import own_configs, shared_metrics
@@ -39,7 +39,7 @@ def alike(sent: Sent, replies: Iterable[Message]) -> Alike:
     configs = own_configs(list(contents.values()))
     made = []
     for node, config in zip(contents, configs, strict=True):
-        content = RecordDict({name: type(held)(dict(held)) for name, held in metrics.items()})
+        content = RecordDict({name: MetricRecord(dict(held)) for name, held in metrics.items()})
         for name, record in config.items():
             content[name] = record
         made.append(Message(content, reply_to=sent.messages[node]))

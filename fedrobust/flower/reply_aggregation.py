@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedrobust import aggregation
@@ -33,8 +33,9 @@ from fedrobust.flower.model_replies import (
 from fedrobust.flower.reply_metrics import own_configs, shared_metrics
 from fedrobust.flower.rule_spelling import Rule, read_rule, rule_name
 from fedrobust.seeds import generator
-from fedrobust.spec import Spec
+from fedrobust.spec import Spec, split
 
+ABSENT = ("no reply", "error reply")
 COLUMNS = ["round", "node", "accepted", "weight", "reason"]
 
 
@@ -129,7 +130,9 @@ class ReplyAggregator:
                 reason = "no layout of records and layers has more than half of the replies"
             return self._noted(server_round, Aggregated(refused=refused, kept=reason), {})
         starts = _starts(accepted, layout, sent)
-        outcome, kept = self._outcome(accepted, layout, starts, server_round)
+        rows = _matrix(accepted, layout, starts)
+        malformed = sum(not reason.startswith(ABSENT) for reason in refused.values())
+        outcome, kept = self._outcome(rows, accepted, malformed, server_round)
         others = {key: self._median(key, accepted) for key in layout.others}
         step = outcome.aggregate if outcome else torch.zeros(())
         handed = _replies(accepted, layout, starts, step, others, sent)
@@ -171,18 +174,13 @@ class ReplyAggregator:
                 self._integers.setdefault(key, array.dtype)
 
     def _outcome(
-        self,
-        accepted: list[ModelReply],
-        layout: Layout,
-        starts: dict[int, dict[Key, np.ndarray]],
-        server_round: int,
+        self, rows: Tensor, accepted: list[ModelReply], malformed: int, server_round: int
     ) -> tuple[Outcome | None, str]:
-        rows = _matrix(accepted, layout, starts)
         clients = [self._clients.setdefault(r.node, len(self._clients)) for r in accepted]
         source = generator(self._seed, "rule", round=server_round)
         try:
-            self.check(len(rows))
-            outcome = self._built.apply(rows, self._memory, source, clients=clients)
+            built = self._fitting(len(rows), malformed)
+            outcome = built.apply(rows, self._memory, source, clients=clients)
         except ValueError as error:
             if callable(self.rule):  # a fault of the user's own function is no refusal
                 raise
@@ -191,6 +189,23 @@ class ReplyAggregator:
             return None, f"{self.name} returned values that are not finite"
         self._memory = outcome.state
         return outcome, ""
+
+    def _fitting(self, n: int, malformed: int) -> aggregation.Aggregator:
+        """Return the rule, with a smaller f where n would be too few for the one it has.
+
+        No honest client sends a malformed reply, so up to f of them are Byzantine clients that are
+        out already. Else f malformed replies would keep a rule with little room from ever running.
+        Silent clients and those with an error may be honest: they do not lower f.
+        """
+        try:
+            self.check(n)
+        except ValueError:
+            if callable(self.rule) or not 0 < malformed <= split(self.rule)[1].get("f", 0):
+                raise
+            rule, *pre = (with_fewer(one, malformed) for one in (self.rule, *self.pre))
+            aggregation.check(rule, n=n, pre=pre)
+            return _build(rule, pre)
+        return self._built
 
     def _median(self, key: Key, accepted: list[ModelReply]) -> np.ndarray:
         stack = np.stack([reply.values[key] for reply in accepted])
@@ -234,6 +249,12 @@ def refuse_secure_aggregation(messages: Iterable[Message]) -> None:
             "secure aggregation shows the server nothing but the sum of the updates, and a robust "
             "rule has to see each of them: use one or the other"
         )
+
+
+def with_fewer(spec: Spec, out: int) -> Spec:
+    """Lower the f of a spec, where it has one, by the Byzantine clients that are out already."""
+    name, given = split(spec)
+    return {"name": name, **given, **({"f": max(0, given["f"] - out)} if "f" in given else {})}
 
 
 def _build(rule: Rule, pre: Sequence[Spec]) -> aggregation.Aggregator:
@@ -319,8 +340,10 @@ def _replies(
             if record not in content:
                 content[record] = ArrayRecord()
             content.array_records[record][name] = array
-        for name, held in {**metrics, **config}.items():
-            content[name] = type(held)(dict(held))
+        for name, held in metrics.items():
+            content[name] = MetricRecord(dict(held))
+        for name, own in config.items():
+            content[name] = own
         replies.append(Message(content, reply_to=sent.messages[reply.node]))
     return replies
 

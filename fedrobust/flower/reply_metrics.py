@@ -33,7 +33,7 @@ def own_configs(contents: Sequence[RecordDict]) -> list[dict[str, ConfigRecord]]
     """
     made: list[dict[str, ConfigRecord]] = [{} for _ in contents]
     for name in _common(c.config_records for c in contents):
-        records = [c.config_records.get(name, {}) for c in contents]
+        records: list[Mapping[str, Any]] = [c.config_records.get(name, {}) for c in contents]
         columns = {key: _column(key, records) for key in _common(records)}
         for i, one in enumerate(made):
             one[name] = ConfigRecord({key: column[i] for key, column in columns.items()})

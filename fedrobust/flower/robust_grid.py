@@ -22,8 +22,9 @@ from fedrobust.spec import Spec
 
 LEGACY = "fitins.parameters"  # the record in which Flower's older API sends its model
 ALONE = (
-    "training messages go out one by one, so that no rule can compare their replies: send a round's "
-    "messages together, or run an app of the older API inside fedrobust.flower.whole_rounds()"
+    "training messages go out one by one, so that no rule can compare their replies: send the "
+    "messages of a round together, or run an app of the older API inside "
+    "fedrobust.flower.whole_rounds()"
 )
 
 

@@ -234,16 +234,16 @@ def _warn_about(strategy: Strategy, rule: str) -> None:
     if isinstance(strategy, ROBUST):
         log(
             WARNING,
-            "%s is a robust rule itself: behind %s it sees equal replies only and does nothing more "
-            "than an average; FedAvg does the same",
+            "%s is a robust rule itself: behind %s it sees equal replies only and does nothing "
+            "more than an average; FedAvg does the same",
             name,
             rule,
         )
     if isinstance(strategy, PRIVATE):
         log(
             WARNING,
-            "%s calibrates its noise for a mean of clipped updates: the epsilon that it states does "
-            "not hold behind %s",
+            "%s calibrates its noise for a mean of clipped updates: the epsilon that it states "
+            "does not hold behind %s",
             name,
             rule,
         )

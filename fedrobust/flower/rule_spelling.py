@@ -61,7 +61,7 @@ def _unfold(spec: Spec) -> list[dict[str, Any]]:
     if not isinstance(spec, str):
         return [_table(spec)]
     parts = [_part(text.strip()) for text in spec.split("+")]
-    shared = {"f": f for part in parts if (f := part.get("f")) is not None}
+    shared = {key: value for part in parts for key, value in part.items() if key == "f"}
     tables = [PREAGGREGATORS] * (len(parts) - 1) + [{**PREAGGREGATORS, **RULES}]
     return [_with_f(part, shared, table) for part, table in zip(parts, tables, strict=True)]
 
