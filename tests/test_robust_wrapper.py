@@ -78,7 +78,7 @@ def test_integer_buffers_do_not_freeze_the_model(dtype):
 
 def torch_client(arrays, place):
     """Count as BatchNorm does: int64 comes back, whatever came."""
-    counted = arrays["bn.num_batches_tracked"].astype(np.int64) + 1 + (place == 6) * 50
+    counted = np.rint(arrays["bn.num_batches_tracked"]).astype(np.int64) + 1 + (place == 6) * 50
     return {
         "w": arrays["w"] + np.float32(1 + place / 10),
         "bn.running_var": np.float32(0.2) * arrays["bn.running_var"] + np.float32(0.01),
@@ -259,17 +259,17 @@ def test_a_function_is_a_rule_and_its_fault_is_not_a_refusal():
 def test_a_random_rule_draws_from_the_system_without_a_seed():
     def last(seed):
         start = record(w=np.zeros(4, np.float32))
-        robust = Robust(FedAvg(), rule="median_of_means:groups=3", seed=seed)
+        robust = Robust(FedAvg(), rule="bucketing:size=2+median", seed=seed)
         return lead(robust, app_of(spread), start, rounds=2).arrays["w"].numpy()[-1]
 
     assert last(1) == last(1)
-    assert len({last(None) for _ in range(8)}) > 1, "eight equal draws of groups: 1 in 70^7"
+    assert len({last(None) for _ in range(8)}) > 1, "eight equal draws of buckets"
 
 
 def test_the_older_api_and_secure_aggregation_get_a_sentence():
     with pytest.raises(TypeError, match=r"older API.*RobustGrid\(grid, rule="):
         Robust(older.FedAvg(), rule="median")
-    with pytest.raises(TypeError, match="needs a strategy of flwr.serverapp.strategy, got int"):
+    with pytest.raises(TypeError, match=r"needs a strategy of flwr\.serverapp\.strategy, got int"):
         Robust(3, rule="median")
     grid = RobustGrid(InProcessGrid(app_of(spread), clients=3, run_config={}), rule="median")
     content = RecordDict({"secaggplus_configs": ConfigRecord({"stage": "setup"})})
@@ -285,7 +285,7 @@ def test_what_stands_inside_or_around_is_warned_about(caplog):
     Robust(DifferentialPrivacyServerSideFixedClipping(FedAvg(), **private), rule="median")
     assert "epsilon that it states does not hold behind median" in caplog.text
     outer = DifferentialPrivacyServerSideFixedClipping(Robust(FedAvg(), rule="median"), **private)
-    result = lead(outer, app_of(spread), record(w=np.zeros(4, np.float32)))
+    result = lead(outer, app_of(plus_one), record(w=np.zeros(4, np.float32)))
     assert "Robust is driven by another strategy or loop" in caplog.text
     assert np.isfinite(result.arrays["w"].numpy()).all()
 
@@ -359,7 +359,7 @@ def test_an_own_loop_that_pushes_and_pulls():
     replies = grid.pull_messages(ids)
     good = [reply for reply in replies if not reply.has_error()]
     assert len(replies) == 7 and len(good) == 6, "a refused reply comes back as an error"
-    assert {float(reply.content["arrays"]["w"].numpy()[-1]) for reply in good} == {2.0}
+    assert {float(reply.content["arrays"]["w"].numpy()[-1]) for reply in good} == {3.0}
     assert grid.pull_messages(ids) == []
     assert list(grid.history[~grid.history.accepted].node) == [4]
 
@@ -466,7 +466,8 @@ def test_metrics_are_medians_of_what_most_report():
         return RecordDict({"m": MetricRecord(metrics)})
 
     told = [content(n=3, loss=1.0, xs=[1.0, 5.0]), content(n=5, loss=float("nan"), xs=[2.0, 4.0]),
-            content(n=10**12, loss=3.0, xs=[9.0]), content(n=4, extra=1.0), RecordDict()]  # fmt: skip
+            content(n=10**12, loss=3.0, xs=[9.0]), content(n=4, extra=1.0),
+            RecordDict()]  # fmt: skip
     made = shared_metrics(told)["m"]
     assert dict(made) == {"n": 4, "loss": 1.0, "xs": [1.0, 4.0]}
     configs = [RecordDict({"c": ConfigRecord(values)}) for values in (

@@ -55,7 +55,8 @@ class RobustGrid(WrappedGrid):
     -----
     A round with too few replies left for the rule hands on a step of zero: every accepted reply
     returns what its node was sent. Replies without a floating array (trees, counts) pass through.
-    A server optimizer behind the grid also steps on running statistics; ``Robust`` keeps them out.
+    What the app does with the replies is its own: a server optimizer behind the grid also steps on
+    running statistics, and an average of integers is float64. ``Robust`` keeps both out.
     """
 
     def __init__(
