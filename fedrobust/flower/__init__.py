@@ -2,6 +2,7 @@
 
 from fedrobust.flower import commit_reveal
 from fedrobust.flower.adversary_grid import AdversaryGrid
+from fedrobust.flower.attackers import Attackers
 from fedrobust.flower.cohort_grid import CohortGrid, serve_cohort
 from fedrobust.flower.guarded_grid import GuardedGrid
 from fedrobust.flower.in_process import InProcessGrid
@@ -21,6 +22,7 @@ from fedrobust.flower.straggler_grid import StragglerGrid
 
 __all__ = [
     "AdversaryGrid",
+    "Attackers",
     "CohortGrid",
     "GuardedGrid",
     "InProcessGrid",

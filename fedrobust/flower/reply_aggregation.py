@@ -16,7 +16,6 @@ from torch import Tensor
 from fedrobust import aggregation
 from fedrobust.aggregation import Outcome
 from fedrobust.flower.model_replies import (
-    FLOAT,
     SECURE_AGGREGATION,
     Key,
     Layout,
@@ -28,8 +27,8 @@ from fedrobust.flower.model_replies import (
     difference,
     layout_of,
     read_reply,
-    start_of,
 )
+from fedrobust.flower.model_vectors import arrays_of, as_whole, matrix_of, starts_of, usual_dtype
 from fedrobust.flower.reply_metrics import own_configs, shared_metrics
 from fedrobust.flower.rule_spelling import Rule, read_rule, rule_name
 from fedrobust.seeds import generator
@@ -129,8 +128,8 @@ class ReplyAggregator:
             elif len(refused) < len(sent.messages):
                 reason = "no layout of records and layers has more than half of the replies"
             return self._noted(server_round, Aggregated(refused=refused, kept=reason), {})
-        starts = _starts(accepted, layout, sent)
-        rows = _matrix(accepted, layout, starts)
+        starts = starts_of(accepted, layout, sent)
+        rows = matrix_of(accepted, layout, starts)
         malformed = sum(not reason.startswith(ABSENT) for reason in refused.values())
         outcome, kept = self._outcome(rows, accepted, malformed, server_round)
         others = {key: self._median(key, accepted) for key in layout.others}
@@ -224,18 +223,6 @@ class ReplyAggregator:
         return result
 
 
-def as_whole(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Round to an integer or boolean type; values beyond its range become its ends."""
-    if values.dtype == dtype:
-        return values
-    if dtype.kind == "b":
-        return np.asarray(values != 0)
-    ends = np.iinfo(dtype)
-    whole = np.rint(values) if values.dtype.kind == "f" else values
-    with np.errstate(invalid="ignore"):  # 2^63 has no neighbour among the floats
-        return np.asarray(np.clip(whole, float(ends.min), float(ends.max)).astype(dtype))
-
-
 def refuse_secure_aggregation(messages: Iterable[Message]) -> None:
     """Raise where updates are hidden from the server.
 
@@ -276,47 +263,6 @@ def _build(rule: Rule, pre: Sequence[Spec]) -> aggregation.Aggregator:
     return aggregation.Aggregator(lambda: None, apply)
 
 
-def _starts(
-    accepted: list[ModelReply], layout: Layout, sent: Sent
-) -> dict[int, dict[Key, np.ndarray]]:
-    """Return what each reply's coordinates continue from; one copy where all were sent the same."""
-    made: dict[int, dict[Key, np.ndarray]] = {}
-    starts = {}
-    for reply in accepted:
-        arrays = sent.arrays[reply.node]
-        if id(arrays) not in made:
-            found = {key: start_of(key, layout.slots[key][1], arrays) for key in layout.coordinates}
-            made[id(arrays)] = {key: value for key, value in found.items() if value is not None}
-        starts[reply.node] = made[id(arrays)]
-    return starts
-
-
-def _matrix(
-    accepted: list[ModelReply], layout: Layout, starts: dict[int, dict[Key, np.ndarray]]
-) -> Tensor:
-    """Stack the updates, (n, d): float64 where the clients send float64, float32 elsewhere."""
-    keys = layout.coordinates
-    sizes = [int(np.prod(layout.slots[key][1], dtype=np.int64)) for key in keys]
-    wide = any(_usual_dtype(key, accepted) == np.float64 for key in keys)
-    rows = np.empty((len(accepted), sum(sizes)), np.float64 if wide else np.float32)
-    for row, reply in zip(rows, accepted, strict=True):
-        offset = 0
-        for key, size in zip(keys, sizes, strict=True):
-            part = row[offset : offset + size]
-            start = starts[reply.node].get(key)
-            with np.errstate(over="ignore"):  # a huge value turns infinite: the rule sets it aside
-                part[:] = reply.values[key].reshape(-1)
-                if start is not None:
-                    part -= start.reshape(-1).astype(rows.dtype)
-            offset += size
-    return torch.from_numpy(rows)
-
-
-def _usual_dtype(key: Key, accepted: list[ModelReply]) -> np.dtype:
-    found = [reply.values[key].dtype for reply in accepted]
-    return max(set(found), key=lambda dtype: (found.count(dtype), -dtype.itemsize))
-
-
 def _replies(
     accepted: list[ModelReply],
     layout: Layout,
@@ -328,13 +274,13 @@ def _replies(
     """Make as many replies as were accepted, each its node's start plus the aggregate."""
     contents = [reply.content for reply in accepted]
     metrics, configs = shared_metrics(contents), own_configs(contents)
-    dtypes = {key: _usual_dtype(key, accepted) for key in layout.coordinates}
+    dtypes = {key: usual_dtype(key, accepted) for key in layout.coordinates}
     arrays: dict[int, dict[Key, Array]] = {}
     replies = []
     for reply, config in zip(accepted, configs, strict=True):
         start = starts[reply.node]
         if id(start) not in arrays:
-            arrays[id(start)] = _arrays(layout, start, step, others, dtypes)
+            arrays[id(start)] = arrays_of(layout, start, step, others, dtypes)
         content = RecordDict()
         for (record, name), array in arrays[id(start)].items():  # records anew: strategies pop
             if record not in content:
@@ -346,30 +292,6 @@ def _replies(
             content[name] = own
         replies.append(Message(content, reply_to=sent.messages[reply.node]))
     return replies
-
-
-def _arrays(
-    layout: Layout,
-    start: dict[Key, np.ndarray],
-    step: Tensor,
-    others: Values,
-    dtypes: dict[Key, np.dtype],
-) -> dict[Key, Array]:
-    made: dict[Key, Array] = {}
-    offset, flat = 0, step.numpy()
-    for key, (kind, shape) in layout.slots.items():
-        if key in others:
-            made[key] = Array(np.asarray(others[key]))
-            continue
-        assert kind == FLOAT
-        size = int(np.prod(shape, dtype=np.int64))
-        part = flat[offset : offset + size].reshape(shape) if flat.ndim else flat
-        offset += size
-        value = (
-            part + start[key].astype(flat.dtype) if key in start else np.broadcast_to(part, shape)
-        )
-        made[key] = Array(np.asarray(value, dtype=dtypes[key]).copy())
-    return made
 
 
 def _weights(accepted: list[ModelReply], outcome: Outcome | None) -> dict[int, float]:
