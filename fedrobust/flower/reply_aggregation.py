@@ -118,6 +118,18 @@ class ReplyAggregator:
         if not callable(self.rule):
             aggregation.check(self.rule, n=n, pre=self.pre)
 
+    def rehearse(self, updates: Tensor) -> Tensor:
+        """Return the rule's aggregate of some updates (n, d), with fresh memory: nothing is kept.
+
+        Raises
+        ------
+        ValueError
+            If they are too few for the rule.
+        """
+        self.check(len(updates))
+        source = generator(self._seed, "rehearsal")
+        return self._built.apply(updates, self._built.init(), source).aggregate
+
     def aggregate(self, sent: Sent, replies: Iterable[Message], server_round: int) -> Aggregated:
         """Aggregate one round; nothing that a client sends raises."""
         accepted, layout, refused = self._screened(sent, replies)

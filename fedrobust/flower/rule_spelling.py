@@ -45,6 +45,24 @@ def read_rule(rule: Rule, pre: Sequence[Spec] = ()) -> tuple[Rule, tuple[Spec, .
     return {**_table(last), **given}, (*before, *chain)
 
 
+def read_spec(text: str, kind: str) -> dict[str, Any]:
+    """Read ``"name:key=value,key=value"``, without looking anything up.
+
+    Raises
+    ------
+    SpecError
+        For a setting without a value.
+    """
+    name, _, settings = text.partition(":")
+    spec: dict[str, Any] = {"name": name.strip()}
+    for item in filter(None, settings.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise SpecError(f"a {kind} is written name:key=value, got {text!r}")
+        spec[key.strip()] = _value(value.strip())
+    return spec
+
+
 def rule_name(rule: Rule, pre: Sequence[Spec] = ()) -> str:
     """Return ``"nnm+krum:f=2"``, the text that ``read_rule`` reads."""
     if callable(rule):
@@ -60,22 +78,10 @@ def rule_name(rule: Rule, pre: Sequence[Spec] = ()) -> str:
 def _unfold(spec: Spec) -> list[dict[str, Any]]:
     if not isinstance(spec, str):
         return [_table(spec)]
-    parts = [_part(text.strip()) for text in spec.split("+")]
+    parts = [read_spec(text.strip(), "rule") for text in spec.split("+")]
     shared = {key: value for part in parts for key, value in part.items() if key == "f"}
     tables = [PREAGGREGATORS] * (len(parts) - 1) + [{**PREAGGREGATORS, **RULES}]
     return [_with_f(part, shared, table) for part, table in zip(parts, tables, strict=True)]
-
-
-def _part(text: str) -> dict[str, Any]:
-    """Read ``name:key=value,key=value``."""
-    name, _, settings = text.partition(":")
-    part: dict[str, Any] = {"name": name.strip()}
-    for item in filter(None, settings.split(",")):
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise SpecError(f"a rule is written name:key=value, got {text!r}")
-        part[key.strip()] = _value(value.strip())
-    return part
 
 
 def _value(text: str) -> Any:
