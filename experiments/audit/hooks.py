@@ -79,7 +79,7 @@ class _Start:
         self._seen.strategies.append({
             "name": type(strategy).__name__,
             "own_start": own,
-            "robust": isinstance(strategy, ROBUST) or isinstance(strategy, Robust),
+            "robust": isinstance(strategy, (*ROBUST, Robust)),
             "private": isinstance(strategy, PRIVATE),
         })  # fmt: skip
         vars(strategy).pop("start", None)

@@ -54,8 +54,16 @@ class Metric:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The clean runs: their mean, spread, the value before training where known, and the fall
-    from which on a run counts as broken, in the metric's own units.
+    """The clean runs, in the metric's own units.
+
+    Attributes
+    ----------
+    spread
+        Standard deviation over the seeds.
+    before
+        The value before training; None where nobody measured it.
+    tolerated
+        The fall from which on a run counts as broken.
     """
 
     mean: float
