@@ -39,6 +39,7 @@ from strategies.voting import run_ensemble, transfer_of_model
 RESUMABLE = (RobustStrategy, RedundantStrategy)
 
 
+@one_thread()  # what ran before in the process has no say in the sums of a run
 def run(
     grid: Grid,
     experiment: Experiment,
