@@ -136,12 +136,11 @@ def _load(
     n = len(rows)
     for i in range(n):
         row = rows[i]
-        for s in range(width // LANES):
-            for k in range(LANES):
-                at = np.uint64((s * n + i) * LANES + k)
-                strips[at] = x[row, np.uint64(start + s * LANES + k)]
-        for k in range(width // LANES * LANES, width):
-            strips[((k // LANES) * n + i) * LANES + k % LANES] = x[row, start + k]
+        for s in range((width + LANES - 1) // LANES):
+            to, at = (s * n + i) * LANES, start + s * LANES
+            # A bound that the compiler does not know: a loop of 32 it unrolls, one by one.
+            for k in range(min(LANES, width - s * LANES)):
+                strips[np.uint64(to + k)] = x[row, np.uint64(at + k)]
 
 
 @numba.njit(inline="always")
