@@ -41,6 +41,7 @@ from strategies.stragglers import in_time
 RESUMABLE = (RobustStrategy, RedundantStrategy)
 
 
+@one_thread()  # what ran before in the process has no say in the sums of a run
 def run(
     grid: Grid,
     experiment: Experiment,
