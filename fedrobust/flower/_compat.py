@@ -12,7 +12,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Array, Message
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.proto.fleet_pb2 import (  # type: ignore[import-untyped]
     PullMessagesRequest,
     PullMessagesResponse,
@@ -41,8 +43,10 @@ from flwr.superlink.grid.http_grid import HttpGrid
 from google.protobuf.message import DecodeError
 
 TRIED = ("1.41.0", "1.42.0")
+CHUNK = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE  # bytes: Flower cuts arrays into pieces of this size
 
 __all__ = [
+    "CHUNK",
     "HEAD_BODY_DIVIDER",
     "TRIED",
     "ConfirmMessageReceivedRequest",
@@ -61,6 +65,7 @@ __all__ = [
     "PushObjectRequest",
     "PushObjectResponse",
     "TaskIdentity",
+    "cut",
     "get_object_head_values_from_object_content",
     "inflate_object_from_contents",
     "make_pull_object_fn_protobuf",
@@ -88,6 +93,14 @@ def runtime_client(grid: HttpGrid) -> Any:
 def set_message_id(message: Message, message_id: str) -> None:
     """Give a message its id, as Flower's own reader does."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def cut(array: Array, ends: Sequence[int]) -> Array:
+    """Say at which bytes an array's chunks end when it is sent; returns the array."""
+    view, starts = memoryview(array.data), [0, *ends[:-1]]
+    chunks = [ArrayChunk(view[start:end]) for start, end in zip(starts, ends, strict=True)]
+    array.__dict__["_chunks"] = [(chunk.object_id, chunk) for chunk in chunks]
+    return array
 
 
 def run_superlink(arguments: Sequence[str], gate: type, **settings: Any) -> None:

@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, Error, Message
 from flwr.serverapp import Grid
 
 from fedrobust.flower._compat import (
+    CHUNK,
     HEAD_BODY_DIVIDER,
     ConfirmMessageReceivedRequest,
     HttpGrid,
@@ -30,10 +31,10 @@ from fedrobust.flower._compat import (
     runtime_client,
     set_message_id,
 )
+from fedrobust.flower.salt import salted, take_ids
 from fedrobust.flower.wrapping import WrappedGrid
 
 UNREADABLE = 11  # a code of our own, beyond Flower's
-CHUNK = 5 * 2**20  # Flower cuts arrays into pieces of this size
 SLACK = 2**20  # bytes of a reply beside its arrays
 MOST_SMALL = 64  # objects of one client's reply beside chunks: ours has five
 LARGEST_SMALL = 2**16  # bytes of such an object, per client: names, shapes, numbers
@@ -88,8 +89,10 @@ class GuardedGrid(WrappedGrid):
             return list(self._inner.send_and_receive(messages, timeout=timeout))
         end = time.monotonic() + timeout if timeout is not None else None
         listed = list(messages)
-        ids = self._inner.push_messages(listed)
-        waiting = {i: m for i, m in zip(ids, listed, strict=True) if i is not None}
+        sent = salted(listed)
+        ids = list(self._inner.push_messages(sent))
+        take_ids(listed, sent)
+        waiting = {i: m for i, m in zip(ids, listed, strict=True) if i}
         arriving: dict[str, _Arriving] = {}
         replies: list[Message] = []
         while waiting:
