@@ -5,7 +5,6 @@ from fedrobust.training.augment import AUGMENTATIONS
 from fedrobust.training.compression import Quantized, levels_for, quantize
 from fedrobust.training.lalr import SCHEDULES, LalrState, lalr_step, lr_at
 from fedrobust.training.local import OPTIMIZERS, Recipe, train_local
-from fedrobust.training.packets import Codec
 from fedrobust.training.steps import SERVER_OPTIMIZERS, StepState, take_step
 from fedrobust.training.update_codec import Codec
 
