@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from logging import WARNING
 
@@ -13,6 +12,7 @@ from flwr.common import log
 from fedrobust import attacks
 from fedrobust.flower.crafted_replies import Attack, attack_replies, check_attack
 from fedrobust.flower.model_replies import Sent
+from fedrobust.secret import fresh
 from fedrobust.seeds import generator
 from fedrobust.spec import SpecError
 
@@ -53,7 +53,7 @@ def byzantine(attack: Attack, *, knowledge: str = "own", seed: int | None = None
                 f"a node by itself knows its own update, not {given!r}: put "
                 "fedrobust.flower.Attackers around the grid instead"
             )
-    drawn = secrets.randbits(63) if seed is None else seed
+    drawn = fresh() if seed is None else seed
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if message.metadata.message_type.split(".")[0] != "train":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -58,17 +58,19 @@ def audit(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Report what happens to a Flower app when some of its clients are Byzantine."""
-    from experiments.audit import audit as conduct  # torch and Flower take their time
     from experiments.audit.card import show
+    from experiments.audit.conduct import audit as conduct  # torch and Flower take their time
 
     terminal = Console(stderr=True)
-    settings = dict(attacks=attack, defences=defence, f=f, metric=metric, seeds=seeds, grid=grid,
-                    quick=quick, fail_under=fail_under, tolerance=tolerance, nodes=nodes,
-                    time_limit=time_limit, workers=workers, cell=cell)  # fmt: skip
+    settings: dict[str, Any] = {
+        "attacks": attack, "defences": defence, "f": f, "metric": metric, "seeds": seeds,
+        "grid": grid, "quick": quick, "fail_under": fail_under, "tolerance": tolerance,
+        "nodes": nodes, "time_limit": time_limit, "workers": workers, "cell": cell,
+    }  # fmt: skip
     if output is not None and _inside(output, folder):
         raise ConfigError([f"the audit writes nothing into the app's folder: --output {output}"])
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-               TimeRemainingColumn())  # fmt: skip
+    count = TextColumn("{task.completed}/{task.total}")
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
     with Progress(*columns, console=terminal, transient=True, disable=as_json) as progress:
         task = progress.add_task("audit", total=None)
 

@@ -26,7 +26,8 @@ def page(audit: Audit) -> str:
     made = document["verdict"]
     app = document["app"]
     parts = [
-        f'<h1>{_(app["name"])}: <span class="{CLASSES[made["word"]]}">{_(made["word"])}</span></h1>',
+        f'<h1>{_(app["name"])}: <span class="{CLASSES[made["word"]]}">{_(made["word"])}</span>',
+        "</h1>",
         f"<p>{_(made['sentence'])}; {_(app['nodes'])} nodes, {_(app['shape'])}; fails under a "
         f"share of {_(made['threshold'])}; exit code {_(made['exit_code'])}.</p>",
         _metric(document["metric"]),
@@ -64,8 +65,8 @@ def _metric(metric: dict[str, Any] | None) -> str:
     if metric is None:
         return ""
     return (
-        f"<p>Judged by {_(metric['name'])} ({_(metric['direction'])}, {_(metric['source'])}): clean "
-        f"{_(metric['mean'])} &plusmn; {_(metric['spread'])}, before training "
+        f"<p>Judged by {_(metric['name'])} ({_(metric['direction'])}, {_(metric['source'])}): "
+        f"clean {_(metric['mean'])} &plusmn; {_(metric['spread'])}, before training "
         f"{_(metric['before'])}; a fall beyond {_(metric['tolerated'])} breaks.</p>"
     )
 

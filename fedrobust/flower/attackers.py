@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Sequence
 from logging import INFO, WARNING
 from threading import Lock
@@ -18,6 +17,7 @@ from fedrobust import attacks
 from fedrobust.flower.crafted_replies import Attack, attack_replies, check_attack
 from fedrobust.flower.model_replies import Sent
 from fedrobust.flower.wrapping import WrappedGrid
+from fedrobust.secret import fresh
 from fedrobust.seeds import generator
 from fedrobust.spec import SpecError, split
 
@@ -81,7 +81,7 @@ class Attackers(WrappedGrid):
             self._knowledge = level or "omniscient"
         self._f = f
         self.nodes = None if nodes is None else tuple(sorted(nodes))
-        self._seed = secrets.randbits(63) if seed is None else seed
+        self._seed = fresh() if seed is None else seed
         self._rows: list[tuple[int, int, bool, str]] = []
         self._round = 0
         self._lock = Lock()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +30,7 @@ from fedrobust.flower.model_replies import (
 from fedrobust.flower.model_vectors import arrays_of, as_whole, matrix_of, starts_of, usual_dtype
 from fedrobust.flower.reply_metrics import own_configs, shared_metrics
 from fedrobust.flower.rule_spelling import Rule, read_rule, rule_name
+from fedrobust.secret import fresh
 from fedrobust.seeds import generator
 from fedrobust.spec import Spec, split
 
@@ -87,7 +87,7 @@ class ReplyAggregator:
         self.rule, self.pre = read_rule(rule, pre)
         self.name = rule_name(self.rule, self.pre)
         self._built = _build(self.rule, self.pre)
-        self._seed = secrets.randbits(63) if seed is None else seed
+        self._seed = fresh() if seed is None else seed
         self._rows: list[dict[str, Any]] = []
         self._clients: dict[int, int] = {}
         self.reset()

@@ -1,9 +1,10 @@
 """Local training, large-batch steps, and what a gradient costs on the wire."""
 
+from fedrobust.threads import one_thread
 from fedrobust.training.augment import AUGMENTATIONS
 from fedrobust.training.compression import Quantized, levels_for, quantize
 from fedrobust.training.lalr import SCHEDULES, LalrState, lalr_step, lr_at
-from fedrobust.training.local import OPTIMIZERS, Recipe, one_thread, train_local
+from fedrobust.training.local import OPTIMIZERS, Recipe, train_local
 from fedrobust.training.steps import SERVER_OPTIMIZERS, StepState, take_step
 from fedrobust.training.update_codec import Codec
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,20 +74,6 @@ class Recipe:
 def cross_entropy(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy on clean images."""
     return F.cross_entropy(module(images), labels)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Train on one CPU thread: the sums of a gradient depend on the number of threads."""
-    before = torch.get_num_threads()
-    if before == 1:  # setting it costs a tenth of a millisecond, the same number or not
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def train_local(
