@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.object_ref import load_app
 
 from experiments.audit.application import Application
 from experiments.audit.cell import CLEAN, FINISHED, GRID, RAISED, WRAPPER, Cell, Run
 from experiments.audit.hooks import Seen, watch
 from experiments.audit.recorder import CopyingGrid, Recorder, ask, is_finite
 from fedrobust.flower import Attackers, RobustGrid, whole_rounds
+from fedrobust.flower._compat import load_app
 from fedrobust.flower.attackers import COLUMNS
 from fedrobust.flower.in_process import new_context
 from fedrobust.flower.model_replies import Refused, array_values
