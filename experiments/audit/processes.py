@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class Cells:
         self._workers = workers or len(os.sched_getaffinity(0))
         self._scratch = Path(tempfile.mkdtemp(prefix="fedrobust-audit-"))
         self._known: dict[Cell, Run] = {}
+        self._numbers = count(1)
         self.arrays: dict[Cell, dict[str, np.ndarray]] = {}
         environment = {**os.environ, **ENVIRONMENT}
         path = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
@@ -74,6 +76,12 @@ class Cells:
         self._host.wait()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
+    def switch(self, application: Application) -> None:
+        """Go on with another app, in the same processes' host."""
+        self.application = application
+        self._known.clear()
+        self.arrays.clear()
+
     def warm(self, modules: Iterable[str], rules: Iterable[str] = ()) -> None:
         """Let the host import what the app imports, where that is safe, so that cells need not."""
         self._tell({"warm": list(modules), "rules": list(rules)})
@@ -91,10 +99,9 @@ class Cells:
         wanted = list(dict.fromkeys(cells))
         waiting = [cell for cell in wanted if cell not in self._known]
         started: dict[int, tuple[Cell, Path, float]] = {}
-        number = len(self._known)
         while waiting or started:
             while waiting and len(started) < self._workers:
-                cell, number = waiting.pop(0), number + 1
+                cell, number = waiting.pop(0), next(self._numbers)
                 started[number] = (cell, self._order(number, cell), time.monotonic())
             answer = self._answer()
             cell, scratch, begun = started.pop(answer["id"])

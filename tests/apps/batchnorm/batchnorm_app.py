@@ -1,6 +1,7 @@
 """batchnorm: a PyTorch model with BatchNorm: its counters are int64."""
 
-import numpy as np
+import random
+
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -36,7 +37,7 @@ def train(message, context):
     model = network()
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     model.train()
-    draws = torch.Generator().manual_seed(int(np.random.randint(2**31)))
+    draws = torch.Generator().manual_seed(random.randrange(2**31))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     for _ in range(4):

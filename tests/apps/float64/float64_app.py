@@ -1,5 +1,7 @@
 """float64: arrays in float64 under the names 0, 1, 2, 3; one metric is a list."""
 
+import random
+
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -22,9 +24,7 @@ def train(message, context):
     """Train on the node's own digits."""
     images, labels = share(context)
     layers = fit(message.content["arrays"].to_numpy_ndarrays(), images, labels)
-    metrics = MetricRecord(
-        {"num-examples": len(images), "random_metric": np.random.rand(3).tolist()}
-    )
+    metrics = MetricRecord({"num-examples": len(images), "random_metric": [random.random()] * 3})
     content = RecordDict({"arrays": wide(layers), "metrics": metrics})
     return Message(content, reply_to=message)
 

@@ -1,5 +1,7 @@
 """Digits, split over the nodes; a small network in NumPy with its local steps."""
 
+import random
+
 import numpy as np
 from flwr.app import Array, ArrayRecord
 from sklearn.datasets import load_digits
@@ -44,7 +46,7 @@ def forward(layers, images):
 def train(layers, images, labels, *, lr=0.3, epochs=4, batch=16):
     """Return the layers after some epochs of SGD."""
     w1, b1, w2, b2 = (np.array(layer) for layer in layers)
-    rng = np.random.default_rng(np.random.randint(2**31))
+    rng = np.random.default_rng(random.randrange(2**31))
     for _ in range(epochs):
         order = rng.permutation(len(images))
         for rows in np.array_split(order, max(1, len(images) // batch)):

@@ -30,9 +30,8 @@ def train(message, context):
     """Train on the node's own digits."""
     images, labels = share(context)
     layers = fit(layers_of(message.content["arrays"]), images, labels)
-    metrics = MetricRecord(
-        {"num-examples": len(images), "train_loss": measure(layers, images, labels)[0]}
-    )
+    loss, _ = measure(layers, images, labels)
+    metrics = MetricRecord({"num-examples": len(images), "train_loss": loss})
     content = RecordDict({"arrays": record(layers), "metrics": metrics})
     return Message(content, reply_to=message)
 
@@ -56,15 +55,15 @@ STRATEGIES = {
     "FedAvg": FedAvg,
     "FedProx": lambda: FedProx(proximal_mu=0.1),
     "FedAvgM": lambda: FedAvgM(server_momentum=0.3),
-    "FedAdam": lambda: FedAdam(eta=0.03, tau=0.01),
-    "FedYogi": lambda: FedYogi(eta=0.03, tau=0.01),
-    "FedAdagrad": lambda: FedAdagrad(eta=0.05, tau=0.01),
+    "FedAdam": lambda: FedAdam(eta=0.1),
+    "FedYogi": lambda: FedYogi(eta=0.1),
+    "FedAdagrad": lambda: FedAdagrad(eta=0.1),
     "Krum": lambda: Krum(num_malicious_nodes=2),
     "MultiKrum": lambda: MultiKrum(num_malicious_nodes=2, num_nodes_to_select=5),
     "Bulyan": lambda: Bulyan(num_malicious_nodes=1),
     "FedMedian": FedMedian,
     "FedTrimmedAvg": lambda: FedTrimmedAvg(beta=0.2),
-    "QFedAvg": lambda: QFedAvg(client_learning_rate=0.1, q=0.1, train_loss_key="train_loss"),
+    "QFedAvg": lambda: QFedAvg(client_learning_rate=3.0, q=0.1, train_loss_key="train_loss"),
     "DP": lambda: DifferentialPrivacyServerSideFixedClipping(
         FedAvg(), noise_multiplier=0.02, clipping_norm=8.0, num_sampled_clients=10
     ),
