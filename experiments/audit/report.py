@@ -18,7 +18,11 @@ from experiments.audit.phases import ATTACK, BROKEN_REPLY, Defence, Options, Out
 from experiments.audit.verdict import Verdict, not_audited, verdict
 
 SCHEMA = 1
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-_]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+ESCAPES = re.compile(
+    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles and links
+    r"|\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-_]"  # colours, cursor
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
 LINES = {
     WRAPPER: 'from fedrobust.flower import Robust\nstrategy = Robust(strategy, rule="{rule}")',
     GRID: 'from fedrobust.flower import RobustGrid\ngrid = RobustGrid(grid, rule="{rule}")',

@@ -52,7 +52,7 @@ def run(application: Application, cell: Cell, folder: Path, scratch: Path) -> Ru
         if cell.engine == "flower":
             from experiments.audit.flower_engine import lead  # imports Ray
 
-            lead(application, cell, folder, stage)
+            lead(application, cell, folder, stage, lead_server)
         else:
             client = _load(application.client, folder)
             server = _load(application.server, folder)
@@ -64,7 +64,7 @@ def run(application: Application, cell: Cell, folder: Path, scratch: Path) -> Ru
     seconds = time.monotonic() - start
     facts = {"loaded": stage.get("loaded", True)}
     if "recorder" in stage:
-        facts |= _facts(stage, cell, scratch, asking=status == FINISHED)
+        facts |= _facts(stage, scratch)
     return Run(cell, status, error, round(seconds, 3), facts)
 
 
@@ -87,6 +87,7 @@ def lead_server(
     context.node_config.clear()
     with whole_rounds():
         server(outer, context)
+    stage["asked"] = _answers(stage)  # while the grid is there
 
 
 def _load(reference: str, folder: Path) -> Any:
@@ -115,20 +116,23 @@ def _told(error: BaseException) -> str:
     return f"{text[:600]}{place}"
 
 
-def _facts(stage: dict[str, Any], cell: Cell, scratch: Path, *, asking: bool) -> dict[str, Any]:
+def _answers(stage: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Ask the honest nodes to evaluate the final model, and the one before training."""
+    recorder, seen = stage["recorder"], stage["seen"]
+    question = _question(recorder, _final_arrays(seen))
+    if recorder.secure or question is None or recorder.first_train is None:
+        return {}
+    honest = [node for node in stage["nodes"] if node not in stage["byzantine"]]
+    told = ask(recorder.inner, question, honest)
+    return {"last": told, "first": ask(recorder.inner, recorder.first_train, honest)}
+
+
+def _facts(stage: dict[str, Any], scratch: Path) -> dict[str, Any]:
     recorder, seen = stage["recorder"], stage.get("seen", Seen())
     facts = recorder.facts(stage["byzantine"])
     final = _final_arrays(seen)
     sent = _last_sent(recorder)
     held = _plain(final) if final else _plain(_arrays_in(sent))
-    honest = [node for node in stage["nodes"] if node not in stage["byzantine"]]
-    asked: dict[str, float] = {}
-    first: dict[str, float] = {}
-    if asking and recorder.first_train is not None and not facts["secure"]:
-        question = _question(recorder, final)
-        if question is not None and facts["floats"]:
-            asked = ask(recorder.inner, question, honest)
-            first = ask(recorder.inner, recorder.first_train, honest) if asked else {}
     np.savez(scratch / ARRAYS, **held)
     attackers, robust = stage.get("attackers"), stage.get("robust")
     refused = [r.history for r in (robust, *seen.robust) if r is not None]
@@ -145,8 +149,8 @@ def _facts(stage: dict[str, Any], cell: Cell, scratch: Path, *, asking: bool) ->
         "refused_honest": _refused_honest(refused, stage["byzantine"]),
         "defended": bool(seen.robust) or (robust is not None and len(robust.history) > 0),
         "server": _server_metrics(seen),
-        "asked": asked,
-        "asked_first": first,
+        "asked": stage.get("asked", {}).get("last", {}),
+        "asked_first": stage.get("asked", {}).get("first", {}),
         "modules": sorted({name.partition(".")[0] for name in sys.modules})[:400],
     }
 
