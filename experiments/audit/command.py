@@ -60,6 +60,7 @@ def audit(
     """Report what happens to a Flower app when some of its clients are Byzantine."""
     from experiments.audit.card import show
     from experiments.audit.conduct import audit as conduct  # torch and Flower take their time
+    from experiments.audit.phases import ABOUT
 
     terminal = Console(stderr=True)
     settings: dict[str, Any] = {
@@ -75,6 +76,8 @@ def audit(
         task = progress.add_task("audit", total=None)
 
         def say(done: int, planned: int, text: str) -> None:
+            if text.startswith(ABOUT):
+                progress.console.print(text)
             progress.update(task, completed=done, total=planned, description=escape(text)[:60])
 
         made = conduct(folder, overrides=_overrides(override), say=say, **settings)  # type: ignore[arg-type]

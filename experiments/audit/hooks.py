@@ -32,6 +32,7 @@ class Seen:
         self.histories: list[Any] = []
         self.strategies: list[dict[str, Any]] = []
         self.robust: list[Robust] = []
+        self.defending = False  # while the audit's own Robust is made
 
 
 def watch(rule: str | None, seed: int) -> Seen:
@@ -48,7 +49,7 @@ def watch(rule: str | None, seed: int) -> Seen:
 
     def new(cls: type, *args: Any, **kwargs: Any) -> Any:
         made = object.__new__(cls)
-        if cls is not Robust:  # an instance attribute shadows any start, own ones included
+        if not seen.defending:  # an instance attribute shadows any start, own ones included
             vars(made)["start"] = _Start(made, seen, rule, seed)
         return made
 
@@ -86,7 +87,9 @@ class _Start:
         try:
             if self._rule is None:
                 return strategy.start(*args, **kwargs)
+            self._seen.defending = True
             robust = Robust(strategy, rule=self._rule, seed=self._seed)
+            self._seen.defending = False
             self._seen.robust.append(robust)
             return robust.start(*args, **kwargs)
         finally:

@@ -26,6 +26,7 @@ QUICK_VECTOR = ("sign_flip:scale=4.0", "alie", "ipm:epsilon=10.0")
 QUICK_BROKEN = ("exception", "nan_value", "wrong_shape", "extra_metric", "many_examples")
 DEFENCES = ("trimmed_mean", "nnm+trimmed_mean", "krum", "median")
 QUICK_DEFENCES = ("trimmed_mean", "nnm+trimmed_mean")
+ABOUT = "at least"
 FIRST_LIMIT, LEAST, QUICK_LEAST, TIMES = 600.0, 60.0, 15.0, 10.0  # seconds, and clean runs
 CLEAN_RUN, BROKEN_REPLY, ATTACK, FROM, DEFENCE, REPEAT = (
     "clean", "broken reply", "attack", "from which f", "defence", "Flower's engine",
@@ -137,7 +138,7 @@ class Phases:
         vector = self._asked(ATTACKS, QUICK_VECTOR, VECTOR) if out.kind.vector else []
         defences = self._defences() if out.kind.vector else []
         self._planned = self._done + len(broken) + len(vector) + (len(vector) + 1) * len(defences)
-        self._say(self._done, self._planned, BROKEN_REPLY)
+        self._say(self._done, self._planned, self._estimate())
         self._attacked(BROKEN_REPLY, [Cell(attack=name, k=1) for name in broken])
         self._attacked(ATTACK, [Cell(attack=name, k=self.f) for name in vector])
         if self.f > 1 and not self.options.quick:
@@ -146,6 +147,12 @@ class Phases:
         if self.options.grid == "flower":
             self._repeat_with_flower()
         return out
+
+    def _estimate(self) -> str:
+        """Say how long the planned cells take, if they take as long as the fastest clean one."""
+        fastest = min(f.run.seconds for f in self.out.of(CLEAN_RUN))
+        seconds = (self._planned - self._done) * fastest / self.cells.workers
+        return f"{ABOUT} {seconds:.0f} s for {self._planned - self._done} cells"
 
     def only(self, cell: Cell) -> Outcome:
         """Run the clean cells and one more."""

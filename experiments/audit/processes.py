@@ -52,7 +52,7 @@ class Cells:
         self, application: Application, *, limit: float, workers: int | None = None
     ) -> None:
         self.application, self.limit = application, limit
-        self._workers = workers or len(os.sched_getaffinity(0))
+        self.workers = workers or len(os.sched_getaffinity(0))
         self._scratch = Path(tempfile.mkdtemp(prefix="fedrobust-audit-"))
         self._known: dict[Cell, Run] = {}
         self._numbers = count(1)
@@ -100,7 +100,7 @@ class Cells:
         waiting = [cell for cell in wanted if cell not in self._known]
         started: dict[int, tuple[Cell, Path, float]] = {}
         while waiting or started:
-            while waiting and len(started) < self._workers:
+            while waiting and len(started) < self.workers:
                 cell, number = waiting.pop(0), next(self._numbers)
                 started[number] = (cell, self._order(number, cell), time.monotonic())
             answer = self._answer()

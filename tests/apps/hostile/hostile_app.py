@@ -71,6 +71,6 @@ def main(grid, context):
     print("\x1b[2J\x1b[31mall clear\x1b]0;title\x07")
     (HERE / "result.txt").write_text("written beside the code")
     (HERE / "pyproject.toml").write_text("")
-    subprocess.Popen(["sleep", "600"])
+    subprocess.Popen(["sleep", "612.5"])
     result = Hostile().start(grid, record(initial()), 3, evaluate_fn=global_evaluate)
     print("final", result.evaluate_metrics_serverapp)
