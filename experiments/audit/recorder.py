@@ -127,11 +127,24 @@ class Recorder(WrappedGrid):
             "client_error_count": len(errors),
             "secure": self.secure,
             "evaluations": [
-                averaged({n: m for n, m in b["metrics"].items() if n not in hostile})
-                for b in self.batches
-                if b["type"].split(".")[0] == "evaluate"
+                averaged({n: m for n, m in metrics.items() if n not in hostile})
+                for metrics in self._evaluations()
             ],
         }
+
+    def _evaluations(self) -> list[dict[int, dict[str, float]]]:
+        """Return each round's evaluations, by node: the older API sends them one by one."""
+        rounds: list[dict[int, dict[str, float]]] = []
+        before = ""
+        for batch in self.batches:
+            kind = batch["type"].split(".")[0]
+            if kind == "evaluate":
+                if before == "evaluate" and not rounds[-1].keys() & batch["metrics"].keys():
+                    rounds[-1] |= batch["metrics"]
+                else:
+                    rounds.append(dict(batch["metrics"]))
+            before = kind
+        return rounds
 
 
 def holds_floats(content: RecordDict) -> bool:
