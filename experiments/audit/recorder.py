@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from threading import RLock
 from typing import Any
 
@@ -183,7 +183,11 @@ def _shape(content: RecordDict) -> str:
 def numbers(content: RecordDict) -> dict[str, float]:
     """Return every scalar that a reply reports, of metric and configuration records."""
     told: dict[str, float] = {}
-    for record in [*content.metric_records.values(), *content.config_records.values()]:
+    records: list[Mapping[str, Any]] = [
+        *content.metric_records.values(),
+        *content.config_records.values(),
+    ]
+    for record in records:
         for key, value in record.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 told[key] = float(value)
