@@ -10,11 +10,11 @@ from flwr.clientapp import ClientApp
 
 from clients import ensemble_member
 from clients.dispatch import train_one, train_together
-from fedrobust import __version__
 from fedrobust.cores import pin_from_environment
 from fedrobust.flower import serve_cohort
 from fedrobust.flower.serialization import PROTOCOL
 from fedrobust.training import one_thread
+from fedrobust.version import __version__
 
 __all__ = ["app", "train_together"]
 

@@ -17,7 +17,7 @@ Entry = dict[str, str]
 SUPPLIED = {
     "rules": {"generator", "memory", "clients"},
     "pre-aggregators": {"generator"},
-    "attacks": {"n", "f", "round", "rule", "generator", "previous", "own"},
+    "attacks": set(attacks.crafting.SUPPLIED),
     "training attacks": set(alie_backdoor.TRAINED_SUPPLIED),
     "data attacks": set(threat_model.POISON_SUPPLIED),
     "placements": {"clients", "byzantine", "seed", "round"},

@@ -9,11 +9,11 @@ import torch
 from fedrobust.data import Dataset
 from fedrobust.ensemble import PARADIGMS, attacker_share, nodes_of, shares_of
 from fedrobust.ensemble.authors import ITERATIONS, LISTS, MASTERS, authors_cycle
-from fedrobust.ensemble.plan import AXES, NodeSettings
 from fedrobust.ensemble.shares import split
 from fedrobust.ensemble.tuning import rungs, search, tune
 from fedrobust.experiment.load import expand, from_dict
-from fedrobust.experiment.schema import ConfigError
+from fedrobust.experiment.modes import AXES
+from fedrobust.experiment.schema import ConfigError, NodeSettings
 from fedrobust.training.optimizers import LR_SCHEDULES, fits
 
 SMALL = ["small_dense", "small_vgg", "small_resnet", "small_wide", "small_mobile", "small_plain"]

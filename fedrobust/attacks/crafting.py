@@ -45,7 +45,7 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {
     "nan": simple.nan,
     "inf": simple.inf,
 }
-SUPPLIED = ("n", "f", "round", "rule", "generator", "previous", "own")
+SUPPLIED = ("n", "f", "round", "rule", "generator", "previous", "own", "craft")
 KNOWLEDGE = ("own", "colluding", "omniscient")
 
 
@@ -125,6 +125,7 @@ def craft(
         "generator": generator,
         "previous": previous,
         "own": own,
+        "craft": craft,
     }
     wanted = parameters(function)
     return function(honest, **given, **{k: v for k, v in supplied.items() if k in wanted})
@@ -157,7 +158,7 @@ def rehearse(name: str, function: Callable[..., Tensor], given: dict[str, Any], 
     """Run an attack once on a small invented matrix, so that bad values raise before the run."""
     width = 8 + int(given.get("coordinate") or 0)
     honest = torch.arange(max(1, who["n"] - who["f"]), dtype=torch.float64)[:, None]
-    supplied = {**who, "rule": lambda rows: rows[0]}
+    supplied = {**who, "rule": lambda rows: rows[0], "craft": craft}
     wanted = parameters(function)
     try:
         function(

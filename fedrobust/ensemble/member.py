@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedrobust.ensemble.augment import AUGMENTATIONS
-from fedrobust.ensemble.plan import NodeSettings
 from fedrobust.evaluation import evaluate, pixels
+from fedrobust.experiment.schema import NodeSettings
 from fedrobust.seeds import generator
 from fedrobust.training.optimizers import Schedule, build_solver
 

@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fedrobust.ensemble.authors import MASTERS, authors_cycle
+from fedrobust.experiment.modes import AXES
+from fedrobust.experiment.schema import EnsembleSettings, Experiment, NodeSettings
 from fedrobust.seeds import generator
-from fedrobust.training.optimizers import LR_SCHEDULES, MOMENTUM_SOLVERS, SOLVERS, fits
+from fedrobust.training.optimizers import MOMENTUM_SOLVERS, fits
 
-if TYPE_CHECKING:
-    from fedrobust.experiment.schema import Experiment
-
-AXES = ("architecture", "optimizer", "scheduler")
 ALONE = ("central", "full_data", "fedavg", "same", "tuned", "full")
 PARADIGMS = (
     *ALONE,
@@ -34,168 +30,6 @@ PARADIGMS = (
 )
 # Rates for optimizers whose own is not tuned (trials = 0); an SGD keeps the master's.
 USUAL_LR = {"adam": 1e-3, "nadam": 1e-3, "adagrad": 1e-2, "rprop": 1e-3, "rmsprop": 1e-3}
-
-
-@dataclass(frozen=True)
-class NodeSettings:
-    """How one node trains: architecture, optimizer, schedule and their values."""
-
-    model: str
-    optimizer: str
-    lr: float
-    momentum: float
-    weight_decay: float
-    schedule: str
-    schedule_value: float = 0.0
-    tuned: bool = False
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Distributed learning without averaging, and inference by vote; off without a paradigm.
-
-    Attributes
-    ----------
-    paradigm
-        "central": one node, all data. "full_data": every node all data, only the initial weights
-        and the order differ. "fedavg": one averaged model (strategy ``RobustStrategy``). "same":
-        disjoint shares, the master's values. "tuned": own values. "architecture", "optimizer",
-        "scheduler", two of them joined by "+", or "full" for all three: these differ as well.
-    master
-        "" for the values below, or one of the five shipped ones, "round-0" to "round-4".
-    optimizer, lr, momentum, weight_decay, schedule, schedule_value
-        Of the master; its architecture is the experiment's ``model``.
-    batch_size
-        Images per optimizer step.
-    epochs
-        Passes over the node's training part each round.
-    validation
-        Share of a node's data kept for its tuning and its choice of the checkpoint, in [0, 1).
-    augment
-        "none", "light" (pad 4, crop, flip) or "paper" (flip, RandomResizedCrop of 0.08 to 1).
-    checkpoint
-        "last", or "best": the epoch of lowest validation loss votes.
-    trials, tune_epochs
-        Random search of nodes that tune: trials of each phase (0: none) and epochs of the two.
-    architectures, optimizers, schedules
-        What nodes choose from on their diverse axes.
-    train_images, test_images
-        Use this many images, drawn once for all seeds (the first ones, of the test set); 0: all.
-    votes
-        Names of ``fedrobust.ensemble.VOTES``; "robust" aggregates with the experiment's rule.
-    answer
-        What members send: "labels", "probabilities" or "logits".
-    query_images
-        Images a query message.
-    lie
-        What Byzantine members do at inference, one of ``clients.ensemble_member.LIES``.
-    probe_images
-        Measure gradient similarity and curvature on this many images at the end; 0: not.
-    quirks
-        Do as the released code does: solvers, augmentation of the validation part, assignment.
-    master_round, iteration
-        The released code's indices of the assignment, with quirks only.
-    nodes
-        One table a node whose keys replace what the paradigm gives it.
-    """
-
-    paradigm: str = ""
-    master: str = ""
-    optimizer: str = "sgd_m"
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: str = "cosine"
-    schedule_value: float = 0.0
-    batch_size: int = 64
-    epochs: int = 1
-    validation: float = 0.2
-    augment: str = "none"
-    checkpoint: str = "last"
-    trials: int = 0
-    tune_epochs: tuple[int, ...] = (25, 50)
-    architectures: tuple[str, ...] = ()
-    optimizers: tuple[str, ...] = tuple(SOLVERS)
-    schedules: tuple[str, ...] = tuple(LR_SCHEDULES[1:])
-    train_images: int = 0
-    test_images: int = 0
-    votes: tuple[str, ...] = ("soft", "hard", "weighted")
-    answer: str = "probabilities"
-    query_images: int = 500
-    lie: str = "flip"
-    probe_images: int = 0
-    quirks: bool = False
-    master_round: int = 0
-    iteration: int = 0
-    nodes: tuple[dict[str, Any], ...] = ()
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """The axes on which nodes differ."""
-        named = AXES if self.paradigm == "full" else tuple(self.paradigm.split("+"))
-        return tuple(axis for axis in named if axis in AXES)
-
-    @property
-    def tunes(self) -> bool:
-        """Whether nodes look for values of their own."""
-        return self.trials > 0 and (self.paradigm == "tuned" or bool(self.axes))
-
-    @property
-    def votes_at_inference(self) -> bool:
-        """Whether members vote: any paradigm but FedAvg."""
-        return self.paradigm not in ("", "fedavg")
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """The transfer attacker: its surrogates, its data, its attacks; off without an attack.
-
-    Attributes
-    ----------
-    attacks
-        Names of ``fedrobust.adversarial.TRANSFER_ATTACKS``.
-    levels
-        L-infinity radius in 8-bit levels: eps = levels / 255.
-    steps
-        Iterations.
-    step_scaling
-        How step sizes go with eps: "fixed" (the public code's) or "proportional".
-    surrogates
-        Architectures, one surrogate each; a name may occur twice, seeds differ.
-    data
-        "full": the defenders' whole training set. "disjoint": attacker and defender have a half
-        each. "share": the attacker has 1 / ``parts`` of it.
-    parts
-        See ``data``.
-    epochs, optimizer, lr, momentum, weight_decay, batch_size, augment
-        How surrogates are trained, cosine over the whole training.
-    images
-        How many test images, from the first; all of them are attacked.
-    seed
-        The attacker's own: its images do not depend on the defender's seed.
-    """
-
-    attacks: tuple[str, ...] = ()
-    levels: float = 8.0
-    steps: int = 10
-    step_scaling: str = "fixed"
-    surrogates: tuple[str, ...] = ()
-    data: str = "full"
-    parts: int = 7
-    epochs: int = 10
-    optimizer: str = "sgd_m"
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    batch_size: int = 64
-    augment: str = "none"
-    images: int = 500
-    seed: int = 1000
-
-    @property
-    def eps(self) -> float:
-        """Radius in units of [0, 1] pixels."""
-        return self.levels / 255
 
 
 def nodes_of(experiment: Experiment) -> tuple[NodeSettings, ...]:
@@ -242,7 +76,12 @@ def master_of(experiment: Experiment) -> NodeSettings:
 
 
 def _node(
-    master: NodeSettings, plan: Plan, model: str, optimizer: str, schedule: str, place: int
+    master: NodeSettings,
+    plan: EnsembleSettings,
+    model: str,
+    optimizer: str,
+    schedule: str,
+    place: int,
 ) -> NodeSettings:
     same = schedule == master.schedule
     lr = master.lr if optimizer == master.optimizer else USUAL_LR.get(optimizer, master.lr)
@@ -258,7 +97,9 @@ def _node(
     )
 
 
-def _dealt(plan: Plan, master: NodeSettings, count: int, seed: int) -> dict[str, list[str]]:
+def _dealt(
+    plan: EnsembleSettings, master: NodeSettings, count: int, seed: int
+) -> dict[str, list[str]]:
     lists = {
         "architecture": (plan.architectures, master.model),
         "optimizer": (plan.optimizers, master.optimizer),
@@ -297,7 +138,9 @@ def _made_to_fit(optimizers: Sequence[str], schedules: Sequence[str]) -> list[st
     return result
 
 
-def _authors(plan: Plan, master: NodeSettings, count: int, seed: int) -> dict[str, list[str]]:
+def _authors(
+    plan: EnsembleSettings, master: NodeSettings, count: int, seed: int
+) -> dict[str, list[str]]:
     first = {
         "architecture": master.model,
         "optimizer": master.optimizer,

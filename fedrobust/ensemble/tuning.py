@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedrobust.ensemble.plan import NodeSettings
+from fedrobust.experiment.schema import NodeSettings
 from fedrobust.seeds import derive
 from fedrobust.training.optimizers import MOMENTUM_SOLVERS, NO_DECAY, VALUED
 

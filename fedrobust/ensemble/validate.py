@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedrobust.adversarial.objective import TRANSFER_ATTACKS
 from fedrobust.ensemble import VOTES
 from fedrobust.ensemble.augment import AUGMENTATIONS
 from fedrobust.ensemble.authors import MASTERS
-from fedrobust.ensemble.plan import PARADIGMS, NodeSettings, Plan, Transfer, nodes_of
+from fedrobust.ensemble.plan import PARADIGMS, nodes_of
+from fedrobust.experiment.schema import EnsembleSettings, Experiment, NodeSettings, Transfer
 from fedrobust.models import MODELS
 from fedrobust.spec import suggest
 from fedrobust.training.optimizers import LR_SCHEDULES, SOLVERS, fits
-
-if TYPE_CHECKING:
-    from fedrobust.experiment.schema import Experiment
 
 ANSWERS = ("labels", "probabilities", "logits")
 LIES = ("flip", "random", "nan", "silence", "garbage", "stale", "exception")
@@ -47,7 +45,7 @@ def check_plan(e: Experiment) -> list[str]:
     return errors or list(_nodes(e))
 
 
-def _names(plan: Plan) -> Iterator[Named]:
+def _names(plan: EnsembleSettings) -> Iterator[Named]:
     if plan.paradigm:
         yield plan.paradigm, "ensemble.paradigm", PARADIGMS
     if plan.master:
@@ -143,7 +141,7 @@ def _attacker_ranges(e: Experiment) -> Iterator[tuple[bool, str]]:
     yield t.batch_size >= 2, f"transfer.batch_size needs at least 2, got {t.batch_size}"
 
 
-def _node_tables(plan: Plan) -> list[str]:
+def _node_tables(plan: EnsembleSettings) -> list[str]:
     known = [f.name for f in fields(NodeSettings)]
     return [
         f"unknown key 'ensemble.nodes.{key}'; {suggest(key, known)}"

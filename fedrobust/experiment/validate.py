@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from fedrobust import adversarial, aggregation, attacks
 from fedrobust.attacks import threat_model
 from fedrobust.data import DATASETS, PARTITIONERS
 from fedrobust.data.partitions import SUPPLIED
 from fedrobust.ensemble.validate import check_plan
-from fedrobust.experiment.schema import BATCHNORM, FINE_TUNING, OFF, SEMI, SIDES
+from fedrobust.experiment.schema import Experiment
+from fedrobust.experiment.settings import BATCHNORM, FINE_TUNING, OFF, SEMI, SIDES
 from fedrobust.models import MODELS
 from fedrobust.redundancy import rounds
 from fedrobust.simulation import stragglers
@@ -18,9 +18,6 @@ from fedrobust.spec import SpecError, parameters, resolve, split, suggest
 from fedrobust.training import SCHEDULES, SERVER_OPTIMIZERS
 from fedrobust.training.compression import SCALES
 from fedrobust.training.steps import SUPPLIED as STEP_SUPPLIED
-
-if TYPE_CHECKING:
-    from fedrobust.experiment.schema import Experiment
 
 
 def rule_needs_f(name: str) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedrobust.evaluation import pixels
+from fedrobust.experiment.schema import Recipe
 from fedrobust.training import augment
 from fedrobust.training.precision import precision
 from fedrobust.vector import FlatModel
@@ -24,51 +23,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 WITH_MOMENTUM = ("sgd", "rmsprop")
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
-Draw = Callable[[int, "Recipe", torch.Generator], Iterator[Tensor]]  # -> batches of indices
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a client trains in one round.
-
-    Attributes
-    ----------
-    mode
-        "gradient": one mini-batch gradient at the global model. "update": local steps, answered
-        with global minus local parameters, so that the server subtracts either.
-    batch_size
-        Images per mini-batch, at most what the client holds.
-    epochs, steps
-        Length of local training in update mode: ``steps`` mini-batches, or ``epochs`` passes
-        where steps is 0.
-    optimizer, lr, momentum, weight_decay
-        The local optimizer of update mode; weight decay also adds to the gradient of gradient mode.
-    schedule
-        A spec of ``SCHEDULES``: how ``lr`` changes from round to round.
-    clip
-        Greatest L2 norm of a mini-batch gradient, longer ones are shortened to it; 0 clips none.
-    augment
-        "none", "flip", "crop" or "flip+crop": random changes of the training images.
-    precision
-        "float32", "tf32" or "bf16".
-    cohort
-        "off": clients train one by one. "vmap": clients of one kind train as one stack. "auto":
-        as one stack where that is possible and faster. Equal to "off" up to float error.
-    """
-
-    mode: str = "gradient"
-    batch_size: int = 32
-    epochs: int = 1
-    steps: int = 0
-    optimizer: str = "sgd"
-    lr: float = 0.05
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
-    clip: float = 0.0
-    augment: str = "none"
-    precision: str = "float32"
-    cohort: str = "off"
+Draw = Callable[[int, Recipe, torch.Generator], Iterator[Tensor]]  # -> batches of indices
 
 
 def cross_entropy(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
