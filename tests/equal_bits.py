@@ -20,7 +20,7 @@ from experiments.benchmarks.kills import BASE
 from experiments.benchmarks.rules import spec_of
 from experiments.simulation import run_one
 from fedrobust.aggregation import PREAGGREGATORS, RULES, aggregate, preaggregate
-from fedrobust.config import Experiment
+from fedrobust.experiment.load import from_dict
 from fedrobust.flower import tensor_of
 from fedrobust.redundancy import distortion
 from fedrobust.training import quantize
@@ -56,7 +56,7 @@ CASES = {
 
 
 def experiment(name, **changes):
-    return Experiment.from_dict(CASES[name] | changes)
+    return from_dict(CASES[name] | changes)
 
 
 def outcome(name, on_row=lambda row: None):
@@ -132,7 +132,7 @@ def global_seeds():
 
 
 def another_model():
-    run_one(Experiment.from_dict(FEDERATED | {"model": "linear", "clients": 5, "byzantine": 1}))
+    run_one(from_dict(FEDERATED | {"model": "linear", "clients": 5, "byzantine": 1}))
 
 
 class Stopped(Exception):

@@ -17,8 +17,8 @@ from clients.client_app import app, train_together
 from experiments.simulation import run_one
 from experiments.sweep import Sweep
 from fedrobust.flower import CohortGrid, InProcessGrid
-from fedrobust.rundir import RunFolder
-from strategies.durable import Checkpoints
+from fedrobust.runs.folder import RunFolder
+from strategies.checkpointing import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 
