@@ -25,19 +25,19 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "fedrobust.experiment", "fedrobust.experiment.schema", "fedrobust.seeds", "fedrobust.spec",
         "fedrobust.vector", "fedrobust.version", "fedrobust.cores", "fedrobust.evaluation",
     ),
-    ("fedrobust.aggregation", "fedrobust.models", "fedrobust.data", "fedrobust.models.batchnorm"),
+    ("fedrobust.aggregation", "fedrobust.models", "fedrobust.data", "fedrobust.batchnorm"),
     (
         "fedrobust.adversarial", "fedrobust.redundancy", "fedrobust.attacks", "fedrobust.training",
-        "fedrobust.attacks.threat_model",
+        "fedrobust.adversary",
     ),
     (
-        "fedrobust.ensemble", "fedrobust.cohort", "fedrobust.simulation", "fedrobust.ensemble",
-        "fedrobust.ensemble", "fedrobust.simulation.stragglers", "fedrobust.redundancy.rounds", "fedrobust.training.server_optimizer",
+        "fedrobust.ensemble", "fedrobust.cohort", "fedrobust.simulation", "fedrobust.inference",
+        "fedrobust.distributed", "fedrobust.fleet", "fedrobust.scheme", "fedrobust.stepping",
     ),
     (
         "fedrobust.experiment.validate", "fedrobust.experiment.load", "fedrobust.runs",
-        "fedrobust.testing", "fedrobust.config", "fedrobust.experiment.validate", "fedrobust.options",
-        "fedrobust.runs.folder", "fedrobust.runs.checkpoint",
+        "fedrobust.testing", "fedrobust.config", "fedrobust.checks", "fedrobust.options",
+        "fedrobust.rundir", "fedrobust.checkpoint",
     ),
     ("fedrobust.flower",),
     ("strategies", "clients"),
@@ -137,17 +137,17 @@ def _reached(start: str, edges: Mapping[str, set[str]]) -> set[str]:
 
 
 CONFIGURATION = {  # files of configuration, or single functions of files with other work
-    "fedrobust/experiment/": (), "fedrobust/options.py": (), "fedrobust/experiment/validate.py": (),
-    "fedrobust/ensemble/validate.py": (), "fedrobust/experiment/schema.py": (),
+    "fedrobust/config.py": (), "fedrobust/options.py": (), "fedrobust/checks.py": (),
+    "fedrobust/distributed/checking.py": (), "fedrobust/experiment/schema.py": (),
     "fedrobust/experiment/settings.py": (), "fedrobust/experiment/modes.py": (),
     "fedrobust/experiment/load.py": (), "fedrobust/experiment/validate.py": (),
     "fedrobust/experiment/honoured.py": (), "fedrobust/experiment/sentences.py": (),
     "fedrobust/ensemble/validate.py": (), "fedrobust/redundancy/validate.py": (),
-    "fedrobust/ensemble/plan.py": ("Plan", "Transfer", "NodeSettings"),
+    "fedrobust/distributed/plan.py": ("Plan", "Transfer", "NodeSettings"),
     "fedrobust/training/local.py": ("Recipe",),
-    "fedrobust/simulation/stragglers.py": ("Group", "parse", "_known", "check", "_group_errors", "_recipe_errors"),
+    "fedrobust/fleet.py": ("Group", "parse", "_known", "check", "_group_errors", "_recipe_errors"),
     "fedrobust/simulation/stragglers.py": ("check", "_group_errors", "_recipe_errors"),
-    "fedrobust/redundancy/rounds.py": ("Scheme", "filled", "check", "check_attack", "_ranges", "_plain",
+    "fedrobust/scheme.py": ("Scheme", "filled", "check", "check_attack", "_ranges", "_plain",
                             "_shape", "_adversary"),
     "fedrobust/redundancy/rounds.py": ("filled", "check", "check_attack", "_ranges", "_plain",
                                        "_shape", "_adversary"),
@@ -158,8 +158,8 @@ SETTINGS = (
     "Transfer",
 )  # fmt: skip
 OLD_WORDS = (
-    "Node", "Site", "LocalTask", "Watch", "FileGradients", "Liars", "Copies", "TrainValSplit", "EpochSettings",
-    "init_member", "HonestAnswer", "Questions", "RoundLog", "roll_call", "StragglerGrid", "PromiseGrid", "LIES",
+    "Workshop", "Site", "Lesson", "Watch", "FileBench", "Liars", "Copies", "Diet", "Regime",
+    "enrol", "Said", "Questions", "Ledger", "roll_call", "FleetGrid", "PromiseGrid", "LIES",
     "lie", "lies", "liar", "liars", "lying", "file_liar", "file_bench", "file_worker",
 )  # fmt: skip
 OLD_MODULES = (
@@ -167,7 +167,7 @@ OLD_MODULES = (
     "together", "lessons", "promises", "answers", "listening", "roll_call", "durable", "trusted",
     "stock", "recorded", "traffic", "wire", "packets", "hold", "examination", "planted", "joints",
     "solvers", "archive", "evidence", "verdict", "fields", "calculus", "elsewhere", "plugging",
-    "preparing", "showing", "gathering", "node", "rundir",
+    "preparing", "showing", "gathering", "workshop", "rundir",
 )  # fmt: skip
 
 
