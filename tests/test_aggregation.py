@@ -55,6 +55,7 @@ TEXTBOOK = [
     "sign_majority",
     "mda",
     "smea",
+    "caf",
 ]
 # Not moved beyond the honest spread by f = 3 of 15 far rows.
 ROBUST = [
@@ -70,6 +71,7 @@ ROBUST = [
     "dnc",
     "mda",
     "smea",
+    "caf",
 ]
 TRANSLATES = {"mean", "median", "trimmed_mean", "meamed", "phocas", "krum", "multi_krum", "bulyan",
               "geometric_median", "rfa", "mda", "smea"}  # fmt: skip
@@ -95,7 +97,6 @@ def sample(n=15, d=40, seed=0, dtype=torch.float64):
 OTHERS = [
     "median_of_means",
     "dnc",
-    "caf",
     "sign_guard",
     "fltrust",
     "zeno",

@@ -13,6 +13,7 @@ from fedrobust.aggregation.distances import (
     lowest,
     middle,
     norms,
+    squared_distances,
     squared_from,
 )
 from fedrobust.aggregation.outcome import Outcome
@@ -140,13 +141,12 @@ def hierarchical_clustering_krum_weights(
     count = n - f if clusters is None else clusters
     if not 1 <= count <= n:
         raise ValueError(f"clusters of {n} updates need to be 1..{n}, got {count}")
-    gram = centred_gram(updates)
-    distances = squared_from(gram).sqrt().numpy()
+    distances = squared_distances(updates).sqrt().numpy()
     fitted = AgglomerativeClustering(count, metric="precomputed", linkage="average")
     labels = torch.from_numpy(fitted.fit(distances).labels_)
     mixing = F.one_hot(labels, count).T.double()
     mixing = mixing / mixing.sum(1, keepdim=True)
-    between = squared_from(mixing @ gram @ mixing.T)  # of the clusters' means
+    between = squared_from(centred_gram(updates, mixing))  # of the clusters' means
     winner = int(lowest(krum_scores(between, min(f, max(0, (count - 3) // 2))), 1))
     return even((labels == winner).nonzero().flatten(), n)
 

@@ -17,18 +17,37 @@ LARGEST = 1e15  # products of larger float32 values overflow; such rows are scal
 TINY = 1e-30
 
 
-def centred_gram(updates: Tensor) -> Tensor:
+def centred_gram(updates: Tensor, mixing: Tensor | None = None) -> Tensor:
     """Return the (n, n) products of the rows about a common centre, float64.
 
     Blocks of columns are multiplied in the updates' own precision and summed in float64. The centre
     is the coordinate-wise median of three rows; where it turns out to lie far from the rows (three
     rows can be an attacker's), it is that of all rows instead. A mean is moved anywhere by one row.
+
+    Parameters
+    ----------
+    mixing
+        (m, n): the products (m, m) are those of the mixed rows. They are taken of the mixed rows
+        themselves, block by block: in ``mixing @ gram @ mixing.T`` two far rows that cancel in
+        their mean would leave their rounding errors behind.
     """
-    n = len(updates)
-    a, b, c = updates[0], updates[n // 2], updates[n - 1]
-    low, high = torch.minimum(a, b), torch.maximum(a, b)
-    gram = products(updates, torch.maximum(low, torch.minimum(high, c)))
-    return gram if near(gram) else products_of_any_size(updates, median(updates))
+    first, second, third = three_rows(updates, mixing)
+    low, high = torch.minimum(first, second), torch.maximum(first, second)
+    gram = products(updates, torch.maximum(low, torch.minimum(high, third)), mixing=mixing)
+    if near(gram):
+        return gram
+    if mixing is not None:
+        updates = mixing.to(updates) @ updates
+    return products_of_any_size(updates, median(updates))
+
+
+def three_rows(updates: Tensor, mixing: Tensor | None) -> Tensor:
+    """Return the first, the middle and the last of the (mixed) rows, (3, d)."""
+    n = len(updates) if mixing is None else len(mixing)
+    chosen = torch.tensor([0, n // 2, n - 1])
+    if mixing is None:
+        return updates[chosen.to(updates.device)]
+    return mixing[chosen].to(updates) @ updates
 
 
 def near(gram: Tensor) -> bool:
@@ -38,11 +57,15 @@ def near(gram: Tensor) -> bool:
     return bool(torch.isfinite(gram).all()) and bool((norms <= FAR * typical).all())
 
 
-def products(updates: Tensor, centre: Tensor, scales: Tensor | None = None) -> Tensor:
+def products(
+    updates: Tensor, centre: Tensor, scales: Tensor | None = None, mixing: Tensor | None = None
+) -> Tensor:
     """Return the (n, n) products of the rows minus a centre, each row times its scale, float64."""
-    n = len(updates)
+    n = len(updates) if mixing is None else len(mixing)
     gram = torch.zeros(n, n, dtype=torch.float64, device=updates.device)
+    mixed = None if mixing is None else mixing.to(updates)
     for block, middle in zip(updates.split(WIDTH, 1), centre.split(WIDTH), strict=True):
+        block = block if mixed is None else mixed @ block
         if scales is None:
             offsets = block - middle
         else:

@@ -219,7 +219,7 @@ def median_of_means_step(
     if not geometric:
         means = mixing.to(updates)
         return Outcome(by_blocks(updates, lambda block: median(means @ block)), None, None)
-    gram = mixing @ centred_gram(updates) @ mixing.T
+    gram = centred_gram(updates, mixing)
     weights = weiszfeld(gram, tolerance=1e-8, max_iterations=1000) @ mixing
     return Outcome(weighted(updates, weights), None, weights)
 

@@ -113,10 +113,15 @@ def foolsgold(
     return foolsgold_step(updates, normalise=normalise, memory=memory, clients=clients).aggregate
 
 
-def central_row(sums: Tensor, threshold: float) -> Tensor | None:
-    """Return the squared distances from the first row that has most rows within the threshold."""
+def central_row(sums: Tensor, threshold: float, good: Tensor) -> Tensor | None:
+    """Return the squared distances from the first good row with most rows within the threshold.
+
+    Most of all rows, but counted among the good ones: who is out neither is the centre nor makes
+    somebody the centre.
+    """
     squared = squared_distances(sums)
-    most = (squared <= threshold**2).sum(1) * 2 > len(sums)
+    close = (squared <= threshold**2) & good[None, :] & good[:, None]
+    most = close.sum(1) * 2 > len(sums)
     return squared[int(most.nonzero()[0])] if bool(most.any()) else None
 
 
@@ -144,7 +149,8 @@ def safeguard_step(
     kept: Memory = dict(memory) if memory else {}
     turn = int(kept.get("round", torch.tensor(0)))
     out = kept.get("out", numbers[:0])
-    good = ~torch.isin(numbers, out)
+    was_good = ~torch.isin(numbers, out)
+    good = was_good.clone()
     if not bool(good.any()):
         raise ValueError(f"safeguard has excluded all {len(numbers)} clients that answered")
     share = 1 / int(good.sum())
@@ -158,7 +164,7 @@ def safeguard_step(
         }  # fmt: skip
         table = add_to(before, updates, numbers, scale=share)
         after |= {name: table["sums"], f"{name}_clients": table["clients"]}
-        away = central_row(sums_of(table, numbers), limit)
+        away = central_row(sums_of(table, numbers), limit, was_good)
         if away is not None:
             good &= away <= (factor * limit) ** 2
     if not bool(good.any()):

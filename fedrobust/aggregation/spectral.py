@@ -8,8 +8,6 @@ from torch import Tensor
 from fedrobust.aggregation.distances import centred_gram, lowest
 from fedrobust.aggregation.selection import even, weighted
 
-MOST_STEPS = 1000  # of CAF; each removes some weight, far rows that are out already slow it down
-
 
 def principal_scores(gram: Tensor, weights: Tensor) -> tuple[float, Tensor]:
     """Return the top eigenvalue of the weighted covariance, and each row's squared projection.
@@ -100,28 +98,26 @@ def caf_weights(updates: Tensor, *, f: int) -> Tensor:
     gram = centred_gram(updates)
     weights = torch.ones(n, dtype=torch.float64)
     best, least = weights / n, float("inf")
-    for _ in range(MOST_STEPS):
-        if weights.sum() <= n - 2 * f:
-            break
+    while weights.sum() > n - 2 * f:
         value, scores = principal_scores(gram, weights)
         if value < least:
             best, least = weights / weights.sum(), value
-        greatest = scores.max()
+        # Only rows that still weigh set the scale of a step: a row that is out could otherwise
+        # make every later step as small as it likes. Each step thus removes one row at least.
+        greatest = scores[weights > 0].max()
         if not greatest > 0:
             break
         weights = weights * (1 - scores / greatest).clamp(min=0)
         weights[weights < 1e-12] = 0
-        if not weights.any():
-            break
     return best
 
 
 def caf(updates: Tensor, *, f: int) -> Tensor:
     """Weigh updates down where they stick out; keep the weights of the least main variance.
 
-    Exact eigenvectors, where the authors' library takes one power step from a random vector. Rows
-    that are out still set the scale of the next step, as in that library: outliers of very
-    different sizes mask each other.
+    Exact eigenvectors, where the authors' library takes one power step from a random vector. The
+    greatest score is taken over the rows that still have weight; in that library a row that is out
+    still sets the scale of the next step, so that one far attacker shields another.
 
     Raises
     ------
