@@ -19,8 +19,8 @@ from clients.honest import Task, Trained
 from clients.workshop import Workshop
 from fedrobust import adversary, fleet
 from fedrobust.aggregation import build
-from fedrobust.attacks import ATTACKS, POISONS, craft, knowledge, poison
-from fedrobust.attacks.planted import TRAINED, TRAINED_SUPPLIED
+from fedrobust.attacks import ATTACKS, POISONS, TRAINED, attack_record, craft, knowledge, poison
+from fedrobust.attacks.planted import TRAINED_SUPPLIED
 from fedrobust.config import Experiment
 from fedrobust.flower import array_of, read_setting, read_tensor
 from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, VIEW
@@ -80,7 +80,7 @@ def _craft_alone(
 ) -> Trained:
     """Craft from what one client knows by itself: its own update, or those of its data's parts."""
     view = trained.update.unsqueeze(0)
-    if workshop.experiment.attack["name"] in SPREAD:
+    if attack_record(workshop.experiment.attack["name"]).spread:
         parts = zip(images.chunk(OWN_VIEWS), labels.chunk(OWN_VIEWS), strict=True)
         alone = replace(context, state=RecordDict())
         view = torch.stack([honest.train(workshop, task, alone, *p).update for p in parts])
@@ -88,20 +88,6 @@ def _craft_alone(
     colluders = [c for c in adversary.members(workshop.experiment, round=task.round) if c in asked]
     rows = _crafted(workshop, task, view, len(colluders), context)
     return replace(trained, update=rows[colluders.index(task.client)].clone())
-
-
-# Attacks that need the spread of several honest updates, so that one own update tells nothing.
-SPREAD = (
-    "alie",
-    "alie_backdoor",
-    "seesaw",
-    "finite_norm",
-    "min_max",
-    "min_sum",
-    "fang",
-    "rop",
-    "opt_alie",
-)
 
 
 def _crafted(workshop: Workshop, task: Task, view: Tensor, f: int, context: Context) -> Tensor:

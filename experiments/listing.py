@@ -18,15 +18,16 @@ from fedrobust import (
 )
 from fedrobust.attacks import planted
 from fedrobust.config import Experiment
+from fedrobust.docstrings import paper, summary
 from fedrobust.scheme import operands
 from fedrobust.spec import SpecError, parameters, suggest
 
 Entry = dict[str, str]
 # What the system hands in: no setting of the plug-in, so nothing to list. f is one, of the rules.
 SUPPLIED = {
-    "rules": {"generator", "memory", "clients"},
-    "pre-aggregators": {"generator"},
-    "attacks": {"n", "f", "round", "rule", "generator", "previous", "own"},
+    "rules": {"generator", "memory", "clients", "weights"},
+    "pre-aggregators": {"generator", "weights"},
+    "attacks": {"n", "f", "round", "rule", "generator", "previous", "own", "state"},
     "training attacks": set(planted.TRAINED_SUPPLIED),
     "data attacks": set(adversary.POISON_SUPPLIED),
     "placements": {"clients", "byzantine", "seed", "round"},
@@ -46,7 +47,7 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
         "rules": aggregation.RULES,
         "pre-aggregators": aggregation.PREAGGREGATORS,
         "attacks": attacks.ATTACKS,
-        "training attacks": planted.TRAINED,
+        "training attacks": attacks.TRAINED,
         "data attacks": attacks.POISONS,
         "placements": attacks.PLACEMENTS,
         "redundancy schemes": redundancy.SCHEMES,
@@ -73,7 +74,6 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
 
 def entry(name: str, function: Callable[..., Any], supplied: set[str]) -> Entry:
     """Describe one plug-in from its signature and docstring."""
-    text = inspect.getdoc(function) or ""
     settings = [
         key if p.default is inspect.Parameter.empty else f"{key}={p.default!r}"
         for key, p in parameters(function).items()
@@ -81,25 +81,10 @@ def entry(name: str, function: Callable[..., Any], supplied: set[str]) -> Entry:
     ]
     return {
         "name": name,
-        "what": text.split("\n\n")[0].replace("\n", " ").strip(),
+        "what": summary(function),
         "parameters": ", ".join(settings),
-        "paper": paper(text),
+        "paper": paper(function),
     }
-
-
-def paper(text: str) -> str:
-    """Return the References section of a numpydoc docstring on one line."""
-    lines = text.splitlines()
-    if "References" not in lines:
-        return ""
-    start = lines.index("References") + 2
-    taken: list[str] = []
-    for line in lines[start:]:
-        if set(line.strip()) == {"-"} and line.strip():
-            taken.pop()
-            break
-        taken.append(line.strip())
-    return " ".join(part for part in taken if part)
 
 
 def defence(experiment: Experiment) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation.tables import COORDINATE_WISE
+from fedrobust.aggregation import is_coordinate_wise
 from fedrobust.redundancy import ADVERSARIES, SCHEMES, Assignment, Corruption, assign, permute
 from fedrobust.redundancy import corrupt as corrupt_by
 from fedrobust.redundancy.assignment import check_batch, check_byzantine
@@ -291,7 +291,7 @@ def _ranges(experiment: Experiment) -> list[tuple[bool, str]]:
         (not coded or s.permutation == "fixed", "draco_cyclic needs scheme.permutation = 'fixed'"),
         (not coded or e.rule["name"] == "mean", "draco_cyclic decodes the sum: the rule must be"
          f" 'mean', got {e.rule['name']!r}"),
-        (not s.coordinates or (e.rule["name"] in COORDINATE_WISE and not e.pre),
+        (not s.coordinates or (is_coordinate_wise(e.rule["name"]) and not e.pre),
          "scheme.coordinates needs a coordinate-wise rule and no pre-aggregator, got"
          f" {e.rule['name']!r}"),
         (not coded or s.lies == "commit",

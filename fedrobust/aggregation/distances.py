@@ -14,6 +14,7 @@ from fedrobust.aggregation.columns import median
 WIDTH = 4096  # columns per block: 100 rows of 4,096 float32 are 1.6 MB
 FAR = 16.0  # squared: rows farther from the centre than 4 times from each other lose digits
 LARGEST = 1e15  # products of larger float32 values overflow; such rows are scaled down to it
+SMALLEST = 1e-20  # squared length below which products of float32 values lose digits
 TINY = 1e-30
 
 
@@ -31,6 +32,7 @@ def centred_gram(updates: Tensor, mixing: Tensor | None = None) -> Tensor:
         themselves, block by block: in ``mixing @ gram @ mixing.T`` two far rows that cancel in
         their mean would leave their rounding errors behind.
     """
+    updates = updates.detach()
     first, second, third = three_rows(updates, mixing)
     low, high = torch.minimum(first, second), torch.maximum(first, second)
     gram = products(updates, torch.maximum(low, torch.minimum(high, third)), mixing=mixing)
@@ -116,18 +118,47 @@ def squared_to_mixture(gram: Tensor, weights: Tensor) -> Tensor:
 
 def norms_from(updates: Tensor, centre: Tensor) -> Tensor:
     """Return the distance of each row from a centre, (n,), summed in float64."""
+    updates, centre = updates.detach(), centre.detach()
     if kernels.fits(updates) and kernels.fits(centre[None].expand(2, -1)):
         return kernels.row_distances(updates, centre).sqrt()
+    lengths = _lengths(updates, centre, 1.0)
+    # Squares of float64 values overflow beyond 1e154 and vanish below 1e-162.
+    lost = (lengths < 1e-150) | ~torch.isfinite(lengths)
+    if updates.dtype == torch.float64 and bool(lost.any()):
+        for factor in (2.0**-600, 2.0**600):
+            scaled = _lengths(updates, centre, factor)
+            lengths = torch.where(lost & torch.isfinite(scaled), scaled / factor, lengths)
+    return lengths
+
+
+def _lengths(updates: Tensor, centre: Tensor, factor: float) -> Tensor:
+    """Return the lengths of ``factor`` times the rows minus the centre, (n,)."""
     squared = torch.zeros(len(updates), dtype=torch.float64, device=updates.device)
     width = max(1, (1 << 20) // len(updates))
     for rows, part in zip(updates.split(width, 1), centre.split(width), strict=True):
-        squared += (rows.double() - part.double()).square_().sum(1)
+        offsets = rows.double() - part.double()
+        if factor != 1:
+            offsets = rows.double() * factor - part.double() * factor
+        squared += offsets.square_().sum(1)
     return squared.sqrt().cpu()
+
+
+def products_with(updates: Tensor, vector: Tensor) -> Tensor:
+    """Return each row's product with a vector, (n,) float64; in float64 where float32 overflows."""
+    found = updates @ vector
+    if not bool(torch.isfinite(found).all()):
+        found = updates.double() @ vector.double()
+    return found.double().cpu()
 
 
 def norms(updates: Tensor) -> Tensor:
     """Return the length of each row, (n,), float64."""
     return norms_from(updates, torch.zeros_like(updates[0]))
+
+
+def clipping(lengths: Tensor, bound: float | Tensor) -> Tensor:
+    """Return the factors (n,) in [0, 1] that bring rows of these lengths to ``bound`` at most."""
+    return torch.where(lengths > bound, bound / lengths, 1.0)
 
 
 def cosine_distances(updates: Tensor) -> Tensor:
@@ -137,10 +168,18 @@ def cosine_distances(updates: Tensor) -> Tensor:
 
 def cosines(updates: Tensor) -> Tensor:
     """Return the cosine of each pair of rows, (n, n) float64; 0 with a row of zeros."""
-    gram = products_of_any_size(updates, torch.zeros_like(updates[0]))
+    updates = updates.detach()
+    origin = torch.zeros_like(updates[0])
+    gram = products(updates, origin)
+    if not bool(torch.isfinite(gram).all()) or float(gram.diagonal().min()) < SMALLEST:
+        # Squares overflow or lose digits: rows of any size keep their cosines at length 1.
+        largest = torch.maximum(updates.amax(1), -updates.amin(1)).double()
+        scales = (1 / largest.clamp(min=1e-300)).clamp(max=1e38).to(updates.dtype)
+        gram = products(updates, origin, scales)
     lengths = gram.diagonal().sqrt()
-    cosine = gram / (lengths[:, None] * lengths[None, :]).clamp(min=TINY)
-    return (cosine + cosine.T) / 2
+    cosine = gram / (lengths[:, None] * lengths[None, :])
+    cosine = torch.where((lengths[:, None] > 0) & (lengths[None, :] > 0), cosine, 0.0)
+    return ((cosine + cosine.T) / 2).clamp(-1, 1)
 
 
 def middle(values: Tensor) -> Tensor:

@@ -70,11 +70,14 @@ def row_distances(updates: Tensor, centre: Tensor) -> Tensor:
     return torch.from_numpy(out)
 
 
-def finite_rows(updates: Tensor) -> Tensor:
-    """Tell for each row whether all its values are finite, (n,) bool, in one read."""
-    out = np.zeros(len(updates), dtype=np.bool_)
-    _finite_rows(updates.detach().numpy(), out)
-    return torch.from_numpy(out)
+def largest_values(updates: Tensor) -> Tensor:
+    """Return the largest magnitude of each row, (n,) float32, in one read.
+
+    Infinity or NaN where a row holds a value that is not finite.
+    """
+    out = np.zeros(len(updates), dtype=np.uint32)
+    _largest_bits(updates.detach().numpy(), out)
+    return torch.from_numpy(out.view(np.float32))
 
 
 def sign_sums(updates: Tensor) -> Tensor:
@@ -260,15 +263,17 @@ def _row_distances(
 
 
 @numba.njit(parallel=True, cache=True)
-def _finite_rows(x: np.ndarray, out: np.ndarray) -> None:  # pragma: no cover - compiled
+def _largest_bits(x: np.ndarray, out: np.ndarray) -> None:  # pragma: no cover - compiled
     n, d = x.shape
     bits = x.view(np.uint32)
-    exponent = np.uint32(0x7F800000)  # all ones: infinite or not a number
+    magnitude = np.uint32(0x7FFFFFFF)  # all but the sign
     for i in numba.prange(n):
-        bad = np.uint32(0)
+        # Read as whole numbers, magnitudes are ordered as the floats are, with infinity and NaN
+        # above them all.
+        most = np.uint32(0)
         for k in range(d):
-            bad |= np.uint32((bits[i, np.uint64(k)] & exponent) == exponent)
-        out[i] = bad == 0
+            most = max(most, np.uint32(bits[i, np.uint64(k)] & magnitude))
+        out[i] = most
 
 
 @numba.njit(parallel=True, cache=True)
