@@ -77,7 +77,7 @@ def _ranges(e: Experiment) -> list[tuple[bool, str]]:
         (a.eval_images >= 1, f"adversarial.eval_images needs at least 1, got {a.eval_images}"),
         (s.root_images >= 0, f"server.root_images needs at least 0, got {s.root_images}"),
         (
-            s.root_images > 0 or e.rule["name"] not in aggregation.NEEDS_OWN_DATA,
+            s.root_images > 0 or not aggregation.needs_own_data(e.rule["name"]),
             f"{e.rule['name']} needs data of the server's own: set server.root_images",
         ),
         (s.deadline > 0, f"server.deadline needs a positive number, got {s.deadline}"),
