@@ -2,8 +2,9 @@
 
 from fedrobust.training.augment import AUGMENTATIONS
 from fedrobust.training.compression import Quantized, levels_for, quantize
-from fedrobust.training.lalr import SCHEDULES, LalrState, lalr_step, lr_at
+from fedrobust.training.lalr import LalrState, lalr_step
 from fedrobust.training.local import OPTIMIZERS, Recipe, one_thread, train_local
+from fedrobust.training.schedules import SCHEDULES, lr_at
 from fedrobust.training.steps import SERVER_OPTIMIZERS, StepState, take_step
 from fedrobust.training.update_codec import Codec
 
