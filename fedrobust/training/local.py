@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from fedrobust.evaluation import pixels
 from fedrobust.training import augment
+from fedrobust.training.losses import Loss, cross_entropy
 from fedrobust.training.precision import precision
 from fedrobust.vector import FlatModel
 
@@ -24,7 +24,6 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
 }
 WITH_MOMENTUM = ("sgd", "rmsprop")
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Draw = Callable[[int, "Recipe", torch.Generator], Iterator[Tensor]]  # -> batches of indices
 
 
@@ -70,11 +69,6 @@ class Recipe:
     augment: str = "none"
     precision: str = "float32"
     cohort: str = "off"
-
-
-def cross_entropy(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy on clean images."""
-    return F.cross_entropy(module(images), labels)
 
 
 @contextmanager
