@@ -82,7 +82,7 @@ def test_a_stack_equals_one_by_one(digits, recipes):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_steps_in_a_stack(digits, name):
-    recipe = Recipe(**LOCAL, epochs=2, optimizer=name, weight_decay=0.01)
+    recipe = Recipe(**LOCAL, epochs=2, optimizer=name, weight_decay=0.01, momentum=0.5)
     compare(digits, [recipe], tolerance=2e-3)  # adam divides by roots of tiny squares
 
 

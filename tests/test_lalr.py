@@ -197,8 +197,11 @@ def test_cosine_and_constant() -> None:
 
 
 def test_every_schedule_starts_at_lr_after_warm_up() -> None:
-    given = {"constant": {}, "multistep": {"milestones": [5]}, "cosine": {"steps": 9}}
-    assert len(SCHEDULES) == len(given) == 3
+    given = {
+        "constant": {}, "multistep": {"milestones": [5]}, "cosine": {"steps": 9},
+        "step": {"every": 2}, "exponential": {}, "cyclic": {"steps": 6}, "plateau": {"losses": []},
+    }  # fmt: skip
+    assert set(SCHEDULES) == set(given)
     for name, settings in given.items():
         spec = {"name": name, **settings}
         assert lr_at(3, lr=0.2, schedule=spec, warmup=4) == pytest.approx(0.2)

@@ -23,7 +23,7 @@ from fedrobust.training.local import (
     Recipe,
     batches,
     length,
-    optimizer_over,
+    local_optimizer,
     shortening,
     train_local,
 )
@@ -183,7 +183,7 @@ def _train_stack(model: FlatModel, start: Tensor, members: list[Member]) -> list
     """Train members, sorted by falling length, with one stack of parameters."""
     recipe, lengths = members[0].recipe, [_length(member) for member in members]
     stack = Stack(model, start, len(members))
-    optimizer = optimizer_over(stack.vector, stack.gradient, recipe)
+    optimizer = local_optimizer(stack.vector, stack.gradient, recipe)
     plans = [batches(len(m.labels), m.recipe, m.generator) for m in members]
     losses, updates = [0.0] * len(members), [torch.empty(0)] * len(members)
     for step in range(lengths[0]):

@@ -3,8 +3,9 @@
 from fedrobust.training.augment import AUGMENTATIONS
 from fedrobust.training.compression import Quantized, levels_for, quantize
 from fedrobust.training.lalr import LalrState, lalr_step
-from fedrobust.training.local import OPTIMIZERS, Recipe, one_thread, train_local
+from fedrobust.training.local import Recipe, one_thread, train_local
 from fedrobust.training.losses import StackableLoss, cross_entropy, stackable
+from fedrobust.training.optimizers import OPTIMIZERS, build_optimizer
 from fedrobust.training.schedules import SCHEDULES, lr_at
 from fedrobust.training.steps import SERVER_OPTIMIZERS, StepState, take_step
 from fedrobust.training.update_codec import Codec
@@ -20,6 +21,7 @@ __all__ = [
     "Recipe",
     "StackableLoss",
     "StepState",
+    "build_optimizer",
     "cross_entropy",
     "lalr_step",
     "levels_for",
