@@ -25,14 +25,13 @@ from fedrobust.attacks import place
 from fedrobust.data.own import load_own
 from fedrobust.ensemble import answers
 from fedrobust.ensemble import member as training
-from fedrobust.ensemble.plan import NodeSettings
 from fedrobust.ensemble.practice import practice_of
 from fedrobust.ensemble.shares import shares_of, split
 from fedrobust.ensemble.similarity import vote_gradient
 from fedrobust.ensemble.tuning import tune
 from fedrobust.ensemble.validate import LIES
 from fedrobust.experiment.load import from_run_config
-from fedrobust.experiment.schema import Experiment
+from fedrobust.experiment.schema import Experiment, NodeSettings
 from fedrobust.flower import array_of, read_setting, read_tensor
 from fedrobust.seeds import derive, generator
 from fedrobust.training import one_thread

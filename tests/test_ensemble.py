@@ -17,11 +17,11 @@ from fedrobust.ensemble import member as training
 from fedrobust.ensemble.attacker import key_of
 from fedrobust.ensemble.image_store import ArchiveError, folder_of, load, obtain
 from fedrobust.ensemble.measures import by_vote, measure
-from fedrobust.ensemble.plan import NodeSettings
 from fedrobust.ensemble.similarity import cotangent, mean_logit, vote_gradient
 from fedrobust.ensemble.validate import LIES
 from fedrobust.evaluation import pixels
 from fedrobust.experiment.load import from_dict
+from fedrobust.experiment.schema import NodeSettings
 from fedrobust.flower import CohortGrid, InProcessGrid, Rejected, array_of
 from fedrobust.flower.ensemble_replies import screen_answer, screen_progress
 from fedrobust.flower.wrapping import WrappedGrid

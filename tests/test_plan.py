@@ -16,11 +16,12 @@ from experiments.papers.transfer.authors import (
 from fedrobust.data import Dataset
 from fedrobust.ensemble import PARADIGMS, attacker_share, nodes_of, shares_of
 from fedrobust.ensemble.assignment import fits
-from fedrobust.ensemble.plan import AXES, NODE_SCHEDULES, NodeSettings
+from fedrobust.ensemble.plan import NODE_SCHEDULES
 from fedrobust.ensemble.shares import split
 from fedrobust.ensemble.tuning import rungs, search, tune
 from fedrobust.experiment.load import expand, from_dict
-from fedrobust.experiment.schema import ConfigError
+from fedrobust.experiment.modes import AXES
+from fedrobust.experiment.schema import ConfigError, NodeSettings
 
 SMALL = ["small_dense", "small_vgg", "small_resnet", "small_wide", "small_mobile", "small_plain"]
 ATTRIBUTE = {"architecture": "model", "optimizer": "optimizer", "scheduler": "schedule"}

@@ -7,9 +7,9 @@ import torch
 
 from experiments.papers.transfer import authors
 from fedrobust.ensemble.assignment import fits
-from fedrobust.ensemble.plan import NodeSettings
 from fedrobust.ensemble.practice import OURS, Progress, rate_and_momentum
 from fedrobust.evaluation import pixels
+from fedrobust.experiment.schema import NodeSettings
 from fedrobust.spec import SpecError
 from fedrobust.training.augment import AUGMENTATIONS, apply, draw
 from fedrobust.training.optimizers import OPTIMIZERS, build_optimizer

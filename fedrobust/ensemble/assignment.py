@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
+from fedrobust.experiment.schema import EnsembleSettings, NodeSettings
 from fedrobust.seeds import generator
 from fedrobust.training.optimizers import OPTIMIZERS
-
-if TYPE_CHECKING:
-    from fedrobust.ensemble.plan import NodeSettings, Plan
 
 
 def fits(optimizer: str, schedule: str) -> bool:
@@ -19,7 +16,9 @@ def fits(optimizer: str, schedule: str) -> bool:
     return schedule != "cyclic" or OPTIMIZERS[optimizer].momentum
 
 
-def dealt(plan: Plan, master: NodeSettings, count: int, seed: int) -> dict[str, list[str]]:
+def dealt(
+    plan: EnsembleSettings, master: NodeSettings, count: int, seed: int
+) -> dict[str, list[str]]:
     """Return the values of each diverse axis, one a node, node 0 keeping the master's.
 
     The plan's list is shuffled by the seed and dealt, each value once before any comes again; a

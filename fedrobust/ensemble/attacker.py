@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,11 @@ from fedrobust.adversarial.objective import perturb_on_surrogates
 from fedrobust.adversarial.probes import loss_gradient
 from fedrobust.data import Dataset
 from fedrobust.ensemble import member as training
-from fedrobust.ensemble.plan import PLAIN, NodeSettings, Transfer
+from fedrobust.ensemble.plan import PLAIN
 from fedrobust.ensemble.shares import attacker_share
 from fedrobust.evaluation import pixels
+from fedrobust.experiment.schema import Experiment, NodeSettings, Transfer
 from fedrobust.seeds import derive
-
-if TYPE_CHECKING:
-    from fedrobust.experiment.schema import Experiment
 
 VERSION = 1  # of how images are made: a change makes old ones stale
 PROBES = 64  # images whose surrogate gradient is kept

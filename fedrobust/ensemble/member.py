@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedrobust.ensemble.plan import NodeSettings
 from fedrobust.ensemble.practice import OURS, Practice, Progress
 from fedrobust.evaluation import evaluate
+from fedrobust.experiment.schema import NodeSettings
 from fedrobust.seeds import generator
 from fedrobust.training.local import Recipe, gradient_steps
 from fedrobust.training.optimizers import optimizer_over

@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from fedrobust.ensemble.assignment import dealt
+from fedrobust.experiment.schema import EnsembleSettings, NodeSettings
 from fedrobust.spec import SpecError
 from fedrobust.training.schedules import lr_at
-
-if TYPE_CHECKING:
-    from fedrobust.ensemble.plan import NodeSettings, Plan
 
 RELEASED_CODE = "released_code"
 Range = tuple[float, float]
@@ -112,7 +110,7 @@ class Practice:
 
     rate: Callable[[NodeSettings, Progress], tuple[float, float]] = rate_and_momentum
     validation_view: Callable[..., Tensor] = unchanged
-    deal: Callable[[Plan, NodeSettings, int, int], dict[str, list[str]]] = dealt
+    deal: Callable[[EnsembleSettings, NodeSettings, int, int], dict[str, list[str]]] = dealt
     value_range: Callable[[NodeSettings, int], Range] = value_range
     masters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -121,7 +119,7 @@ OURS = Practice()
 PRACTICES: dict[str, Practice] = {}
 
 
-def practice_of(plan: Plan) -> Practice:
+def practice_of(plan: EnsembleSettings) -> Practice:
     """Return the practice that a plan asks for.
 
     Raises

@@ -18,8 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedrobust.ensemble.plan import PLAIN, SCHEDULES_WITH_VALUE, NodeSettings
+from fedrobust.ensemble.plan import PLAIN, SCHEDULES_WITH_VALUE
 from fedrobust.ensemble.practice import Range, value_range
+from fedrobust.experiment.schema import NodeSettings
 from fedrobust.seeds import derive
 from fedrobust.training.optimizers import OPTIMIZERS
 

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedrobust.adversarial.objective import TRANSFER_ATTACKS
 from fedrobust.ensemble import VOTES
 from fedrobust.ensemble.assignment import fits
-from fedrobust.ensemble.plan import (
-    NODE_SCHEDULES,
-    PARADIGMS,
-    NodeSettings,
-    Plan,
-    Transfer,
-    master_of,
-    nodes_of,
-)
+from fedrobust.ensemble.plan import NODE_SCHEDULES, PARADIGMS, master_of, nodes_of
 from fedrobust.ensemble.practice import practice_of
+from fedrobust.experiment.schema import EnsembleSettings, Experiment, NodeSettings, Transfer
 from fedrobust.models import MODELS
 from fedrobust.spec import SpecError, suggest
 from fedrobust.training.augment import names_of
 from fedrobust.training.optimizers import OPTIMIZERS
-
-if TYPE_CHECKING:
-    from fedrobust.experiment.schema import Experiment
 
 ANSWERS = ("labels", "probabilities", "logits")
 LIES = ("flip", "random", "nan", "silence", "garbage", "stale", "exception")
@@ -71,7 +61,7 @@ def _refusals(e: Experiment) -> Iterator[str]:
             yield str(error)
 
 
-def _names(plan: Plan) -> Iterator[Named]:
+def _names(plan: EnsembleSettings) -> Iterator[Named]:
     if plan.paradigm:
         yield plan.paradigm, "ensemble.paradigm", PARADIGMS
     yield plan.optimizer, "ensemble.optimizer", list(OPTIMIZERS)
@@ -163,7 +153,7 @@ def _attacker_ranges(e: Experiment) -> Iterator[tuple[bool, str]]:
     yield t.batch_size >= 2, f"transfer.batch_size needs at least 2, got {t.batch_size}"
 
 
-def _node_tables(plan: Plan) -> list[str]:
+def _node_tables(plan: EnsembleSettings) -> list[str]:
     known = [f.name for f in fields(NodeSettings)]
     return [
         f"unknown key 'ensemble.nodes.{key}'; {suggest(key, known)}"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedrobust import aggregation
 from fedrobust.flower.layers import STATISTICS, read_layers
+from fedrobust.secret import fresh
 from fedrobust.seeds import generator
 from fedrobust.spec import Spec
 
@@ -32,7 +33,8 @@ class Robust(Strategy):
     rule, pre
         A rule and its pre-aggregators, as everywhere: ``{"name": "krum", "f": 2}``.
     seed
-        For rules that draw.
+        For rules that draw. None draws one from the system's entropy: whoever could foresee the
+        draws could aim at them.
 
     Raises
     ------
@@ -49,12 +51,12 @@ class Robust(Strategy):
     """
 
     def __init__(
-        self, strategy: Strategy, *, rule: Spec, pre: Sequence[Spec] = (), seed: int = 0
+        self, strategy: Strategy, *, rule: Spec, pre: Sequence[Spec] = (), seed: int | None = None
     ) -> None:
         self._inner = strategy
         self._rule = aggregation.build(rule, pre=pre)
         self._memory = self._rule.init()
-        self._seed = seed
+        self._seed = fresh() if seed is None else seed
         self._global: dict[str, Tensor] = {}
         self._sent: list[Message] = []
 

@@ -1,9 +1,10 @@
 """Local training, large-batch steps, and what a gradient costs on the wire."""
 
+from fedrobust.threads import one_thread
 from fedrobust.training.augment import AUGMENTATIONS
 from fedrobust.training.compression import Quantized, levels_for, quantize
 from fedrobust.training.lalr import LalrState, lalr_step
-from fedrobust.training.local import Recipe, one_thread, train_local
+from fedrobust.training.local import train_local
 from fedrobust.training.losses import StackableLoss, cross_entropy, stackable
 from fedrobust.training.optimizers import OPTIMIZERS, build_optimizer
 from fedrobust.training.schedules import SCHEDULES, lr_at

@@ -3,80 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedrobust.evaluation import pixels
+from fedrobust.experiment.schema import Recipe
 from fedrobust.training import augment
 from fedrobust.training.losses import Loss, cross_entropy
 from fedrobust.training.optimizers import optimizer_over
 from fedrobust.training.precision import precision
 from fedrobust.vector import FlatModel
 
-Draw = Callable[[int, "Recipe", torch.Generator], Iterator[Tensor]]  # -> batches of indices
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a client trains in one round.
-
-    Attributes
-    ----------
-    mode
-        "gradient": one mini-batch gradient at the global model. "update": local steps, answered
-        with global minus local parameters, so that the server subtracts either.
-    batch_size
-        Images per mini-batch, at most what the client holds.
-    epochs, steps
-        Length of local training in update mode: ``steps`` mini-batches, or ``epochs`` passes
-        where steps is 0.
-    optimizer, lr, momentum, weight_decay
-        The local optimizer of update mode, a name of ``OPTIMIZERS``; weight decay also adds to the
-        gradient of gradient mode.
-    schedule
-        A spec of ``SCHEDULES``: how ``lr`` changes from round to round.
-    clip
-        Greatest L2 norm of a mini-batch gradient, longer ones are shortened to it; 0 clips none.
-    augment
-        "none", or names of ``AUGMENTATIONS`` joined by "+", such as "flip+crop".
-    precision
-        "float32", "tf32" or "bf16".
-    cohort
-        "off": clients train one by one. "vmap": clients of one kind train as one stack. "auto":
-        as one stack where that is possible and faster. Equal to "off" up to float error.
-    """
-
-    mode: str = "gradient"
-    batch_size: int = 32
-    epochs: int = 1
-    steps: int = 0
-    optimizer: str = "sgd"
-    lr: float = 0.05
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
-    clip: float = 0.0
-    augment: str = "none"
-    precision: str = "float32"
-    cohort: str = "off"
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Train on one CPU thread: the sums of a gradient depend on the number of threads."""
-    before = torch.get_num_threads()
-    if before == 1:  # setting it costs a tenth of a millisecond, the same number or not
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+Draw = Callable[[int, Recipe, torch.Generator], Iterator[Tensor]]  # -> batches of indices
 
 
 def train_local(

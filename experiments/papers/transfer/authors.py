@@ -26,8 +26,13 @@ from torch import Tensor
 
 import fedrobust
 from fedrobust.ensemble import practice
-from fedrobust.ensemble.plan import NODE_SCHEDULES, PAPER_OPTIMIZERS, NodeSettings, Plan
 from fedrobust.ensemble.practice import Practice, Progress, Range
+from fedrobust.experiment.modes import (
+    OPTIMIZERS_OF_NODES,
+    SCHEDULES_OF_NODES,
+    EnsembleSettings,
+    NodeSettings,
+)
 from fedrobust.seeds import generator
 from fedrobust.training import augment as augmentation
 from fedrobust.training.optimizers import OPTIMIZERS
@@ -46,13 +51,13 @@ ARCHITECTURES = (
     "regnetx_200mf",
     "simpledla",
 )
-SCHEDULERS = NODE_SCHEDULES[1:]
-MOMENTUM_OPTIMIZERS = tuple(name for name in PAPER_OPTIMIZERS if OPTIMIZERS[name].momentum)
+SCHEDULERS = SCHEDULES_OF_NODES
+MOMENTUM_OPTIMIZERS = tuple(name for name in OPTIMIZERS_OF_NODES if OPTIMIZERS[name].momentum)
 HALF_CYCLE, CYCLE_LIMIT = 2000, 10.0  # epochs, though meant as steps; max_lr / base_lr
 CYCLED_MOMENTUM = (0.8, 0.9)  # CyclicLR's defaults: at the highest and at the lowest rate
 LISTS: dict[str, tuple[str, ...]] = {
     "architecture": ARCHITECTURES,
-    "optimizer": PAPER_OPTIMIZERS,
+    "optimizer": OPTIMIZERS_OF_NODES,
     "scheduler": tuple(SCHEDULERS),
 }
 
@@ -140,7 +145,9 @@ def _shuffled(round: int) -> dict[str, list[str]]:
     return lists
 
 
-def deal(plan: Plan, master: NodeSettings, count: int, seed: int) -> dict[str, list[str]]:
+def deal(
+    plan: EnsembleSettings, master: NodeSettings, count: int, seed: int
+) -> dict[str, list[str]]:
     """Return the released code's assignment on a plan's diverse axes; the seed is not used."""
     first = {
         "architecture": master.model,
