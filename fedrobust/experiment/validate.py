@@ -15,9 +15,9 @@ from fedrobust.models import MODELS
 from fedrobust.redundancy import rounds
 from fedrobust.simulation import stragglers
 from fedrobust.spec import SpecError, parameters, resolve, split, suggest
-from fedrobust.training import SCHEDULES, SERVER_OPTIMIZERS
+from fedrobust.training import SCHEDULES
 from fedrobust.training.compression import SCALES
-from fedrobust.training.steps import SUPPLIED as STEP_SUPPLIED
+from fedrobust.training.steps import resolve_optimizer
 
 
 def rule_needs_f(name: str) -> bool:
@@ -123,8 +123,7 @@ def _adversarial(e: Experiment) -> None:
 
 
 def _server(e: Experiment) -> None:
-    table = SERVER_OPTIMIZERS
-    resolve(table, e.server.optimizer, kind="server optimizer", supplied=STEP_SUPPLIED)
+    resolve_optimizer(e.server.optimizer)
     resolve(SCHEDULES, e.server.schedule, kind="schedule", supplied=("lr",))
 
 
