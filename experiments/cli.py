@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli_output, deployment, listing, tables
+from experiments.audit import command as auditing
 from experiments.cli_inputs import check_data, experiments_of
 from experiments.papers.transfer import node_tables, study
 from experiments.progress import Live
@@ -179,6 +180,7 @@ def report(
 
 app.command(epilog=EXIT_CODES)(deployment.deploy)
 app.command()(deployment.node)
+app.command(epilog=auditing.CODES)(auditing.audit)
 
 
 @app.command("list")
