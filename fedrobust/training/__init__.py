@@ -1,5 +1,6 @@
 """Local training, large-batch steps, and what a gradient costs on the wire."""
 
+from fedrobust.experiment.schema import Recipe
 from fedrobust.threads import one_thread
 from fedrobust.training.augment import AUGMENTATIONS
 from fedrobust.training.compression import Quantized, levels_for, quantize
