@@ -4,7 +4,7 @@ from fedrobust.flower import commit_reveal
 from fedrobust.flower.adversary_grid import AdversaryGrid
 from fedrobust.flower.cohort_grid import CohortGrid, serve_cohort
 from fedrobust.flower.guarded_grid import GuardedGrid
-from fedrobust.flower.in_process import InProcessGrid
+from fedrobust.flower.in_process import InProcessGrid, matrix_of
 from fedrobust.flower.quantized_arrays import Wire, payload, wire_of
 from fedrobust.flower.robust_wrapper import Robust
 from fedrobust.flower.screening import Rejected, screen
@@ -16,6 +16,7 @@ from fedrobust.flower.serialization import (
     tensor_of,
 )
 from fedrobust.flower.straggler_grid import StragglerGrid
+from fedrobust.flower.update_matrix import UpdateMatrix
 
 __all__ = [
     "AdversaryGrid",
@@ -26,9 +27,11 @@ __all__ = [
     "Robust",
     "StragglerGrid",
     "TensorArray",
+    "UpdateMatrix",
     "Wire",
     "array_of",
     "commit_reveal",
+    "matrix_of",
     "payload",
     "read_setting",
     "read_tensor",
