@@ -10,8 +10,8 @@ from flwr.app import Context, Message
 
 from clients import dispatch
 from clients.ensemble import member
-from clients.ensemble.node import make_ensemble_node
-from clients.node import Host, make_node
+from clients.ensemble.node import EnsembleNode, make_ensemble_node
+from clients.node import Host, Node, make_node
 from clients.redundancy import worker
 from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import UpdateMatrix
@@ -68,26 +68,26 @@ def no_query(message: Message, context: Context) -> Message:
     raise ValueError("only members of an ensemble answer queries")
 
 
-def _federated(experiment: Experiment, host: Host) -> Handlers:
-    node = make_node(experiment, host)
-    return Handlers(
-        partial(dispatch.train_one, node), no_query, partial(dispatch.train_together, node)
-    )
+def federated(node: Node) -> Handlers:
+    """Answer as the clients of a federated run."""
+    train = partial(dispatch.train_one, node)
+    return Handlers(train, no_query, partial(dispatch.train_together, node))
 
 
-def _redundancy(experiment: Experiment, host: Host) -> Handlers:
-    train = partial(worker.answer, make_node(experiment, host))
+def redundancy(node: Node) -> Handlers:
+    """Answer as workers that compute gradients of files."""
+    train = partial(worker.answer, node)
     return Handlers(train, no_query, one_by_one(train))
 
 
-def _ensemble(experiment: Experiment, host: Host) -> Handlers:
-    node = make_ensemble_node(experiment, host)
+def ensemble(node: EnsembleNode) -> Handlers:
+    """Answer as members of an ensemble."""
     train = partial(member.train, node)
     return Handlers(train, partial(member.predict, node), one_by_one(train))
 
 
 MODES: dict[str, Callable[[Experiment, Host], Handlers]] = {
-    "federated": _federated,
-    "redundancy": _redundancy,
-    "ensemble": _ensemble,
+    "federated": lambda experiment, host: federated(make_node(experiment, host)),
+    "redundancy": lambda experiment, host: redundancy(make_node(experiment, host)),
+    "ensemble": lambda experiment, host: ensemble(make_ensemble_node(experiment, host)),
 }
