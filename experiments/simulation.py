@@ -128,8 +128,8 @@ def run_one(
     """
     if resume and stock is not None:
         raise ConfigError([StockStrategy.unresumable])
-    if on_model is not None and experiment.mode == "ensemble":
-        raise ConfigError(["an ensemble has no global model to keep: its members keep their own"])
+    if on_model is not None:
+        check_has_model(experiment)
     if grid == "flower":
         if on_model is not None:
             raise ConfigError(["the final model is kept in process only"])
@@ -180,6 +180,21 @@ def run_one(
         if on_model is not None:
             on_model(tensor_of(final["model"]).clone())
     return rows
+
+
+def check_has_model(experiment: Experiment) -> None:
+    """Refuse to keep the final model of a run that has none.
+
+    Raises
+    ------
+    ConfigError
+        For an ensemble: its members keep their models to themselves.
+    """
+    if experiment.mode == "ensemble":
+        name = experiment.ensemble.paradigm
+        raise ConfigError(
+            [f"an ensemble ({name}) has no global model to keep: each member has one"]
+        )
 
 
 @contextmanager
