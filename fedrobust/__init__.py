@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fedrobust.version import __version__
+
 if TYPE_CHECKING:
     from experiments.audit.report import Audit
     from experiments.results import Results
 
-__version__ = "0.1.0"
+__all__ = ["__version__", "simulate"]
 
 
 def simulate(experiment: Any, *, grid: str = "in_process", **overrides: Any) -> Results:

@@ -1,1 +1,5 @@
-"""What the server runs."""
+"""What the server runs: Flower strategies that are made from values."""
+
+from strategies.robust import RobustStrategy
+
+__all__ = ["RobustStrategy"]

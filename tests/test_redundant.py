@@ -8,7 +8,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from clients.client_app import app
-from clients.node import open_node
+from clients.node import make_node
 from clients.redundancy import gradients, worker
 from clients.redundancy.gradients import FileGradients, gradients_together
 from experiments.flower_run import run_on_flower
@@ -452,7 +452,7 @@ def test_each_value_is_screened_by_itself(value, reason):
 
 def test_a_worker_computes_only_what_it_holds(small):
     e = build(small)
-    node = open_node({"experiment": e.to_toml()})
+    node = make_node(e)
     bench = gradients.open_bench(node, node.model.vector.clone(), 1)
     copies = worker._honest(bench, 0)
     order = commit_reveal.order("sum", files=[34])

@@ -8,7 +8,6 @@ does not collude.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -110,10 +109,7 @@ class ByzantineWorkers:
 
 
 def liars_of(bench: FileGradients) -> ByzantineWorkers:
-    """Return the liars of a bench's round."""
-    return _liars(bench, bench.turn)
-
-
-@lru_cache(maxsize=1)
-def _liars(bench: FileGradients, turn: tuple[int, bytes] | None) -> ByzantineWorkers:
-    return ByzantineWorkers(bench)
+    """Return the Byzantine workers of a bench's turn, made once for all of its node's workers."""
+    if "byzantine workers" not in bench.kept:
+        bench.kept["byzantine workers"] = ByzantineWorkers(bench)
+    return bench.kept["byzantine workers"]

@@ -7,8 +7,9 @@ real node the bench holds what that node has computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +17,14 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from clients.node import Node
-from fedrobust.adversarial import adversarial_loss
+from fedrobust.adversarial import adversarial_objective
 from fedrobust.evaluation import pixels
 from fedrobust.experiment.schema import Experiment
 from fedrobust.redundancy import Assignment, rounds
 from fedrobust.redundancy.commitments import digest, sketch
 from fedrobust.seeds import generator
 from fedrobust.training import one_thread, train_local
-from fedrobust.training.local import Loss, cross_entropy
+from fedrobust.training.losses import Loss, cross_entropy
 from fedrobust.vector import FlatModel
 
 LARGEST = 8 * 2**30  # bytes of gradients that a bench keeps; with more, it computes them anew
@@ -44,6 +45,7 @@ class FileGradients:
         self._node = node
         self._memory = torch.empty(0)
         self.turn: tuple[int, bytes] | None = None
+        self.kept: dict[str, Any] = {}  # of this turn, for those who send other values
 
     def turn_to(self, vector: Tensor, round: int) -> FileGradients:
         """Start on a round's files at a model, unless that is where it stands; return itself.
@@ -63,6 +65,7 @@ class FileGradients:
             self._memory = torch.empty(shape)
         self._rows = self._memory
         self._ready: set[int] = set()
+        self.kept = {}
         self._digests: dict[int, bytes] = {}
         self._sketches: dict[tuple[int, int], dict[int, Tensor]] = {}
         return self
@@ -174,8 +177,7 @@ def _loss(experiment: Experiment, source: torch.Generator) -> Loss:
     settings = experiment.adversarial
     if not settings.perturbation:
         return cross_entropy
-    return partial(
-        adversarial_loss,
+    return adversarial_objective(
         perturbation=settings.perturbation,
         loss=settings.loss,
         fraction=settings.fraction,
@@ -184,18 +186,7 @@ def _loss(experiment: Experiment, source: torch.Generator) -> Loss:
 
 
 def open_bench(node: Node, vector: Tensor, round: int) -> FileGradients:
-    """Return the host's bench, turned to a round and a model (d,)."""
-    return _open(_Key(node.experiment.run_id, node)).turn_to(vector, round)
-
-
-@dataclass(frozen=True)
-class _Key:
-    """A node, known by its experiment."""
-
-    run_id: str
-    node: Node = field(compare=False)
-
-
-@lru_cache(maxsize=1)
-def _open(key: _Key) -> FileGradients:
-    return FileGradients(key.node)
+    """Return the node's gradients, turned to a round and a model (d,)."""
+    if "file gradients" not in node.kept:
+        node.kept["file gradients"] = FileGradients(node)
+    return node.kept["file gradients"].turn_to(vector, round)

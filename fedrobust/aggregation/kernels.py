@@ -75,12 +75,15 @@ def row_distances(updates: Tensor, centre: Tensor) -> Tensor:
     return torch.from_numpy(out)
 
 
-def finite_rows(updates: Tensor) -> Tensor:
-    """Tell for each row whether all its values are finite, (n,) bool, in one read."""
-    out = np.zeros(len(updates), dtype=np.bool_)
+def largest_values(updates: Tensor) -> Tensor:
+    """Return the largest magnitude of each row, (n,) float32, in one read.
+
+    Infinity or NaN where a row holds a value that is not finite.
+    """
+    out = np.zeros(len(updates), dtype=np.uint32)
     matrix = updates.detach().numpy()
-    in_parts(_finite_rows, matrix, out, parts=len(matrix), work=matrix.size)
-    return torch.from_numpy(out)
+    in_parts(_largest_bits, matrix, out, parts=len(matrix), work=matrix.size)
+    return torch.from_numpy(out.view(np.float32))
 
 
 def sign_sums(updates: Tensor) -> Tensor:
@@ -281,17 +284,19 @@ def _row_distances(
 
 
 @numba.njit(nogil=True, cache=True)
-def _finite_rows(
+def _largest_bits(
     x: np.ndarray, out: np.ndarray, first_row: int, last_row: int
 ) -> None:  # pragma: no cover - compiled
     d = x.shape[1]
     bits = x.view(np.uint32)
-    exponent = np.uint32(0x7F800000)  # all ones: infinite or not a number
+    magnitude = np.uint32(0x7FFFFFFF)  # all but the sign
     for i in range(first_row, last_row):
-        bad = np.uint32(0)
+        # Read as whole numbers, magnitudes are ordered as the floats are, with infinity and NaN
+        # above them all.
+        most = np.uint32(0)
         for k in range(d):
-            bad |= np.uint32((bits[i, np.uint64(k)] & exponent) == exponent)
-        out[i] = bad == 0
+            most = max(most, np.uint32(bits[i, np.uint64(k)] & magnitude))
+        out[i] = most
 
 
 @numba.njit(nogil=True, cache=True)

@@ -57,8 +57,6 @@ class RedundantStrategy(RecordedStrategy):
         Node id -> worker, from the roll call.
     truth
         Round -> what the liars really distort, for the report only (simulation).
-    on_row
-        Called with each round's row when it is complete.
     shapes
         The model's parameter tensors in order; a layer-wise server optimizer needs them.
     secret
@@ -78,11 +76,11 @@ class RedundantStrategy(RecordedStrategy):
         *,
         clients: Mapping[int, int],
         truth: Truth = lambda round: None,
-        on_row: Callable[[Row], None] = lambda row: None,
         shapes: tuple[tuple[int, ...], ...] = (),
         secret: int | None = None,
     ) -> None:
-        super().__init__(on_row)
+        super().__init__()
+        self._started = time.perf_counter()
         self._experiment = experiment
         self._secret = experiment.seed if secret is None else secret
         self._shapes = shapes
