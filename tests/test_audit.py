@@ -15,7 +15,8 @@ from experiments.audit.cell import Cell, Run
 from experiments.audit.classification import classify
 from experiments.audit.outcomes import Finding, judge
 from experiments.audit.page import page
-from experiments.audit.phases import Defence, Options, Outcome, Phases, check_options
+from experiments.audit.phases import Phases
+from experiments.audit.plan import Defence, Options, Outcome, check_options
 from experiments.audit.quality import CLIENTS, DISTANCE, SERVER, Judge, choose, direction
 from experiments.audit.report import Audit, plain
 from experiments.audit.verdict import verdict

@@ -11,7 +11,8 @@ import fedrobust
 from experiments.audit.application import read, tree_hash
 from experiments.audit.cell import Cell
 from experiments.audit.classification import classify
-from experiments.audit.phases import Options, Phases
+from experiments.audit.phases import Phases
+from experiments.audit.plan import Options
 from experiments.audit.processes import Cells
 from experiments.audit.quality import choose, values
 from experiments.audit.table import STRATEGIES

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.audit.outcomes import HOLDS, NO_RESULT, Finding
-from experiments.audit.phases import ATTACK, BROKEN_REPLY, DEFENCE, REPEAT
+from experiments.audit.plan import ATTACK, BROKEN_REPLY, DEFENCE, REPEAT
 from experiments.audit.report import Audit, plain
 
 COLOURS = {"holds": "bold green", "weak": "bold red", "not audited": "bold yellow"}

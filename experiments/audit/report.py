@@ -14,7 +14,7 @@ import pandas as pd
 from experiments.audit.application import Application
 from experiments.audit.cell import GRID, WRAPPER
 from experiments.audit.outcomes import Finding
-from experiments.audit.phases import ATTACK, BROKEN_REPLY, Defence, Options, Outcome
+from experiments.audit.plan import ATTACK, BROKEN_REPLY, Defence, Options, Outcome
 from experiments.audit.verdict import Verdict, not_audited, verdict
 
 SCHEMA = 1
