@@ -88,6 +88,8 @@ class Mode:
         Arrays -> the model that the evaluators get.
     notes
         Round -> columns that the grid adds to its row.
+    probes
+        What the evaluators remember between rounds: part of a checkpoint.
     """
 
     strategy: RecordedStrategy
@@ -95,7 +97,8 @@ class Mode:
     arrays: ArrayRecord
     evaluators: list[Evaluator]
     load: Callable[[ArrayRecord], nn.Module | None] = lambda arrays: None
-    notes: Callable[[int], Row] = field(default=lambda server_round: {})
+    notes: Callable[[int], Row] = lambda server_round: {}
+    probes: list[float] = field(default_factory=list)
 
 
 def federated(setup: Setup) -> Mode:
@@ -202,13 +205,16 @@ def _with_model(
             load_statistics(model.module, tensor_of(arrays["statistics"]))
         return model.module
 
+    probes: list[float] = []
+    images, device = setup.images(), setup.device
     return Mode(
         strategy=strategy,
         grid=_with_adversary(setup, grid, model.sizes) if colludes else grid,
         arrays=array_of(model=model.vector.clone(), **beside),
-        evaluators=evaluators_of(e, dataset, images=setup.images(), device=setup.device),
+        evaluators=evaluators_of(e, dataset, images=images, device=device, probes=probes),
         load=load,
         notes=notes,
+        probes=probes,
     )
 
 
