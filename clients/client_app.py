@@ -10,10 +10,10 @@ from flwr.clientapp import ClientApp
 
 from clients.modes import Handlers
 from clients.registry import handlers_of
-from fedrobust import __version__
 from fedrobust.cores import pin_from_environment
 from fedrobust.flower import UpdateMatrix, serve_cohort
 from fedrobust.flower.serialization import PROTOCOL
+from fedrobust.version import __version__
 
 
 def make_app(handlers: Callable[[Context], Handlers]) -> ClientApp:

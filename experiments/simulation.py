@@ -18,6 +18,7 @@ from clients.modes import handlers_for
 from clients.node import Host
 from experiments.results import Results
 from experiments.user_plugins import is_own, plugged
+from fedrobust import secret as hidden
 from fedrobust.experiment.load import expand, override, read
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import InProcessGrid, tensor_of
@@ -115,11 +116,13 @@ def run_one(
     on_model: Callable[[Tensor], None] | None = None,
     stock: Strategy | None = None,
     resume: bool = False,
+    secret: int | None = None,
 ) -> list[Row]:
     """Run one resolved experiment and return its rows; ``folder`` records them as they come.
 
     ``on_model`` is called with the final model, a vector (d,); in process only. With ``resume`` the
-    run continues from the folder's checkpoint, if it has one.
+    run continues from the folder's checkpoint, if it has one. ``secret`` repeats the draws of a
+    server that kept one; in process only.
 
     Raises
     ------
@@ -133,6 +136,8 @@ def run_one(
     if grid == "flower":
         if on_model is not None:
             raise ConfigError(["the final model is kept in process only"])
+        if secret is not None:
+            raise ConfigError(["a server's secret is taken in process only"])
         from experiments.flower_run import run_on_flower
 
         return run_on_flower(
@@ -149,6 +154,8 @@ def run_one(
         if folder is not None:
             stack.enter_context(folder.recording(resume=resume))
             checkpoints = Checkpoints(folder.save, folder.saved)
+            if secret is not None:
+                hidden.write(folder.path / hidden.FILE, secret)
             rows += folder.rows()
         for row in rows:
             on_row(row)
@@ -176,6 +183,7 @@ def run_one(
             on_row=keep,
             stock=stock,
             checkpoints=checkpoints,
+            secret=secret,
         )
         if on_model is not None:
             on_model(tensor_of(final["model"]).clone())

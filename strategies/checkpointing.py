@@ -14,13 +14,13 @@ from typing import Any
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
-from fedrobust.attacks import ATTACKS
+from fedrobust import secret as hidden
+from fedrobust.attacks import attack_record
 from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import array_of, node_state, tensor_of
 from fedrobust.runs.checkpoint import CheckpointError
-from fedrobust.spec import parameters
 from strategies.base import RecordedStrategy
-from strategies.modes import Mode
+from strategies.modes import Mode, Setup
 
 Tree = dict[str, Any]
 SHARE = 0.05  # of the run's time that checkpoints may take
@@ -78,12 +78,13 @@ def keep(
     mode: Mode,
     server_round: int,
     arrays: ArrayRecord,
-    *,
-    last: int,
+    setup: Setup,
 ) -> None:
     """Write everything that the next round depends on, beside the experiment, if it is time."""
     if checkpoints is None or mode.strategy.unresumable:
         return
+
+    experiment = setup.experiment
 
     def state() -> Tree:
         return {
@@ -92,9 +93,10 @@ def keep(
             "strategy": mode.strategy.snapshot(),
             "nodes": node_state.snapshot(mode.grid),
             "probes": list(mode.probes),
+            hidden.KEY: None if setup.secret == experiment.seed else setup.secret,
         }
 
-    checkpoints.offer(server_round, last=server_round == last, state=state)
+    checkpoints.offer(server_round, last=server_round == experiment.rounds, state=state)
 
 
 def continue_from(
@@ -126,7 +128,6 @@ def remembers(experiment: Experiment) -> bool:
     """Whether clients keep anything from round to round."""
     if experiment.mode == "ensemble":
         return True
-    name = experiment.attack["name"]
-    watches = name in ATTACKS and "previous" in parameters(ATTACKS[name])
+    watches = attack_record(experiment.attack["name"]).remembers
     keeps = experiment.batchnorm["name"] == "local" or experiment.semi.mode == "pseudo"
     return experiment.worker_momentum > 0 or watches or keeps

@@ -37,6 +37,7 @@ def federated_strategy(
     most_examples: int,
     members: Members,
     own_data: OwnData | None = None,
+    secret: int,
 ) -> RobustStrategy:
     """Turn an experiment into the values and functions of its strategy.
 
@@ -52,6 +53,8 @@ def federated_strategy(
         Round -> the clients known to be Byzantine, for the report only.
     own_data
         What the server knows itself, for rules that trust it.
+    secret
+        What the rule's draws follow from.
     """
     shapes, sizes = model.shapes, model.sizes
     transport = FlatVectors(
@@ -64,7 +67,7 @@ def federated_strategy(
             transport=transport,
             asked=partial(participants, experiment, dict(clients)),
             step=partial(_step, experiment, shapes, sizes),
-            seed=experiment.seed,
+            seed=secret,
             deadline=stragglers.wall(experiment),
             min_replies=experiment.server.min_replies,
             restart=partial(_restart, experiment, model.vector.clone(), head_size(sizes)),

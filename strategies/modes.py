@@ -50,12 +50,15 @@ class Setup:
         Where the images of a transfer attack lie, or shall lie; None: they are not kept.
     stock
         A Flower strategy that leads the run in the place of ours.
+    secret
+        What the server's draws follow from.
     """
 
     grid: Grid
     experiment: Experiment
     dataset: Dataset
     clients: Mapping[int, int]
+    secret: int
     device: str = "cpu"
     attacks: Path | None = None
     stock: Strategy | None = None
@@ -104,8 +107,10 @@ class Mode:
 def federated(setup: Setup) -> Mode:
     """Every client answers with an update; a rule aggregates them."""
     e, dataset, model = setup.experiment, setup.dataset.to(setup.device), _model(setup)
-    own = OwnData(e, dataset, model) if e.server.root_images else None
-    strategy = federated_strategy(e, model=model, own_data=own, **_known(setup))
+    own = OwnData(e, dataset, model, setup.secret) if e.server.root_images else None
+    strategy = federated_strategy(
+        e, model=model, own_data=own, secret=setup.secret, **_known(setup)
+    )
     return _with_model(setup, strategy, model, dataset, colludes=True)
 
 
@@ -146,6 +151,7 @@ def redundancy(setup: Setup) -> Mode:
         clients=setup.clients,
         truth=partial(_distorted, setup.experiment),
         shapes=model.shapes,
+        secret=setup.secret,
     )
     # Every worker has the data: a Byzantine one computes what the others will send, and needs no
     # side channel.

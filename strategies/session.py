@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedrobust import data
+from fedrobust import secret as hidden
 from fedrobust.experiment.schema import Experiment
 from fedrobust.simulation import stragglers
 from fedrobust.training import one_thread
@@ -22,6 +23,7 @@ from strategies.modes import Mode, Setup, build
 from strategies.rounds import rounds
 
 
+@one_thread()  # what ran before in the process has no say in the sums of a run
 def run(
     grid: Grid,
     experiment: Experiment,
@@ -32,6 +34,7 @@ def run(
     on_row: Callable[[Row], None] = lambda row: None,
     stock: Strategy | None = None,
     checkpoints: Checkpoints | None = None,
+    secret: int | None = None,
 ) -> ArrayRecord:
     """Run one experiment over a grid whose nodes are its clients.
 
@@ -53,6 +56,9 @@ def run(
         A Flower strategy that leads the run in the place of ours.
     checkpoints
         Where the state after a round goes, and the one to continue from.
+    secret
+        What the server's draws follow from (``fedrobust.secret``). None takes the experiment's
+        seed, which every node is told: for simulation.
 
     Returns
     -------
@@ -76,21 +82,21 @@ def run(
         device=device,
         attacks=attacks,
         stock=stock,
+        secret=hidden.settled(secret, checkpoints and checkpoints.saved, seed=experiment.seed),
     )
     mode = build(setup)
     after, arrays = resume(checkpoints, mode, experiment)
     started = time.perf_counter()
-    with one_thread():
-        steps = rounds(mode.strategy, mode.grid, arrays, last=experiment.rounds, timeout=wall,
-                       after=after)  # fmt: skip
-        for server_round, arrays in steps:
-            metrics = _measured(mode, experiment, server_round, arrays)
-            if server_round >= mode.strategy.first_row:
-                row = _merged(mode.strategy.row, metrics)
-                seconds = {"seconds": round(time.perf_counter() - started, 4)}
-                on_row({**row, **seconds, **mode.notes(server_round)})
-                keep(checkpoints, mode, server_round, arrays, last=experiment.rounds)
-            started = time.perf_counter()
+    steps = rounds(mode.strategy, mode.grid, arrays, last=experiment.rounds, timeout=wall,
+                   after=after)  # fmt: skip
+    for server_round, arrays in steps:
+        metrics = _measured(mode, experiment, server_round, arrays)
+        if server_round >= mode.strategy.first_row:
+            row = _merged(mode.strategy.row, metrics)
+            seconds = {"seconds": round(time.perf_counter() - started, 4)}
+            on_row({**row, **seconds, **mode.notes(server_round)})
+            keep(checkpoints, mode, server_round, arrays, setup)
+        started = time.perf_counter()
     return arrays
 
 

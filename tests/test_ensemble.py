@@ -19,17 +19,16 @@ from fedrobust.ensemble import member as training
 from fedrobust.ensemble.attacker import key_of
 from fedrobust.ensemble.image_store import ArchiveError, folder_of, load, obtain
 from fedrobust.ensemble.measures import by_vote, measure
-from fedrobust.ensemble.plan import NodeSettings
 from fedrobust.ensemble.similarity import cotangent, mean_logit, vote_gradient
 from fedrobust.ensemble.validate import LIES
 from fedrobust.evaluation import pixels
 from fedrobust.experiment.load import from_dict
+from fedrobust.experiment.schema import NodeSettings
 from fedrobust.flower import CohortGrid, InProcessGrid, Rejected, array_of
 from fedrobust.flower.ensemble_replies import screen_answer, screen_progress
 from fedrobust.flower.wrapping import WrappedGrid
 from fedrobust.runs.folder import RunFolder
-from fedrobust.training import one_thread
-from fedrobust.training.optimizers import SOLVERS
+from fedrobust.training import OPTIMIZERS, one_thread
 from strategies import server_app
 from strategies.ensemble.query import ask
 from strategies.session import run
@@ -233,16 +232,16 @@ def test_tuning_sees_the_nodes_own_data_only():
     assert losses[0] != losses[1]  # what was spoiled does matter, where it is one's own
 
 
-@pytest.mark.parametrize("optimizer", list(SOLVERS))
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 def test_a_member_taken_apart_and_put_together_goes_on_as_before(optimizer):
     schedule = "plateau" if optimizer == "rprop" else "cosine"
     e = experiment(nodes=[{"optimizer": optimizer, "lr": 0.01, "schedule": schedule}], rounds=4)
     site, node = make_ensemble_node(e), nodes_of(e)[0]
-    diet, regime = site.data_of(0), site.settings(0, 4)
+    own, settings = site.data_of(0), site.settings(0, 4)
     straight, broken = (training.init_member(site.module(node, 0), node) for _ in "ab")
     for _ in range(2):
-        training.train_epoch(straight, node, diet, regime, keep_best=True)
-        training.train_epoch(broken, node, diet, regime, keep_best=True)
+        training.train_epoch(straight, node, own, settings, keep_best=True)
+        training.train_epoch(broken, node, own, settings, keep_best=True)
         tensors, facts = training.pack(broken)
         assert all(t.dtype == torch.float32 for t in tensors.values())
         facts = json.loads(json.dumps(facts))
@@ -261,11 +260,12 @@ def with_statistics():
 def test_batch_statistics_live_in_the_state_too():
     node = NodeSettings("regnetx_200mf", "sgd_m", 0.01, 0.9, 0.0, "constant")
     d = load_data("digits")
-    diet = training.TrainValSplit(
+    own = training.TrainValSplit(
         d.train_images[:64], d.train_labels[:64], d.train_images[:0], d.train_labels[:0]
     )
     trained = training.init_member(with_statistics(), node)
-    training.train_epoch(trained, node, diet, training.EpochSettings(1, 16, "none", False, 1, 0))
+    settings = training.EpochSettings(epochs=1, batch_size=16, augment="none", seed=1, client=0)
+    training.train_epoch(trained, node, own, settings)
     again = training.unpack(with_statistics(), node, *training.pack(trained))
     assert int(again.module[2].num_batches_tracked) == 4
     assert torch.equal(again.module[2].running_mean, trained.module[2].running_mean)

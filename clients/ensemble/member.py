@@ -20,9 +20,10 @@ from clients.ensemble.node import EnsembleNode
 from fedrobust.adversarial import input_curvature
 from fedrobust.ensemble import answers
 from fedrobust.ensemble import member as training
-from fedrobust.ensemble.plan import NodeSettings
+from fedrobust.ensemble.practice import practice_of
 from fedrobust.ensemble.similarity import vote_gradient
 from fedrobust.ensemble.tuning import tune
+from fedrobust.experiment.schema import NodeSettings
 from fedrobust.flower import array_of, read_setting, read_tensor
 from fedrobust.seeds import derive
 from fedrobust.training import one_thread
@@ -91,7 +92,7 @@ def tuned(
         epochs=plan.tune_epochs,
         total=experiment.rounds * plan.epochs,
         seed=derive(experiment.seed, "tuning", client=client),
-        quirks=plan.quirks,
+        value_range=practice_of(plan).value_range,
         folder=node.output / found if node.output else None,
     )
 

@@ -12,9 +12,9 @@ from clients.node import Host, own_share
 from fedrobust import data, models
 from fedrobust.data.own import load_own
 from fedrobust.ensemble import member as training
-from fedrobust.ensemble.plan import NodeSettings
+from fedrobust.ensemble.practice import practice_of
 from fedrobust.ensemble.shares import shares_of, split
-from fedrobust.experiment.schema import Experiment
+from fedrobust.experiment.schema import Experiment, NodeSettings
 from fedrobust.seeds import derive
 
 
@@ -48,7 +48,12 @@ class EnsembleNode:
         """Return what holds for all epochs of a member's training."""
         plan, seed = self.experiment.ensemble, self.experiment.seed
         return training.EpochSettings(
-            epochs, plan.batch_size, plan.augment, plan.quirks, seed, client
+            epochs=epochs,
+            batch_size=plan.batch_size,
+            augment=plan.augment,
+            seed=seed,
+            client=client,
+            practice=practice_of(plan),
         )
 
     def module(self, node: NodeSettings, client: int) -> nn.Module:

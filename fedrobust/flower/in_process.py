@@ -9,8 +9,8 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
 
+from fedrobust.flower._compat import TaskIdentity, set_message_id
 from fedrobust.flower.update_matrix import UpdateMatrix
 from fedrobust.flower.wrapping import innermost
 
@@ -167,7 +167,7 @@ def new_context(
 
 def stamp(message: Message, message_id: str) -> Message:
     """Give a message its id, as Flower's own grids do."""
-    message.metadata.__dict__["_message_id"] = message_id
+    set_message_id(message, message_id)
     return message
 
 

@@ -8,14 +8,16 @@ alone, so that the server and each worker find the same files without being told
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation.tables import COORDINATE_WISE
+from fedrobust.aggregation import is_coordinate_wise
+from fedrobust.experiment.modes import AUTO
+from fedrobust.experiment.schema import Experiment, Redundancy
 from fedrobust.redundancy import ADVERSARIES, SCHEMES, Assignment, Corruption, assign, permute
 from fedrobust.redundancy import corrupt as corrupt_by
 from fedrobust.redundancy.agreement import check_tolerance
@@ -25,13 +27,9 @@ from fedrobust.redundancy.worst_case import Distortion, NotApplicable, distortio
 from fedrobust.seeds import generator
 from fedrobust.spec import resolve, suggest
 
-if TYPE_CHECKING:
-    from fedrobust.experiment.schema import Experiment
-
 DETECTIONS = ("strict", "paper", "window", "none")
 PERMUTATIONS = ("fresh", "fixed")
 LIES = ("commit", "reveal")
-AUTO = "auto"
 FAULTS = ("silence", "exception", "garbage")
 
 # The attack that its paper calls optimal against each scheme, and the weak one; Aspis+ is met by
@@ -47,79 +45,6 @@ OPTIMAL = {
 WEAK = {"detox": "detox_benign", "draco_repetition": "detox_benign"}
 SUITED = {"optimal": (OPTIMAL, "whole_group"), "weak": (WEAK, "att1")}
 CHOOSERS = ("detox_worst", "detox_benign", "whole_group", "worst_set")  # they say who lies
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """Redundancy against Byzantine workers; off unless named.
-
-    Attributes
-    ----------
-    name
-        A key of ``redundancy.SCHEMES``; empty is ordinary federated training. "none" is the
-        papers' baseline: one file a worker, the rule over the workers.
-    workers
-        K, the number of clients; 0 leaves it to ``clients``.
-    replication, m
-        r; and the free parameter of ``byzshield_ramanujan``, 0 for none.
-    q
-        Most Byzantine workers that the server reckons with; -1 is the true number.
-    batch
-        Samples of one round, over all files; a multiple of the files, two a file at least.
-    detection
-        "strict" or "paper" (cliques, Aspis), "window" (degrees, Aspis+), "none" (votes only);
-        "auto" is the scheme's own.
-    window
-        T_d, the rounds of a detection window.
-    permutation
-        "fresh": new worker labels in each round; "fixed"; "auto" is fresh for Aspis+ only.
-    tolerance
-        0 compares copies by digest, bit by bit; in (0, 1) by relative L2 distance of sketches.
-    sketch
-        Size of the linear sketches that check sums and, with a tolerance, copies.
-    coordinates
-        Reveal this many coordinates at a time to a coordinate-wise second stage, so that the server
-        never holds all files; 0 reveals whole vectors.
-    vmap_files
-        Files whose gradients a node computes at once, by vmap, in groups fixed by the files'
-        numbers (bits depend on the group); 1 computes each alone. Faster where a host simulates all
-        workers and files are small; a real node would compute files that it does not hold.
-    second
-        The second stage, a rule over voted files; empty leaves it to ``rule``. Resolved into it.
-    adversary
-        Which copies the liars distort, a spec of ``redundancy.ADVERSARIES``, or "optimal", "weak":
-        what the papers set against the scheme. What is sent there is ``attack``.
-    lies
-        "commit": liars commit to the wrong value. "reveal": they commit to the true one and then
-        send the wrong one.
-    """
-
-    name: str = ""
-    workers: int = 0
-    replication: int = 3
-    m: int = 0
-    q: int = -1
-    batch: int = 0
-    detection: str = AUTO
-    window: int = 15
-    permutation: str = AUTO
-    tolerance: float = 0.0
-    sketch: int = 32
-    coordinates: int = 0
-    vmap_files: int = 1
-    second: dict[str, Any] = field(default_factory=dict)
-    adversary: dict[str, Any] = field(default_factory=lambda: {"name": "optimal"})
-    lies: str = "commit"
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """The assignment's spec."""
-        return {"name": self.name} | ({"m": self.m} if self.m else {})
-
-    @property
-    def label(self) -> dict[str, Any]:
-        """What tells this defence from others in a table."""
-        return {"name": self.name, "detection": self.detection}
 
 
 def filled(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +68,7 @@ def filled(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"redundancy": full} | ({"rule": scheme.second} if scheme.second else {})
 
 
-def wrong_files(scheme: Scheme) -> int | None:
+def wrong_files(scheme: Redundancy) -> int | None:
     """Most files that can be wrong after the vote, c; None where no figure can be computed."""
     lost = worst_case(scheme)
     return None if lost is None else lost.count
@@ -156,7 +81,7 @@ def implied_f(values: Mapping[str, Any]) -> int:
     return values["byzantine"] if count is None else count
 
 
-def worst_case(scheme: Scheme) -> Distortion | None:
+def worst_case(scheme: Redundancy) -> Distortion | None:
     """Return the scheme's worst case against q liars; None where there is no figure."""
     try:
         return distortion(
@@ -172,7 +97,7 @@ def operands(experiment: Experiment) -> int:
     return base(scheme).files if scheme.name else experiment.clients
 
 
-def base(scheme: Scheme) -> Assignment:
+def base(scheme: Redundancy) -> Assignment:
     """Return the scheme's assignment before any permutation."""
     return _assigned(tuple(scheme.spec.items()), scheme.workers, scheme.replication)
 
@@ -206,7 +131,7 @@ def file_indices(experiment: Experiment, *, examples: int, round: int) -> Tensor
     return order[place * batch : (place + 1) * batch].view(base(experiment.redundancy).files, -1)
 
 
-def adversary_spec(scheme: Scheme) -> dict[str, Any]:
+def adversary_spec(scheme: Redundancy) -> dict[str, Any]:
     """Return the adversary by its own name: "optimal" and "weak" resolved."""
     name = scheme.adversary["name"]
     if name not in SUITED:
@@ -295,7 +220,7 @@ def _ranges(experiment: Experiment) -> list[tuple[bool, str]]:
          "draco_cyclic needs redundancy.permutation = 'fixed'"),
         (not coded or e.rule["name"] == "mean", "draco_cyclic decodes the sum: the rule must be"
          f" 'mean', got {e.rule['name']!r}"),
-        (not s.coordinates or (e.rule["name"] in COORDINATE_WISE and not e.pre),
+        (not s.coordinates or (is_coordinate_wise(e.rule["name"]) and not e.pre),
          "redundancy.coordinates needs a coordinate-wise rule and no pre-aggregator, got"
          f" {e.rule['name']!r}"),
         (not coded or s.lies == "commit",
