@@ -56,7 +56,7 @@ def without_time(rows):
     ("change", "sentence"),
     [
         ({"name": "aspsi"}, "unknown scheme 'aspsi'; did you mean 'aspis'?"),
-        ({"detection": "stirct"}, "unknown rounds.detection 'stirct'; did you mean 'strict'?"),
+        ({"detection": "stirct"}, "unknown scheme.detection 'stirct'; did you mean 'strict'?"),
         ({"adversary": "at2"}, "unknown adversary 'at2'; did you mean 'att2'?"),
         ({"replicaton": 3}, "unknown key 'scheme.replicaton'; did you mean 'replication'?"),
         ({"replication": 4}, "replication must be odd"),
