@@ -39,7 +39,7 @@ def train_together(
             yield answer(ensemble.train, message, context)
         return
     node = open_node(contexts[0].run_config, contexts[0].node_config)
-    files = bool(node.experiment.scheme.name)
+    files = bool(node.experiment.redundancy.name)
     with one_thread():
         ready = {} if files else _trained(node, messages, contexts, keep=keep)
         for i, (message, context) in enumerate(zip(messages, contexts, strict=True)):
@@ -65,7 +65,7 @@ def train_one(
     if ensemble.NODE in message.content:
         return ensemble.train(message, context)
     node = open_node(context.run_config, context.node_config)
-    if node.experiment.scheme.name:
+    if node.experiment.redundancy.name:
         return worker.answer(node, message, context)
     task = honest.read_task(node, message, context)
     if results is None and _malicious(node, task, message, context):

@@ -50,7 +50,7 @@ class EnsembleNode:
 
     def diet(self, client: int) -> training.TrainValSplit:
         """Return a member's own training and validation images."""
-        plan, d = self.experiment.plan, self.dataset
+        plan, d = self.experiment.ensemble, self.dataset
         cut = {"seed": self.experiment.seed, "node": client}
         taught, held = split(self.shares[client], plan.validation, **cut)
         return training.TrainValSplit(
@@ -60,7 +60,7 @@ class EnsembleNode:
 
     def regime(self, client: int, epochs: int) -> training.EpochSettings:
         """Return what holds for all epochs of a member's training."""
-        plan, seed = self.experiment.plan, self.experiment.seed
+        plan, seed = self.experiment.ensemble, self.experiment.seed
         return training.EpochSettings(
             epochs, plan.batch_size, plan.augment, plan.quirks, seed, client
         )
@@ -103,7 +103,7 @@ def train(message: Message, context: Context) -> Message | None:
     """Train this round's epochs by the row that the server sent; tune first where it says so."""
     site = open_site(context.run_config, context.node_config)
     client = int(context.node_config["partition-id"])
-    plan = site.experiment.plan
+    plan = site.experiment.ensemble
     diet = site.diet(client)
     total = site.experiment.rounds * plan.epochs
     with one_thread():
@@ -127,14 +127,14 @@ def predict(message: Message, context: Context) -> Message | None:
     what = str(read_setting(message.content, "query", "what"))
     images = read_tensor(message.content, "arrays", "images").to(site.device)
     _, member = _recall(site, client, context)
-    if site.experiment.plan.checkpoint == "best" and member.best:
+    if site.experiment.ensemble.checkpoint == "best" and member.best:
         member.module.load_state_dict(member.best)
     with one_thread():
         answer = ANSWERING[what](member.module, images, message).cpu()
     reply = _answer(message, answer)
     if what in VOTING and lies(site.experiment, context):
         said = HonestAnswer(reply, answer, what, site.dataset.classes, message, context)
-        return LYING[site.experiment.plan.lie](said)
+        return LYING[site.experiment.ensemble.lie](said)
     return reply
 
 
@@ -173,7 +173,7 @@ def _tuned(
     """Search for the node's own values, on its own validation part alone."""
     if not node.tuned:
         return node
-    plan, experiment = site.experiment.plan, site.experiment
+    plan, experiment = site.experiment.ensemble, site.experiment
 
     def curve(values: NodeSettings, epochs: int) -> Any:
         built = lambda: site.module(values, client)  # noqa: E731

@@ -69,7 +69,7 @@ def stackable(node: Node, round: int) -> bool:
     """Whether clients may train as one stack in a round: none of them does anything of its own."""
     e = node.experiment
     plain = phase(e, round) == "train" and e.semi.mode == "none" and not e.server.times
-    own = len(node.statistics) or e.federated.calibration or e.compression.replicas
+    own = len(node.statistics) or e.adversarial.federated.calibration or e.compression.replicas
     return bool(plain and not own and not fixed_in(e, round, node.model.sizes))
 
 
@@ -139,7 +139,7 @@ def _training_loss(
     settings: dict[str, Any],
 ) -> Loss:
     """Return cross-entropy on clean images, or the adversarial loss; on calibrated logits."""
-    table, variant = experiment.adversarial, experiment.federated
+    table, variant = experiment.adversarial, experiment.adversarial.federated
     loss: Loss = _clean_loss if experiment.batchnorm["name"] == "dual" else cross_entropy
     perturbing = client < _nearest(variant.adversarial_clients * experiment.clients)
     if table.perturbation and perturbing:
@@ -190,7 +190,7 @@ def _grown(spec: dict[str, Any], warmup: int, round: int) -> dict[str, Any]:
 
 def _recipe(experiment: Experiment, recipe: Recipe, round: int) -> Recipe:
     """Return the recipe of a round: with fewer local epochs later, where asked (FedDynAT)."""
-    variant = experiment.federated
+    variant = experiment.adversarial.federated
     if variant.epochs_gamma == 1:
         return recipe
     epochs = adversarial.epochs_at(

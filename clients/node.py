@@ -141,6 +141,6 @@ def _open(items: tuple[tuple[str, Any], ...]) -> Node:
 
 def _shares(experiment: Experiment, dataset: data.Dataset) -> list[Tensor]:
     """Cut the training set into the clients' shares; under a scheme every worker has all of it."""
-    if experiment.scheme.name:
+    if experiment.redundancy.name:
         return [torch.arange(len(dataset.train_labels))]
     return shares_of(experiment, dataset)

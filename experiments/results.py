@@ -202,7 +202,7 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
     for key, value in experiment.to_dict().items():
         if key in ("attack", "rule", "pre", "seed"):
             continue
-        if key == "scheme":  # name and detection are the defence's, the adversary the attack's
+        if key == "redundancy":  # name and detection are the defence's, the adversary the attack's
             value = {k: v for k, v in value.items() if k in ("replication", "tolerance", "window")}
         nested = value if isinstance(value, dict) and "name" not in value else {"": value}
         flat |= {f"{key}.{name}".rstrip("."): v for name, v in nested.items()}

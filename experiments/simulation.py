@@ -152,7 +152,7 @@ def run_one(
         kept = folder.path.parent if folder is not None else None
         run_config = {"experiment": experiment.to_toml(), "data-root": data_root or ""}
         run_config["device"] = device
-        run_config |= {"output": str(kept)} if kept and experiment.plan.tunes else {}
+        run_config |= {"output": str(kept)} if kept and experiment.ensemble.tunes else {}
         nodes = InProcessGrid(
             app, clients=experiment.clients, run_config=run_config, together=train_together
         )

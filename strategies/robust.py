@@ -227,7 +227,7 @@ class RobustStrategy(RecordedStrategy):
 
     def _slack(self, updates: Tensor, heard: Round) -> Tensor:
         """Scale rows so that their mean is SFAT's weighted one; rows as they are without slack."""
-        settings = self._experiment.federated
+        settings = self._experiment.adversarial.federated
         if not settings.slack:
             return updates
         losses = torch.tensor([heard.accepted[client].loss for client in heard.clients])

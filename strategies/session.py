@@ -84,10 +84,10 @@ def run(
         needed=experiment.clients - experiment.byzantine,
         deadline=stragglers.wall(experiment),
     )
-    if experiment.plan.votes_at_inference:
+    if experiment.ensemble.votes_at_inference:
         where: dict[str, Any] = {"attacks": attacks, "device": device}
         return run_ensemble(grid, experiment, dataset, clients, on_row=on_row, **where)
-    device = "cpu" if experiment.scheme.name else device  # voted files are the CPU's
+    device = "cpu" if experiment.redundancy.name else device  # voted files are the CPU's
     labels, dataset = dataset.train_labels, dataset.to(device)
     module = models.build_for(experiment.model, dataset, seed=experiment.seed)
     model = FlatModel(models.with_policy(module, experiment.batchnorm).to(device))
@@ -108,7 +108,7 @@ def run(
         _check_stock(experiment, model)
         shapes = {name: tuple(p.shape) for name, p in model.module.named_parameters()}
         strategy = StockStrategy(stock, experiment, shapes=shapes, **shared)
-    elif experiment.scheme.name:
+    elif experiment.redundancy.name:
         truth = partial(_distorted, experiment)
         known: dict[str, Any] = {"truth": truth, "shapes": model.shapes}
         strategy = RedundantStrategy(experiment, clients=clients, on_row=on_row, **known)
@@ -245,7 +245,7 @@ def _with_adversary(
     """Wrap the grid with the colluders' side channel where the attack needs one."""
     if threat_model.kind(experiment.attack["name"]) not in ("craft", "trained"):
         return grid
-    if experiment.scheme.name:
+    if experiment.redundancy.name:
         return grid  # every worker has the data: a liar computes what the others will send
     level = threat_model.knowledge(experiment.attack)
     if level == "own" or not members(1):

@@ -291,7 +291,7 @@ def test_adversarial_training_pays_off_on_the_digits() -> None:
     assert found["pgd"].clean >= found["none"].clean - 0.03, found
     assert found["fgsm"].unconditional >= found["pgd"].unconditional - 0.10, found
     report = evaluate_attacks(models["pgd"], x, y, attacks=attacks_at(eps))
-    spec = {"name": "mi_cwa", "eps": eps, "reading": "b"}
+    spec = {"name": "mi_cwa", "eps": eps, "step_scaling": "proportional"}
     moved = perturb_on_surrogates([models["none"], models["fgsm"]], x, y, spec)
     transferred = robustness(predict(models["pgd"], x), predict(models["pgd"], moved), y)
     assert not masking_alarms(

@@ -51,15 +51,15 @@ def test_table_is_whole() -> None:
     assert NAMES == ["mi_cse", "mi_cwa", "mi_fgsm", "mi_sam"]
 
 
-@pytest.mark.parametrize("reading", ["a", "b"])
+@pytest.mark.parametrize("step_scaling", ["fixed", "proportional"])
 @pytest.mark.parametrize("name", NAMES)
-def test_bounds_grid_and_side_effects(name: str, reading: str) -> None:
+def test_bounds_grid_and_side_effects(name: str, step_scaling: str) -> None:
     models, (x, y) = pair(), batch()
     models[0][0].eval()
     states = [[m.training for m in model.modules()] for model in models]
     values = [{k: v.clone() for k, v in model.state_dict().items()} for model in models]
     x.requires_grad_(True)
-    found = TRANSFER_ATTACKS[name](models, x, y, eps=EPS, reading=reading)
+    found = TRANSFER_ATTACKS[name](models, x, y, eps=EPS, step_scaling=step_scaling)
     assert float((found - x.detach()).abs().max()) <= EPS + 1e-6
     assert float(found.min()) >= 0 and float(found.max()) <= 1
     levels = (quantise_images(found) - x.detach()) * 255
@@ -153,10 +153,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("reading", ["a", "b"])
+@pytest.mark.parametrize("step_scaling", ["fixed", "proportional"])
 @pytest.mark.parametrize(("name", "given", "constants"), CASES)
 def test_literal_versions(
-    name: str, given: dict[str, str], constants: dict[str, object], reading: str
+    name: str, given: dict[str, str], constants: dict[str, object], step_scaling: str
 ) -> None:
     models, (x, y) = pair(torch.float64), batch(8, torch.float64)
     for model in models:
@@ -165,21 +165,21 @@ def test_literal_versions(
     settings |= {"form": given.get("form"), "norm": given.get("normalisation", "per_sample")}
     for key, value in constants.items():
         pick = value if isinstance(value, float) else value[0] / 255
-        settings[key] = value[1] * EPS if reading == "b" and key != "beta" else pick
+        settings[key] = value[1] * EPS if step_scaling == "proportional" and key != "beta" else pick
     expected = literal(name, models, x, y, **settings)
-    found = TRANSFER_ATTACKS[name](models, x, y, eps=EPS, reading=reading, **given)
+    found = TRANSFER_ATTACKS[name](models, x, y, eps=EPS, step_scaling=step_scaling, **given)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
 def test_defaults_are_reading_a_and_the_official_sam() -> None:
     models, (x, y) = pair(torch.float64), batch(8, torch.float64)
     step = {"step_size": 3.2 / 255, "reverse_step": 1.6 / 255}
-    same = mi_sam(models, x, y, eps=EPS, reading="b", form="official", **step)
+    same = mi_sam(models, x, y, eps=EPS, step_scaling="proportional", form="official", **step)
     torch.testing.assert_close(mi_sam(models, x, y, eps=EPS), same, rtol=0, atol=1e-12)
     assert not torch.equal(mi_sam(models, x, y, eps=EPS, form="paper"), same)
     wide = {"eps": 16 / 255}
     for attack in TRANSFER_ATTACKS.values():
-        one, two = (attack(models, x, y, reading=r, **wide) for r in "ab")
+        one, two = (attack(models, x, y, step_scaling=r, **wide) for r in ("fixed", "proportional"))
         torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
 
 
@@ -273,7 +273,7 @@ def test_specs_and_errors() -> None:
         ({"name": "mi_cw", "eps": EPS}, "did you mean 'mi_cwa'"),
         ({"name": "mi_fgsm"}, "needs the parameter 'eps'"),
         ({"name": "mi_fgsm", "eps": -1.0}, "eps and steps of at least 0"),
-        ({"name": "mi_fgsm", "eps": EPS, "reading": "c"}, "unknown reading 'c'"),
+        ({"name": "mi_fgsm", "eps": EPS, "step_scaling": "c"}, "unknown step_scaling 'c'"),
         ({"name": "mi_sam", "eps": EPS, "form": "offical"}, "did you mean 'official'"),
         ({"name": "mi_cse", "eps": EPS, "normalisation": "bach"}, "did you mean 'batch'"),
         ({"name": "mi_cse", "eps": EPS, "smoothing": 4}, "odd width"),

@@ -318,7 +318,8 @@ def test_dual_statistics_go_their_own_ways(small):
     for serve in ("clean", "adversarial"):
         batchnorm = {"name": "dual", "serve": serve}
         e = experiment(
-            small, model="bn_cnn", batchnorm=batchnorm, adversarial=table, federated=federated,
+            small, model="bn_cnn", batchnorm=batchnorm,
+            adversarial=table | {"federated": federated},
             rounds=2,
         )  # fmt: skip
         rows, arrays, _ = on_grid(e)
@@ -432,7 +433,7 @@ def test_the_unlabelled_share_of_a_batch_is_exact(small):
 
 def test_who_perturbs_and_how_much(small):
     table = {"perturbation": PGD, "eps_warmup": 4}
-    e = experiment(small, adversarial=table, federated={"adversarial_clients": 0.3})
+    e = experiment(small, adversarial=table | {"federated": {"adversarial_clients": 0.3}})
     grown = lesson_of(e, round=2).loss.keywords["perturbation"]
     assert (grown["eps"], grown["step_size"], grown["steps"]) == (0.05, 0.025, 2)
     assert lesson_of(e, round=9).loss.keywords["perturbation"] == PGD
@@ -443,14 +444,17 @@ def test_who_perturbs_and_how_much(small):
 def test_local_epochs_fall(small):
     training = {"mode": "update", "epochs": 4, "batch_size": 16}
     e = experiment(
-        small, training=training, federated={"epochs_gamma": 0.5, "epochs_every": 2}, rounds=6
+        small,
+        training=training,
+        adversarial={"federated": {"epochs_gamma": 0.5, "epochs_every": 2}},
+        rounds=6,
     )
     assert [lesson_of(e, round=r).recipe.epochs for r in range(1, 7)] == [4, 4, 2, 2, 1, 1]
 
 
 def test_slack_weighs_by_the_lowest_loss(small):
     changes = {"rule": "mean", "rounds": 1, "server": {"lr": 1.0, "momentum": 0.0}}
-    e = experiment(small, **changes, federated={"slack": 0.2, "slack_top": 2})
+    e = experiment(small, **changes, adversarial={"federated": {"slack": 0.2, "slack_top": 2}})
     replies = []
 
     def spying(message, context):
@@ -473,7 +477,9 @@ def test_slack_weighs_by_the_lowest_loss(small):
 def test_calibration_changes_what_a_client_learns(small):
     changes = {"partition": {"name": "dirichlet", "alpha": 0.2}, "rule": "mean"}
     plain, shifted = (
-        run_one(experiment(small, **changes, federated={"calibration": strength}))[-1]["loss"]
+        run_one(experiment(small, **changes, adversarial={"federated": {"calibration": strength}}))[
+            -1
+        ]["loss"]
         for strength in (0.0, 1.0)
     )
     assert plain != shifted
@@ -610,7 +616,7 @@ def test_every_two_options_run_together(small):
         ({"semi": {"mode": "trades", "labelled": 0.5}}, "needs the loss trades or mart"),
         ({"pretrain": {"rounds": 3}}, "need to be below rounds = 3"),
         ({"pretrain": {"rounds": 1, "perturbation": "pgdd"}}, "did you mean 'pgd'"),
-        ({"federated": {"slack": 0.2}}, "needs the rule mean, got trimmed_mean"),
+        ({"adversarial": {"federated": {"slack": 0.2}}}, "needs the rule mean, got trimmed_mean"),
         ({"participation": 0}, "participation needs"),
         (
             {"participation": 0.5, "compression": BOTH, "byzantine": 0},

@@ -40,8 +40,9 @@ CASES = {
         "batchnorm": {"name": "dual"},
         "adversarial": EXAMINED | {"perturbation": {"name": "fgsm", "eps": 0.1}},
     },
-    "redundancy": SEVEN | {"scheme": {"name": "aspis", "batch": 70}},
-    "redundancy, files together": SEVEN | {"scheme": {"name": "aspis", "batch": 70, "together": 8}},
+    "redundancy": SEVEN | {"redundancy": {"name": "aspis", "batch": 70}},
+    "redundancy, files together": SEVEN
+    | {"redundancy": {"name": "aspis", "batch": 70, "vmap_files": 8}},
     "a trained attack": {"attack": "seesaw"},
     "poisoned labels": {"attack": "label_flip"},
     "a broken reply": {"attack": "nan_value"},
@@ -49,13 +50,15 @@ CASES = {
         "rule": "fltrust", "server": {"lr": 0.1, "root_images": 20, "evaluate_every": 1},
     },
     "votes under a transfer attack": ALONE | {
-        "plan": {"paradigm": "same", "batch_size": 32, "probe_images": 8}, "transfer": TRANSFER,
+        "ensemble": {"paradigm": "same", "batch_size": 32, "probe_images": 8}, "transfer": TRANSFER,
     },
     "votes, augmented": ALONE | {
-        "plan": {"paradigm": "same", "batch_size": 32, "augment": "paper", "checkpoint": "best"},
+        "ensemble": {
+            "paradigm": "same", "batch_size": 32, "augment": "paper", "checkpoint": "best"
+        },
     },
     "one model under a transfer attack": ALONE | {
-        "plan": {"paradigm": "fedavg"}, "transfer": TRANSFER,
+        "ensemble": {"paradigm": "fedavg"}, "transfer": TRANSFER,
     },
 }  # fmt: skip
 

@@ -41,7 +41,7 @@ def experiment(paradigm="same", *, clients=3, byzantine=0, attack=None, rounds=2
             "architectures": ["linear", "mlp", "small_wide"], **p}  # fmt: skip
     return from_dict(
         {"data": "fashionmnist-sample", "model": "mlp", "clients": clients, "byzantine": byzantine,
-         "rounds": rounds, "seed": 4, "rule": rule, "attack": "none", "plan": plan,
+         "rounds": rounds, "seed": 4, "rule": rule, "attack": "none", "ensemble": plan,
          "placement": {"name": "fixed", "ids": list(range(byzantine))} if byzantine else "random",
          "transfer": attack or {}}
     )  # fmt: skip
@@ -63,7 +63,7 @@ def offline_members(e):
     modules = []
     for client, node in enumerate(nodes_of(e)):
         trained = training.init_member(site.module(node, client), node)
-        total = e.rounds * e.plan.epochs
+        total = e.rounds * e.ensemble.epochs
         with one_thread():
             for _ in range(total):
                 training.train_epoch(
@@ -333,7 +333,7 @@ def test_the_attackers_images_are_near_quantised_kept_and_checked(tmp_path):
     assert not list(folder.glob("*.pt")) and not list(folder.glob("*.pkl"))
     again = obtain(experiment("tuned", attack=ATTACKER, clients=5), dataset, tmp_path)
     assert torch.equal(again.images["mi_cwa"], made.images["mi_cwa"])
-    assert key_of(e) != key_of(experiment(attack=ATTACKER | {"reading": "b"}))
+    assert key_of(e) != key_of(experiment(attack=ATTACKER | {"step_scaling": "proportional"}))
     bytes_ = (folder / "clean.npy").read_bytes()
     (folder / "clean.npy").write_bytes(bytes_[:-1] + bytes([bytes_[-1] ^ 1]))
     with pytest.raises(ArchiveError, match="is not the file of its manifest"):

@@ -25,7 +25,7 @@ def plan(paradigm, *, clients=7, seed=1, attack=None, **settings):
     return from_dict(
         {"data": "fashionmnist-sample", "model": "small_dense", "byzantine": 0, "rounds": 4,
          "clients": 1 if paradigm == "central" else clients, "seed": seed, "rule": "mean",
-         "attack": "none", "plan": wanted, "transfer": attack or {}}
+         "attack": "none", "ensemble": wanted, "transfer": attack or {}}
     )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def test_each_paradigm_has_its_node_table(paradigm):
     for axis in AXES:
         values = [getattr(node, ATTRIBUTE[axis]) for node in nodes]
         available = {"architecture": 6, "optimizer": 9, "scheduler": 5}[axis]
-        if axis not in e.plan.axes:
+        if axis not in e.ensemble.axes:
             assert set(values) == {values[0]}
         elif axis != "scheduler":
             assert len(set(values)) == min(len(nodes), available)
@@ -67,22 +67,22 @@ def test_a_nodes_own_table_wins_and_is_checked():
     assert nodes_of(e)[2].model == "small_dense"
     with pytest.raises(ConfigError) as wrong:
         plan("same", nodes=[{"modl": "cnn"}])
-    assert str(wrong.value) == "unknown key 'plan.nodes.modl'; did you mean 'model'?"
+    assert str(wrong.value) == "unknown key 'ensemble.nodes.modl'; did you mean 'model'?"
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"paradigm": "sam"}, "unknown plan.paradigm 'sam'; did you mean 'same'?"),
-        ({"optimizer": "sgdm"}, "unknown plan.optimizer 'sgdm'; did you mean 'sgd_m'?"),
-        ({"trials": 3, "paradigm": "tuned", "validation": 0.0}, "set plan.validation"),
-        ({"paradigm": "architecture", "architectures": []}, "needs plan.architectures"),
+        ({"paradigm": "sam"}, "unknown ensemble.paradigm 'sam'; did you mean 'same'?"),
+        ({"optimizer": "sgdm"}, "unknown ensemble.optimizer 'sgdm'; did you mean 'sgd_m'?"),
+        ({"trials": 3, "paradigm": "tuned", "validation": 0.0}, "set ensemble.validation"),
+        ({"paradigm": "architecture", "architectures": []}, "needs ensemble.architectures"),
         ({"answer": "labels"}, "allows the vote 'hard' only"),
-        ({"votes": ["mean_logit"]}, "needs plan.answer = 'logits'"),
-        ({"paradigm": "central", "lr": 0}, "plan.lr needs a positive number"),
+        ({"votes": ["mean_logit"]}, "needs ensemble.answer = 'logits'"),
+        ({"paradigm": "central", "lr": 0}, "ensemble.lr needs a positive number"),
         ({"optimizer": "adam", "schedule": "cyclic"}, "a cyclic schedule needs momentum"),
-        ({"quirk": True}, "unknown key 'plan.quirk'; did you mean 'quirks'?"),
-        ({"quirks": 1}, "plan.quirks: needs true or false, got 1"),
+        ({"quirk": True}, "unknown key 'ensemble.quirk'; did you mean 'quirks'?"),
+        ({"quirks": 1}, "ensemble.quirks: needs true or false, got 1"),
         ({"paradigm": "fedavg", "nodes": [{"model": "cnn"}]}, "averages one model"),
         ({"nodes": [{"model": "resnet81"}]}, "unknown model 'resnet81'"),
     ],
@@ -108,11 +108,11 @@ def test_a_plan_survives_its_own_toml_and_cases_expand():
 
     assert from_dict(tomllib.loads(e.to_toml())) == e
     document = json.loads(json.dumps(plan("same").to_dict()))
-    document["cases"] = [{"clients": 3}, {"plan": {"paradigm": "tuned"}, "partition.alpha": 1.0,
+    document["cases"] = [{"clients": 3}, {"ensemble": {"paradigm": "tuned"}, "partition.alpha": 1.0,
                                           "partition.name": "dirichlet"}]  # fmt: skip
     document["sweep"] = {"seed": [1, 2]}
     runs = expand(document)
-    assert [(r.seed, r.clients, r.plan.paradigm) for r in runs] == [
+    assert [(r.seed, r.clients, r.ensemble.paradigm) for r in runs] == [
         (1, 3, "same"), (1, 7, "tuned"), (2, 3, "same"), (2, 7, "tuned")]  # fmt: skip
     assert runs[1].partition == {"name": "dirichlet", "alpha": 1.0}
 

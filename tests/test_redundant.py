@@ -39,7 +39,7 @@ def build(small, *, q=2, rounds=2, attack=REVERSED, rule="median", clients=7, **
         "attack": attack,
         "rule": rule,
         "placement": settings.pop("placement", "first"),
-        "scheme": {"name": "aspis", "batch": 70, **settings},
+        "redundancy": {"name": "aspis", "batch": 70, **settings},
     }
     return from_dict(small | changes)
 
@@ -56,19 +56,22 @@ def without_time(rows):
     ("change", "sentence"),
     [
         ({"name": "aspsi"}, "unknown scheme 'aspsi'; did you mean 'aspis'?"),
-        ({"detection": "stirct"}, "unknown scheme.detection 'stirct'; did you mean 'strict'?"),
+        ({"detection": "stirct"}, "unknown redundancy.detection 'stirct'; did you mean 'strict'?"),
         ({"adversary": "at2"}, "unknown adversary 'at2'; did you mean 'att2'?"),
-        ({"replicaton": 3}, "unknown key 'scheme.replicaton'; did you mean 'replication'?"),
+        ({"replicaton": 3}, "unknown key 'redundancy.replicaton'; did you mean 'replication'?"),
         ({"replication": 4}, "replication must be odd"),
         ({"batch": 71}, "multiple of 35 files"),
         ({"batch": 35}, "at least 2 samples"),
         ({"q": 4}, "q must be less than half of 7 workers"),
-        ({"workers": 8}, "scheme.workers must be clients=7, got 8"),
+        ({"workers": 8}, "redundancy.workers must be clients=7, got 8"),
         ({"tolerance": 1.0}, "the relative tolerance must be in [0, 1), got 1.0"),
         ({"name": "none", "detection": "strict"}, "compares copies, 'none' has one a file"),
         ({"name": "draco_repetition"}, "draco against s=2 needs replication 5, got 3"),
         ({"name": "byzshield_mols"}, "byzshield_mols needs workers = r * l"),
-        ({"coordinates": 10, "second": "krum"}, "scheme.coordinates needs a coordinate-wise rule"),
+        (
+            {"coordinates": 10, "second": "krum"},
+            "redundancy.coordinates needs a coordinate-wise rule",
+        ),
         (
             {"second": {"name": "bulyan", "f": 9}},
             "bulyan with f=9 needs at least 39 updates, got 35",
@@ -82,7 +85,7 @@ def test_each_mistake_gets_its_sentence(small, change, sentence):
 
 
 def test_a_scheme_needs_gradients_and_an_attack_on_values(small):
-    table = {"clients": 7, "scheme": {"name": "aspis", "batch": 70}, "attack": "label_flip"}
+    table = {"clients": 7, "redundancy": {"name": "aspis", "batch": 70}, "attack": "label_flip"}
     with pytest.raises(ConfigError) as caught:
         from_dict(small | table | {"training": {"mode": "update"}, "worker_momentum": 0.5})
     text = str(caught.value)
@@ -92,19 +95,19 @@ def test_a_scheme_needs_gradients_and_an_attack_on_values(small):
 
 def test_what_is_left_open_is_written_out(small):
     e = build(small, second={"name": "krum"})
-    assert (e.scheme.q, e.scheme.workers, e.scheme.detection) == (2, 7, "strict")
+    assert (e.redundancy.q, e.redundancy.workers, e.redundancy.detection) == (2, 7, "strict")
     assert e.rule == {"name": "krum", "f": 2}  # c_max of Aspis with q = 2
     assert e.defence == "aspis+krum"
     assert from_dict(e.to_dict()) == e
-    assert build(small, q=3).scheme.q == 3
-    assert from_dict(small).scheme.name == ""
+    assert build(small, q=3).redundancy.q == 3
+    assert from_dict(small).redundancy.name == ""
 
 
 def test_shipped_experiments_build_and_check():
     files = sorted(PAPERS.glob("*.toml"))
     runs = {f.stem: expand(read(f)) for f in files if f.stem not in ("tables", "paper")}
     assert len(runs) >= 5
-    assert all(run.scheme.name for group in runs.values() for run in group)
+    assert all(run.redundancy.name for group in runs.values() for run in group)
 
 
 def test_the_optimal_attack_is_outvoted_but_not_found(small):
@@ -113,7 +116,7 @@ def test_the_optimal_attack_is_outvoted_but_not_found(small):
     assert (row["path"], row["accepted"], row["cliques"]) == ("files", False, 2)
     assert (row["flagged"], row["precision"], row["recall"]) == ([], None, 0.0)
     assert row["wrong_files"] == row["wrong_bound"] == round(2 / 35, 6)
-    expected = traffic(rounds.base(e.scheme), parameters=D)
+    expected = traffic(rounds.base(e.redundancy), parameters=D)
     by_stage = {"commit": expected.digests, "reveal": expected.per_file}
     assert row["bytes_by_stage"] == by_stage
     assert row["bytes_naive"] == expected.naive
@@ -291,7 +294,7 @@ def test_files_computed_together_are_the_same_up_to_rounding(small):
         model, start, dataset.train_images[chosen], dataset.train_labels[chosen]
     )
     assert torch.allclose(made, rows, atol=1e-6)
-    alone, together = (last(build(small, attack="none", together=n)) for n in (1, 8))
+    alone, together = (last(build(small, attack="none", vmap_files=n)) for n in (1, 8))
     assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
     assert together["accepted"]
 

@@ -80,7 +80,7 @@ class FileGradients:
         """Return the mean gradient over a file's samples, (d,). Read only."""
         if file in self._ready:
             return self._rows[file]
-        group = self.experiment.scheme.together
+        group = self.experiment.redundancy.vmap_files
         first = file - file % group
         files = range(first, min(first + group, self.assignment.files))
         made = [self._compute(file)] if group == 1 else list(self._compute_together(files))

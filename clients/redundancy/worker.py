@@ -71,7 +71,7 @@ def _honest(bench: FileGradients, client: int) -> WorkerValues:
 def _lying(liars: ByzantineWorkers, bench: FileGradients, client: int) -> WorkerValues:
     """Wrap the honest copies: lie from the commitment on, or only in what is revealed."""
     honest = _honest(bench, client)
-    if bench.experiment.scheme.lies == "reveal":
+    if bench.experiment.redundancy.lies == "reveal":
         return replace(honest, value=lambda file: liars.value(client, file))
     return replace(
         honest,
@@ -112,7 +112,7 @@ def _code(message: Message, bench: FileGradients, copies: WorkerValues) -> Messa
     tasks = torch.zeros(bench.assignment.files, bench.d)
     for file in copies.files:
         tasks[file] = copies.value(file)
-    s = (bench.experiment.scheme.replication - 1) // 2
+    s = (bench.experiment.redundancy.replication - 1) // 2
     combination = encode_cyclic(tasks, s=s)[copies.client]
     parts = torch.view_as_real(combination).T.contiguous()
     return commit_reveal.values_reply(message, {"code": parts})

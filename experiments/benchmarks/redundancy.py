@@ -50,7 +50,7 @@ def experiment(samples: int, *, attack: dict[str, Any], adversary: str) -> Exper
             "placement": "first",
             "rule": "median",
             "attack": attack,
-            "scheme": {"name": "aspis", "batch": 455 * samples, "adversary": adversary},
+            "redundancy": {"name": "aspis", "batch": 455 * samples, "adversary": adversary},
         }
     )
 

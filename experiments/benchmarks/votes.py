@@ -48,7 +48,7 @@ ENSEMBLE = {
     "seed": 4,
     "rule": "median",
     "attack": "none",
-    "plan": {
+    "ensemble": {
         "paradigm": "architecture",
         "architectures": ["linear", "mlp", "small_wide"],
         "votes": ["soft", "hard", "weighted", "robust"],

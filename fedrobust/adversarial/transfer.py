@@ -24,7 +24,7 @@ from fedrobust.adversarial.frozen import Model, frozen
 from fedrobust.adversarial.surrogates import View, look, unit
 from fedrobust.spec import suggest
 
-READINGS = ("a", "b")
+STEP_SCALINGS = ("fixed", "proportional")
 NORMALISATIONS = ("per_sample", "batch")
 _CODE_EPS = 16 / 255  # the radius for which the public code states its steps
 
@@ -38,7 +38,7 @@ def mi_fgsm(
     steps: int = 10,
     step_size: float | None = None,
     decay: float = 1.0,
-    reading: str = "a",
+    step_scaling: str = "fixed",
     diversity: float = 0.0,
     smoothing: int = 0,
     generator: torch.Generator | None = None,
@@ -56,12 +56,12 @@ def mi_fgsm(
     steps
         Iterations; 0 returns the images.
     step_size
-        Outer step; None: 1.6 / 255 in reading "a", eps / 10 in reading "b".
+        Outer step; None: 1.6 / 255 with fixed steps, eps / 10 with proportional ones.
     decay
         Momentum mu.
-    reading
-        How the public code's steps, stated for eps = 16 / 255, go with another eps. "a": they
-        stay, as for a user who passes eps alone. "b": they scale with eps.
+    step_scaling
+        How the public code's steps, stated for eps = 16 / 255, go with another eps. "fixed":
+        they stay, as for a user who passes eps alone. "proportional": they scale with eps.
     diversity
         Probability of a random shrinking and padding of the input before each gradient (DI, Xie et
         al., CVPR 2019; the 0.9 to 1 range is ours). The draw is shared by the batch.
@@ -85,7 +85,7 @@ def mi_fgsm(
     ----------
     Dong et al., CVPR 2018, algorithm 1.
     """
-    scale = _scale(eps, steps, reading)
+    scale = _scale(eps, steps, step_scaling)
     alpha = scale / 10 if step_size is None else step_size
     view = look(models, x, y, eps, diversity, smoothing, generator)
     with frozen(*view.models):
@@ -107,7 +107,7 @@ def mi_sam(
     reverse_step: float | None = None,
     decay: float = 1.0,
     form: str = "official",
-    reading: str = "a",
+    step_scaling: str = "fixed",
     diversity: float = 0.0,
     smoothing: int = 0,
     generator: torch.Generator | None = None,
@@ -118,11 +118,11 @@ def mi_sam(
 
     Parameters
     ----------
-    models, x, y, eps, steps, decay, reading, diversity, smoothing, generator
+    models, x, y, eps, steps, decay, step_scaling, diversity, smoothing, generator
         See ``mi_fgsm``.
     step_size, reverse_step
         Outer step, and the step down the loss before its gradient is taken (not projected); None:
-        3.2 / 255 and 1.6 / 255 in reading "a", eps / 5 and eps / 10 in reading "b".
+        3.2 / 255 and 1.6 / 255 with fixed steps, eps / 5 and eps / 10 with proportional ones.
     form
         "official": the gradients at the point and at the worst point are added, which is what the
         public code does (it never clears the first), and the stronger attack. "paper": the second
@@ -139,7 +139,7 @@ def mi_sam(
     """
     if form not in ("official", "paper"):
         raise ValueError(f"unknown form {form!r}; {suggest(form, ['official', 'paper'])}")
-    scale = _scale(eps, steps, reading)
+    scale = _scale(eps, steps, step_scaling)
     alpha = scale / 5 if step_size is None else step_size
     reverse = scale / 10 if reverse_step is None else reverse_step
     view = look(models, x, y, eps, diversity, smoothing, generator)
@@ -165,7 +165,7 @@ def mi_cse(
     inner_step: float = 50.0,
     decay: float = 1.0,
     normalisation: str = "per_sample",
-    reading: str = "a",
+    step_scaling: str = "fixed",
     diversity: float = 0.0,
     smoothing: int = 0,
     generator: torch.Generator | None = None,
@@ -176,10 +176,10 @@ def mi_cse(
 
     Parameters
     ----------
-    models, x, y, eps, steps, decay, reading, diversity, smoothing, generator
+    models, x, y, eps, steps, decay, step_scaling, diversity, smoothing, generator
         See ``mi_fgsm``; the order of the surrogates is the order of the sweep.
     step_size
-        Outer step; None: 3.2 / 255 in reading "a", eps / 5 in reading "b".
+        Outer step; None: 3.2 / 255 with fixed steps, eps / 5 with proportional ones.
     inner_step
         Step along the L2-normalised inner momentum; 50 to 250 saturate the ball alike.
     normalisation
@@ -195,7 +195,7 @@ def mi_cse(
     ----------
     Chen et al., ICLR 2024, the cosine-similarity half of algorithm 1.
     """
-    alpha = _scale(eps, steps, reading) / 5 if step_size is None else step_size
+    alpha = _scale(eps, steps, step_scaling) / 5 if step_size is None else step_size
     view = look(models, x, y, eps, diversity, smoothing, generator)
     return _sweep(view, steps, alpha, 0.0, inner_step, decay, normalisation)
 
@@ -212,7 +212,7 @@ def mi_cwa(
     inner_step: float = 250.0,
     decay: float = 1.0,
     normalisation: str = "per_sample",
-    reading: str = "a",
+    step_scaling: str = "fixed",
     diversity: float = 0.0,
     smoothing: int = 0,
     generator: torch.Generator | None = None,
@@ -223,13 +223,13 @@ def mi_cwa(
 
     Parameters
     ----------
-    models, x, y, eps, steps, step_size, inner_step, decay, normalisation, reading
+    models, x, y, eps, steps, step_size, inner_step, decay, normalisation, step_scaling
         See ``mi_cse``.
     diversity, smoothing, generator
         See ``mi_fgsm``.
     reverse_step
-        Step down the ensemble's loss before the sweep; None: 16 / 15 / 255 in reading "a", eps / 15
-        in reading "b". 0 gives ``mi_cse``.
+        Step down the ensemble's loss before the sweep; None: 16 / 15 / 255 with fixed steps, eps
+        / 15 with proportional ones. 0 gives ``mi_cse``.
 
     Raises
     ------
@@ -241,7 +241,7 @@ def mi_cwa(
     Chen et al., ICLR 2024, algorithm 1. The step size of 250 is the public code's; the movement is
     measured against the point before the step down.
     """
-    scale = _scale(eps, steps, reading)
+    scale = _scale(eps, steps, step_scaling)
     alpha = scale / 5 if step_size is None else step_size
     reverse = scale / 15 if reverse_step is None else reverse_step
     view = look(models, x, y, eps, diversity, smoothing, generator)
@@ -275,9 +275,11 @@ def _sweep(
     return point
 
 
-def _scale(eps: float, steps: int, reading: str) -> float:
-    if reading not in READINGS:
-        raise ValueError(f"unknown reading {reading!r}; {suggest(reading, list(READINGS))}")
+def _scale(eps: float, steps: int, step_scaling: str) -> float:
+    if step_scaling not in STEP_SCALINGS:
+        raise ValueError(
+            f"unknown step_scaling {step_scaling!r}; {suggest(step_scaling, list(STEP_SCALINGS))}"
+        )
     if not (eps >= 0 and steps >= 0):
         raise ValueError(f"a transfer attack needs eps and steps of at least 0, got {eps}, {steps}")
-    return _CODE_EPS if reading == "a" else eps
+    return _CODE_EPS if step_scaling == "fixed" else eps

@@ -64,7 +64,7 @@ def key_of(experiment: Experiment) -> str:
     settings = {
         "version": VERSION,
         "data": experiment.data,
-        "train_images": experiment.plan.train_images,
+        "train_images": experiment.ensemble.train_images,
         **asdict(experiment.transfer),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
@@ -116,7 +116,7 @@ def attack_all(
 ) -> Tensor:
     """Attack uint8 images in chunks and return uint8 images within the radius."""
     spec = {"name": attack, "eps": transfer.eps, "steps": transfer.steps,
-            "reading": transfer.reading}  # fmt: skip
+            "step_scaling": transfer.step_scaling}  # fmt: skip
     parts = []
     for images, given in zip(clean.split(CHUNK), labels.split(CHUNK), strict=True):
         start = pixels(images)

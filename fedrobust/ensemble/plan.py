@@ -158,8 +158,8 @@ class Transfer:
         L-infinity radius in 8-bit levels: eps = levels / 255.
     steps
         Iterations.
-    reading
-        How step sizes go with eps: "a" (the public code's) or "b" (scaled).
+    step_scaling
+        How step sizes go with eps: "fixed" (the public code's) or "proportional".
     surrogates
         Architectures, one surrogate each; a name may occur twice, seeds differ.
     data
@@ -178,7 +178,7 @@ class Transfer:
     attacks: tuple[str, ...] = ()
     levels: float = 8.0
     steps: int = 10
-    reading: str = "a"
+    step_scaling: str = "fixed"
     surrogates: tuple[str, ...] = ()
     data: str = "full"
     parts: int = 7
@@ -205,7 +205,7 @@ def nodes_of(experiment: Experiment) -> tuple[NodeSettings, ...]:
     before any comes again; a cycle goes to momentum-capable optimizers only. With quirks the
     assignment is the released code's deterministic cycle.
     """
-    plan = experiment.plan
+    plan = experiment.ensemble
     master = master_of(experiment)
     count = experiment.clients
     columns: dict[str, Sequence[str]] = {
@@ -227,7 +227,7 @@ def nodes_of(experiment: Experiment) -> tuple[NodeSettings, ...]:
 
 def master_of(experiment: Experiment) -> NodeSettings:
     """Return the master's configuration: the plan's values, or one of the shipped ones."""
-    plan = experiment.plan
+    plan = experiment.ensemble
     if plan.master:
         return NodeSettings(**MASTERS[plan.master])
     return NodeSettings(

@@ -28,7 +28,7 @@ def shares_of(experiment: Experiment, dataset: Dataset) -> list[Tensor]:
     DataError
         If more images are asked for than there are.
     """
-    if not experiment.plan.paradigm:
+    if not experiment.ensemble.paradigm:
         return partition(
             dataset.train_labels,
             experiment.partition,
@@ -36,7 +36,7 @@ def shares_of(experiment: Experiment, dataset: Dataset) -> list[Tensor]:
             seed=experiment.seed,
         )
     pool = defenders_pool(experiment, dataset)
-    if experiment.plan.paradigm in EVERYTHING:
+    if experiment.ensemble.paradigm in EVERYTHING:
         return [pool] * experiment.clients
     parts = partition(
         dataset.train_labels[pool],
@@ -75,8 +75,8 @@ def split(share: Tensor, validation: float, *, seed: int, node: int) -> tuple[Te
 
 def _used(experiment: Experiment, dataset: Dataset) -> Tensor:
     """Return the images in use, in an order that is the same for every seed."""
-    have, want = len(dataset.train_labels), experiment.plan.train_images
+    have, want = len(dataset.train_labels), experiment.ensemble.train_images
     if want > have:
-        raise DataError(f"plan.train_images asks for {want}, {dataset.name!r} has {have}")
+        raise DataError(f"ensemble.train_images asks for {want}, {dataset.name!r} has {have}")
     order = torch.randperm(have, generator=generator(0, "images in use"))
     return order[: want or have]

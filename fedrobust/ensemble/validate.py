@@ -1,4 +1,4 @@
-"""What must hold of ``[plan]`` and ``[transfer]`` before a run, and how their values are read."""
+"""What must hold of ``[ensemble]`` and ``[transfer]``, and how their values are read."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ def check_plan(e: Experiment) -> list[str]:
     """Return everything that is wrong with an experiment's plan and attacker."""
     errors = [
         f"unknown {kind} {name!r}; {suggest(name, list(table))}"
-        for name, kind, table in (*_names(e.plan), *_attacker_names(e.transfer))
+        for name, kind, table in (*_names(e.ensemble), *_attacker_names(e.transfer))
         if name not in table
     ]
     errors += [sentence for holds, sentence in (*_ranges(e), *_attacker_ranges(e)) if not holds]
-    errors += _node_tables(e.plan)
+    errors += _node_tables(e.ensemble)
     return errors or list(_nodes(e))
 
 
 def _names(plan: Plan) -> Iterator[Named]:
     if plan.paradigm:
-        yield plan.paradigm, "plan.paradigm", PARADIGMS
+        yield plan.paradigm, "ensemble.paradigm", PARADIGMS
     if plan.master:
-        yield plan.master, "plan.master", list(MASTERS)
-    yield plan.optimizer, "plan.optimizer", list(SOLVERS)
-    yield plan.schedule, "plan.schedule", LR_SCHEDULES
-    yield plan.augment, "plan.augment", list(AUGMENTATIONS)
-    yield plan.checkpoint, "plan.checkpoint", CHECKPOINTS
-    yield plan.answer, "plan.answer", ANSWERS
-    yield plan.lie, "plan.lie", LIES
+        yield plan.master, "ensemble.master", list(MASTERS)
+    yield plan.optimizer, "ensemble.optimizer", list(SOLVERS)
+    yield plan.schedule, "ensemble.schedule", LR_SCHEDULES
+    yield plan.augment, "ensemble.augment", list(AUGMENTATIONS)
+    yield plan.checkpoint, "ensemble.checkpoint", CHECKPOINTS
+    yield plan.answer, "ensemble.answer", ANSWERS
+    yield plan.lie, "ensemble.lie", LIES
     for key, table in (
         ("architectures", list(MODELS)),
         ("optimizers", list(SOLVERS)),
@@ -65,12 +65,12 @@ def _names(plan: Plan) -> Iterator[Named]:
         ("votes", list(VOTES)),
     ):
         for name in getattr(plan, key):
-            yield name, f"name in plan.{key}", table
+            yield name, f"name in ensemble.{key}", table
 
 
 def _attacker_names(transfer: Transfer) -> Iterator[Named]:
     yield transfer.data, "transfer.data", ATTACKER_DATA
-    yield transfer.reading, "transfer.reading", ("a", "b")
+    yield transfer.step_scaling, "transfer.step_scaling", ("fixed", "proportional")
     yield transfer.optimizer, "transfer.optimizer", list(SOLVERS)
     yield transfer.augment, "transfer.augment", list(AUGMENTATIONS)
     for name in transfer.attacks:
@@ -80,51 +80,52 @@ def _attacker_names(transfer: Transfer) -> Iterator[Named]:
 
 
 def _ranges(e: Experiment) -> Iterator[tuple[bool, str]]:
-    p = e.plan
+    p = e.ensemble
     central = p.paradigm == "central"
     logits = p.answer == "logits"
     yield (
         not central or e.clients == 1,
-        f"plan.paradigm 'central' needs clients = 1, got {e.clients}",
+        f"ensemble.paradigm 'central' needs clients = 1, got {e.clients}",
     )
-    yield p.lr > 0, f"plan.lr needs a positive number, got {p.lr}"
-    yield 0 <= p.momentum < 1, f"plan.momentum needs [0, 1), got {p.momentum}"
-    yield 0 <= p.validation < 1, f"plan.validation needs [0, 1), got {p.validation}"
-    yield p.batch_size >= 2, f"plan.batch_size needs at least 2, got {p.batch_size}"
-    yield p.query_images >= 1, f"plan.query_images needs at least 1, got {p.query_images}"
-    yield p.epochs >= 1, f"plan.epochs needs at least 1, got {p.epochs}"
-    yield p.trials >= 0, f"plan.trials needs at least 0, got {p.trials}"
+    yield p.lr > 0, f"ensemble.lr needs a positive number, got {p.lr}"
+    yield 0 <= p.momentum < 1, f"ensemble.momentum needs [0, 1), got {p.momentum}"
+    yield 0 <= p.validation < 1, f"ensemble.validation needs [0, 1), got {p.validation}"
+    yield p.batch_size >= 2, f"ensemble.batch_size needs at least 2, got {p.batch_size}"
+    yield p.query_images >= 1, f"ensemble.query_images needs at least 1, got {p.query_images}"
+    yield p.epochs >= 1, f"ensemble.epochs needs at least 1, got {p.epochs}"
+    yield p.trials >= 0, f"ensemble.trials needs at least 0, got {p.trials}"
     yield (
         len(p.tune_epochs) == 2 and min(p.tune_epochs, default=0) >= 1,
-        f"plan.tune_epochs needs two numbers of at least 1, got {list(p.tune_epochs)}",
+        f"ensemble.tune_epochs needs two numbers of at least 1, got {list(p.tune_epochs)}",
     )
     yield (
         not p.tunes or p.validation > 0,
-        "nodes that tune need data of their own for it: set plan.validation",
+        "nodes that tune need data of their own for it: set ensemble.validation",
     )
     yield (
         p.checkpoint != "best" or p.validation > 0,
-        "plan.checkpoint 'best' chooses by validation loss: set plan.validation",
+        "ensemble.checkpoint 'best' chooses by validation loss: set ensemble.validation",
     )
     yield (
         "architecture" not in p.axes or bool(p.architectures),
-        f"plan.paradigm {p.paradigm!r} needs plan.architectures",
+        f"ensemble.paradigm {p.paradigm!r} needs ensemble.architectures",
     )
     yield (
         "mean_logit" not in p.votes or logits,
-        f"the vote 'mean_logit' needs plan.answer = 'logits', got {p.answer!r}",
+        f"the vote 'mean_logit' needs ensemble.answer = 'logits', got {p.answer!r}",
     )
     yield (
         p.answer != "labels" or set(p.votes) <= {"hard"},
-        f"plan.answer = 'labels' allows the vote 'hard' only, got {', '.join(p.votes)}",
+        f"ensemble.answer = 'labels' allows the vote 'hard' only, got {', '.join(p.votes)}",
     )
     yield (
         p.paradigm != "fedavg" or not p.nodes,
-        "plan.paradigm 'fedavg' averages one model: describe its nodes by [groups], not plan.nodes",
+        "ensemble.paradigm 'fedavg' averages one model: describe its nodes by [groups], not"
+        " ensemble.nodes",
     )
-    yield p.train_images >= 0, f"plan.train_images needs at least 0, got {p.train_images}"
-    yield p.test_images >= 0, f"plan.test_images needs at least 0, got {p.test_images}"
-    yield p.probe_images >= 0, f"plan.probe_images needs at least 0, got {p.probe_images}"
+    yield p.train_images >= 0, f"ensemble.train_images needs at least 0, got {p.train_images}"
+    yield p.test_images >= 0, f"ensemble.test_images needs at least 0, got {p.test_images}"
+    yield p.probe_images >= 0, f"ensemble.probe_images needs at least 0, got {p.probe_images}"
 
 
 def _attacker_ranges(e: Experiment) -> Iterator[tuple[bool, str]]:
@@ -145,7 +146,7 @@ def _attacker_ranges(e: Experiment) -> Iterator[tuple[bool, str]]:
 def _node_tables(plan: Plan) -> list[str]:
     known = [f.name for f in fields(NodeSettings)]
     return [
-        f"unknown key 'plan.nodes.{key}'; {suggest(key, known)}"
+        f"unknown key 'ensemble.nodes.{key}'; {suggest(key, known)}"
         for table in plan.nodes
         for key in table
         if key not in known
@@ -154,7 +155,7 @@ def _node_tables(plan: Plan) -> list[str]:
 
 def _nodes(e: Experiment) -> Iterator[str]:
     """Check the resolved table: what the node's own keys name, and what goes together."""
-    if not e.plan.paradigm:
+    if not e.ensemble.paradigm:
         return
     for k, node in enumerate(nodes_of(e)):
         for name, kind, table in (

@@ -59,9 +59,9 @@ NESTED = {
     "semi": Semi,
     "pretrain": Pretrain,
     "federated": Federated,
-    "scheme": Scheme,
+    "redundancy": Scheme,
 }
-OWN_TABLES: dict[str, type] = {"plan": Plan, "transfer": Transfer}  # no specs inside
+OWN_TABLES: dict[str, type] = {"ensemble": Plan, "transfer": Transfer}  # no specs inside
 
 
 def read(source: str | Path) -> dict[str, Any]:
@@ -187,11 +187,11 @@ def _convert(key: str, value: Any, kind: str, prefix: str, errors: list[str]) ->
         return OWN_TABLES[key](**_typed(OWN_TABLES[key], value, f"{key}.", errors))
     if prefix.rstrip(".") in OWN_TABLES:
         return PARSERS[kind](value)
-    if key in NESTED and not prefix:
-        value = {"name": value} if key == "scheme" and isinstance(value, str) else value
+    if key in NESTED and (not prefix or key == "federated"):
+        value = {"name": value} if key == "redundancy" and isinstance(value, str) else value
         if not isinstance(value, Mapping):
             raise TypeError(f"needs a table, got {value!r}")
-        return NESTED[key](**_typed(NESTED[key], value, f"{key}.", errors))
+        return NESTED[key](**_typed(NESTED[key], value, f"{prefix}{key}.", errors))
     if key == "groups":
         return stragglers.parse(value, _typed, errors)
     if key in SPECS or kind.startswith("dict["):

@@ -206,6 +206,8 @@ class Adversarial:
     probe_images
         So many training images are attacked too, at each evaluation: their accuracy falls at once
         where single-step training collapses (catastrophic overfitting). 0: none.
+    federated
+        Variants of federated adversarial training.
     eps_warmup
         Rounds over which the radius and step of the training perturbation grow linearly.
     """
@@ -220,6 +222,7 @@ class Adversarial:
     eval_attacks: str = "pgd"
     probe_images: int = 0
     eps_warmup: int = 0
+    federated: Federated = field(default_factory=Federated)
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,7 @@ class Experiment:
         given, sent to all), "local" (every client keeps its own; the server evaluates with the
         ``rule`` over them), "dual" (as average, one set for clean and one for perturbed images;
         ``serve`` = "adversarial" or "clean" says which the server's model uses).
-    compression, semi, pretrain, federated
+    compression, semi, pretrain
         See ``fedrobust.options``.
     """
 
@@ -265,13 +268,12 @@ class Experiment:
     adversarial: Adversarial = field(default_factory=Adversarial)
     participation: float = 1.0
     groups: dict[str, stragglers.Group] = field(default_factory=dict)
-    scheme: Scheme = field(default_factory=Scheme)
+    redundancy: Scheme = field(default_factory=Scheme)
     batchnorm: dict[str, Any] = field(default_factory=lambda: {"name": "average"})
     compression: Compression = field(default_factory=Compression)
     semi: Semi = field(default_factory=Semi)
     pretrain: Pretrain = field(default_factory=Pretrain)
-    federated: Federated = field(default_factory=Federated)
-    plan: Plan = field(default_factory=Plan)
+    ensemble: Plan = field(default_factory=Plan)
     transfer: Transfer = field(default_factory=Transfer)
 
     @property
@@ -287,7 +289,7 @@ class Experiment:
     @property
     def stages(self) -> list[dict[str, Any]]:
         """The defence in order: the scheme, if any, the pre-aggregators and the rule."""
-        return [*([self.scheme.label] if self.scheme.name else []), *self.pre, self.rule]
+        return [*([self.redundancy.label] if self.redundancy.name else []), *self.pre, self.rule]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain tables, fully resolved."""

@@ -105,14 +105,14 @@ def _placement(e: Experiment) -> None:
 
 def _attack(e: Experiment) -> None:
     threat_model.check(e.attack, n=e.clients, f=e.byzantine)
-    if e.scheme.name:
+    if e.redundancy.name:
         rounds.check_attack(e.attack["name"], threat_model.kind(e.attack["name"]))
 
 
 def _defence(e: Experiment) -> None:
     aggregation.build(e.rule, pre=e.pre)
     if 0 <= e.byzantine < e.clients:
-        operands = rounds.operands(e) if e.scheme.name else stragglers.sample_size(e)
+        operands = rounds.operands(e) if e.redundancy.name else stragglers.sample_size(e)
         aggregation.check(e.rule, n=operands, pre=e.pre)
 
 
@@ -147,7 +147,7 @@ def _batchnorm(e: Experiment) -> None:
 
 def ranges(e: Experiment) -> Iterator[tuple[bool, str]]:
     """Yield every condition on these tables with the sentence that says it."""
-    c, s, p, f = e.compression, e.semi, e.pretrain, e.federated
+    c, s, p, f = e.compression, e.semi, e.pretrain, e.adversarial.federated
     yield c.bits == OFF or 2 <= c.bits <= 16, f"compression.bits needs 2..16 or 32, got {c.bits}"
     yield c.scale in SCALES, f"unknown compression.scale {c.scale!r}; {suggest(c.scale, [*SCALES])}"
     yield c.bucket >= 0, f"compression.bucket needs at least 0, got {c.bucket}"
@@ -178,14 +178,24 @@ def ranges(e: Experiment) -> Iterator[tuple[bool, str]]:
         f"got {p.rounds + s.teacher_rounds}",
     )
     share = f.adversarial_clients
-    yield 0 <= share <= 1, f"federated.adversarial_clients needs [0, 1], got {share}"
-    yield f.calibration >= 0, f"federated.calibration needs at least 0, got {f.calibration}"
-    yield 0 <= f.slack < 1, f"federated.slack needs [0, 1), got {f.slack}"
+    yield 0 <= share <= 1, f"adversarial.federated.adversarial_clients needs [0, 1], got {share}"
+    yield (
+        f.calibration >= 0,
+        f"adversarial.federated.calibration needs at least 0, got {f.calibration}",
+    )
+    yield 0 <= f.slack < 1, f"adversarial.federated.slack needs [0, 1), got {f.slack}"
     top = f.slack_top
-    yield 1 <= top <= e.clients, f"federated.slack_top needs 1..{e.clients}, got {top}"
+    yield 1 <= top <= e.clients, f"adversarial.federated.slack_top needs 1..{e.clients}, got {top}"
     yield (
         not f.slack or e.defence == "mean",
-        f"federated.slack weighs by claimed losses: it needs the rule mean, got {e.defence}",
+        "adversarial.federated.slack weighs by claimed losses: it needs the rule mean, got"
+        f" {e.defence}",
     )
-    yield 0 < f.epochs_gamma <= 1, f"federated.epochs_gamma needs (0, 1], got {f.epochs_gamma}"
-    yield f.epochs_every >= 1, f"federated.epochs_every needs at least 1, got {f.epochs_every}"
+    yield (
+        0 < f.epochs_gamma <= 1,
+        f"adversarial.federated.epochs_gamma needs (0, 1], got {f.epochs_gamma}",
+    )
+    yield (
+        f.epochs_every >= 1,
+        f"adversarial.federated.epochs_every needs at least 1, got {f.epochs_every}",
+    )

@@ -1,4 +1,4 @@
-"""The redundancy scheme of an experiment: ``[scheme]`` -> assignments, adversary, what to check.
+"""``[redundancy]`` of an experiment -> assignments, adversary, what to check.
 
 With a scheme the server owns the data: every file of a batch goes to several workers, and the rule
 is the second stage, over voted files. Everything here follows from the experiment and the round
@@ -80,7 +80,7 @@ class Scheme:
     coordinates
         Reveal this many coordinates at a time to a coordinate-wise second stage, so that the server
         never holds all files; 0 reveals whole vectors.
-    together
+    vmap_files
         Files whose gradients a node computes at once, by vmap, in groups fixed by the files'
         numbers (bits depend on the group); 1 computes each alone. Faster where a host simulates all
         workers and files are small; a real node would compute files that it does not hold.
@@ -106,7 +106,7 @@ class Scheme:
     tolerance: float = 0.0
     sketch: int = 32
     coordinates: int = 0
-    together: int = 1
+    vmap_files: int = 1
     second: dict[str, Any] = field(default_factory=dict)
     adversary: dict[str, Any] = field(default_factory=lambda: {"name": "optimal"})
     lies: str = "commit"
@@ -127,7 +127,7 @@ def filled(values: Mapping[str, Any]) -> dict[str, Any]:
 
     ``values`` are the experiment's fields so far; those that change are returned.
     """
-    scheme, byzantine = values.get("scheme"), values.get("byzantine")
+    scheme, byzantine = values.get("redundancy"), values.get("byzantine")
     if scheme is None or not scheme.name or not isinstance(byzantine, int):
         return {}
     own = {"aspis": "strict", "aspis_plus": "window"}.get(scheme.name, "none")
@@ -140,7 +140,7 @@ def filled(values: Mapping[str, Any]) -> dict[str, Any]:
         permutation=labels if scheme.permutation == AUTO else scheme.permutation,
         second={},
     )
-    return {"scheme": full} | ({"rule": scheme.second} if scheme.second else {})
+    return {"redundancy": full} | ({"rule": scheme.second} if scheme.second else {})
 
 
 def wrong_files(scheme: Scheme) -> int | None:
@@ -151,7 +151,7 @@ def wrong_files(scheme: Scheme) -> int | None:
 
 def implied_f(values: Mapping[str, Any]) -> int:
     """Return the f that a rule was not given: the liars, or the wrong files of a scheme."""
-    scheme = values.get("scheme")
+    scheme = values.get("redundancy")
     count = wrong_files(scheme) if scheme is not None and scheme.name else None
     return values["byzantine"] if count is None else count
 
@@ -168,7 +168,7 @@ def worst_case(scheme: Scheme) -> Distortion | None:
 
 def operands(experiment: Experiment) -> int:
     """How many vectors the rule aggregates: the files of a batch, or the clients' updates."""
-    scheme = experiment.scheme
+    scheme = experiment.redundancy
     return base(scheme).files if scheme.name else experiment.clients
 
 
@@ -184,8 +184,8 @@ def _assigned(spec: tuple[tuple[str, Any], ...], workers: int, replication: int)
 
 def assignment(experiment: Experiment, *, round: int) -> Assignment:
     """Return who holds which file in a round."""
-    plain = base(experiment.scheme)
-    if experiment.scheme.permutation == "fixed":
+    plain = base(experiment.redundancy)
+    if experiment.redundancy.permutation == "fixed":
         return plain
     return permute(plain, generator(experiment.seed, "worker labels", round=round))
 
@@ -196,12 +196,14 @@ def file_indices(experiment: Experiment, *, examples: int, round: int) -> Tensor
     Passes over the shuffled set; the last partial batch of a pass is dropped, as in the authors'
     code.
     """
-    batch = experiment.scheme.batch
+    batch = experiment.redundancy.batch
     if batch > examples:
-        raise ValueError(f"scheme.batch needs at most the {examples} training images, got {batch}")
+        raise ValueError(
+            f"redundancy.batch needs at most the {examples} training images, got {batch}"
+        )
     turn, place = divmod(round - 1, examples // batch)
     order = torch.randperm(examples, generator=generator(experiment.seed, "files", round=turn))
-    return order[place * batch : (place + 1) * batch].view(base(experiment.scheme).files, -1)
+    return order[place * batch : (place + 1) * batch].view(base(experiment.redundancy).files, -1)
 
 
 def adversary_spec(scheme: Scheme) -> dict[str, Any]:
@@ -218,22 +220,22 @@ def chosen_liars(experiment: Experiment) -> tuple[int, ...] | None:
 
     Under fresh labels the set is chosen for the labels at the start, and stays.
     """
-    spec = adversary_spec(experiment.scheme)
+    spec = adversary_spec(experiment.redundancy)
     if spec["name"] not in CHOOSERS:
         return None
-    return corrupt_by(spec, base(experiment.scheme), q=experiment.byzantine).adversaries
+    return corrupt_by(spec, base(experiment.redundancy), q=experiment.byzantine).adversaries
 
 
 def corruption(experiment: Experiment, liars: tuple[int, ...], *, round: int) -> Corruption:
     """Return which copies the liars distort in a round."""
     files = assignment(experiment, round=round)
-    spec = adversary_spec(experiment.scheme)
+    spec = adversary_spec(experiment.redundancy)
     return corrupt_by(spec, files, q=len(liars), adversaries=liars)
 
 
 def check(experiment: Experiment) -> list[str]:
     """Say everything that is wrong with a scheme."""
-    scheme = experiment.scheme
+    scheme = experiment.redundancy
     if not scheme.name:
         return []
     if scheme.name not in SCHEMES:
@@ -258,46 +260,49 @@ def check_attack(name: str, kind: str) -> None:
 
 def shown(experiment: Experiment) -> list[dict[str, Any]]:
     """Return what to write beside the attack: the adversary, unless it is the optimal one."""
-    scheme = experiment.scheme
+    scheme = experiment.redundancy
     plain = not scheme.name or scheme.adversary == {"name": "optimal"}
     return [] if plain else [scheme.adversary]
 
 
 def _ranges(experiment: Experiment) -> list[tuple[bool, str]]:
-    s, e = experiment.scheme, experiment
+    s, e = experiment.redundancy, experiment
     words = (("detection", DETECTIONS), ("permutation", PERMUTATIONS), ("lies", LIES))
     named = [
-        (value in allowed, f"unknown scheme.{key} {value!r}; {suggest(value, list(allowed))}")
+        (value in allowed, f"unknown redundancy.{key} {value!r}; {suggest(value, list(allowed))}")
         for key, allowed in words
         if (value := getattr(s, key)) is not None
     ]
     coded = s.name == "draco_cyclic"
     return [
         *named,
-        (s.workers == e.clients, f"scheme.workers must be clients={e.clients}, got {s.workers}"),
+        (s.workers == e.clients,
+         f"redundancy.workers must be clients={e.clients}, got {s.workers}"),
         (e.training.mode == "gradient", "a scheme needs training.mode = 'gradient': one gradient"
          f" per file and round, got {e.training.mode!r}"),
         (e.worker_momentum == 0, "a scheme needs worker_momentum = 0: copies of a file must agree"),
         (e.participation == 1 and not e.groups,
          "a scheme needs all clients, all alike: participation = 1 and no groups"),
-        (s.window >= 1, f"scheme.window needs at least 1, got {s.window}"),
-        (s.sketch >= 1, f"scheme.sketch needs at least 1, got {s.sketch}"),
-        (s.together >= 1, f"scheme.together needs at least 1, got {s.together}"),
-        (s.together == 1 or _plain(e), "scheme.together needs plain gradients: set it to 1 with"
-         " adversarial.perturbation, training.augment, clip or precision"),
-        (s.coordinates >= 0, f"scheme.coordinates needs at least 0, got {s.coordinates}"),
-        (not coded or s.detection == "none", "draco_cyclic decodes: scheme.detection = 'none'"),
-        (not coded or s.tolerance == 0, "draco_cyclic decodes: scheme.tolerance must be 0"),
-        (not coded or s.permutation == "fixed", "draco_cyclic needs scheme.permutation = 'fixed'"),
+        (s.window >= 1, f"redundancy.window needs at least 1, got {s.window}"),
+        (s.sketch >= 1, f"redundancy.sketch needs at least 1, got {s.sketch}"),
+        (s.vmap_files >= 1, f"redundancy.vmap_files needs at least 1, got {s.vmap_files}"),
+        (s.vmap_files == 1 or _plain(e), "redundancy.vmap_files needs plain gradients: set it to 1"
+         " with adversarial.perturbation, training.augment, clip or precision"),
+        (s.coordinates >= 0, f"redundancy.coordinates needs at least 0, got {s.coordinates}"),
+        (not coded or s.detection == "none", "draco_cyclic decodes: redundancy.detection = 'none'"),
+        (not coded or s.tolerance == 0, "draco_cyclic decodes: redundancy.tolerance must be 0"),
+        (not coded or s.permutation == "fixed",
+         "draco_cyclic needs redundancy.permutation = 'fixed'"),
         (not coded or e.rule["name"] == "mean", "draco_cyclic decodes the sum: the rule must be"
          f" 'mean', got {e.rule['name']!r}"),
         (not s.coordinates or (e.rule["name"] in COORDINATE_WISE and not e.pre),
-         "scheme.coordinates needs a coordinate-wise rule and no pre-aggregator, got"
+         "redundancy.coordinates needs a coordinate-wise rule and no pre-aggregator, got"
          f" {e.rule['name']!r}"),
         (not coded or s.lies == "commit",
-         "draco_cyclic commits to nothing: scheme.lies = 'commit'"),
+         "draco_cyclic commits to nothing: redundancy.lies = 'commit'"),
         (not s.tolerance or not s.coordinates,
-         "scheme.coordinates and scheme.tolerance exclude each other: a slice has no sketch"),
+         "redundancy.coordinates and redundancy.tolerance exclude each other: a slice has no"
+         " sketch"),
     ]  # fmt: skip
 
 
@@ -309,7 +314,7 @@ def _plain(e: Experiment) -> bool:
 
 
 def _shape(experiment: Experiment) -> None:
-    scheme = experiment.scheme
+    scheme = experiment.redundancy
     check_byzantine(scheme.workers, scheme.q)
     check_tolerance(scheme.tolerance)
     made = base(scheme)
@@ -318,12 +323,13 @@ def _shape(experiment: Experiment) -> None:
         check_copies(scheme.replication, scheme.q)
     if scheme.detection in ("strict", "paper", "window") and int(made.copies.max()) < 2:
         raise ValueError(
-            f"scheme.detection={scheme.detection!r} compares copies, {scheme.name!r} has one a file"
+            f"redundancy.detection={scheme.detection!r} compares copies, {scheme.name!r} has one"
+            " a file"
         )
 
 
 def _adversary(experiment: Experiment) -> None:
-    scheme = experiment.scheme
+    scheme = experiment.redundancy
     name = scheme.adversary["name"]
     if name not in SUITED and name not in ADVERSARIES:
         hint = suggest(name, [*SUITED, *ADVERSARIES])

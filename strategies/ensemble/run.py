@@ -89,7 +89,7 @@ def vote(
     crafted: Crafted | None,
 ) -> dict[str, Any]:
     """Ask the members about the test images and the attacker's, and combine what they answer."""
-    plan = experiment.plan
+    plan = experiment.ensemble
     count = plan.test_images or len(dataset.test_labels)
     labels = dataset.test_labels[:count]
 
@@ -136,7 +136,7 @@ def transfer_of_model(
     crafted = images()
     sets = {CLEAN: crafted.clean, **crafted.images}
     found = {name: predict(module, pixels(x.to(device))).cpu() for name, x in sets.items()}
-    return {"votes": dict.fromkeys(experiment.plan.votes, measure(found, crafted.labels))}
+    return {"votes": dict.fromkeys(experiment.ensemble.votes, measure(found, crafted.labels))}
 
 
 def probe(
@@ -147,7 +147,7 @@ def probe(
     crafted: Crafted,
 ) -> dict[str, float]:
     """Measure gradient similarity and curvature through queries; weights stay where they are."""
-    count = min(experiment.plan.probe_images, PROBES, len(crafted.labels))
+    count = min(experiment.ensemble.probe_images, PROBES, len(crafted.labels))
     images, labels = pixels(crafted.clean[:count]), crafted.labels[:count]
     settings: dict[str, Any] = {"deadline": experiment.server.deadline, "classes": dataset.classes}
     logits = ask(grid, clients, images, name="probe/logits", what="logits", **settings)
@@ -191,6 +191,6 @@ def _transfer(heard: Mapping[str, Heard], labels: Tensor, decide: Mapping[str, S
 
 def _votes(experiment: Experiment) -> dict[str, Spec]:
     """Return name -> vote; "robust" aggregates with the experiment's rule."""
-    logits = experiment.plan.answer == "logits"
+    logits = experiment.ensemble.answer == "logits"
     robust = {"name": "robust", "rule": experiment.rule, "logits": logits}
-    return {name: robust if name == "robust" else name for name in experiment.plan.votes}
+    return {name: robust if name == "robust" else name for name in experiment.ensemble.votes}

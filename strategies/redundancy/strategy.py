@@ -92,7 +92,7 @@ class RedundantStrategy(RecordedStrategy):
         self._matrix: Tensor | None = None
         self._questions: Exchange | None = None
         self._sent: list[Message] = []
-        worst = rounds.worst_case(experiment.scheme)
+        worst = rounds.worst_case(experiment.redundancy)
         self._bound = None if worst is None else round(worst.fraction, 6)
 
     def configure_train(
@@ -103,7 +103,7 @@ class RedundantStrategy(RecordedStrategy):
         self._model = tensor_of(arrays["model"])
         deadline = self._experiment.server.deadline
         self._questions = Exchange(grid, self._clients, server_round, deadline)
-        coded = self._experiment.scheme.name == "draco_cyclic"
+        coded = self._experiment.redundancy.name == "draco_cyclic"
         order = commit_reveal.order("code" if coded else "commit")
         everyone = dict.fromkeys(self._clients.values(), order)
         self._sent = self._questions.messages(everyone, arrays=arrays)
@@ -121,7 +121,7 @@ class RedundantStrategy(RecordedStrategy):
         heard = self._questions.heard(self._sent, replies)
         self._row = {"round": server_round, "replies": len(heard)}
         self._row |= {"seconds_commit": round(time.perf_counter() - self._started, 4)}
-        coded = self._experiment.scheme.name == "draco_cyclic"
+        coded = self._experiment.redundancy.name == "draco_cyclic"
         try:
             step = self._decode(heard, ledger) if coded else self._vote(heard, ledger)
             stepped = self._stepped(server_round, step)
@@ -148,7 +148,7 @@ class RedundantStrategy(RecordedStrategy):
 
     def _vote(self, heard: Mapping[int, Message], ledger: RoundLog) -> Tensor:
         """Commitments -> labels -> verdict -> values -> the second stage's aggregate."""
-        settings = self._experiment.scheme
+        settings = self._experiment.redundancy
         files = rounds.assignment(self._experiment, round=self._questions.round)  # type: ignore[union-attr]
         promised = _read_commitments(heard, files, self._clients.values(), ledger)
         held = {w: files.matrix[w].nonzero().flatten().tolist() for w, _ in promised}
@@ -194,7 +194,7 @@ class RedundantStrategy(RecordedStrategy):
         Also returned: a check of a revealed value against its sender's sketch.
         """
         shape = {"workers": files.workers, "files": files.files}
-        tolerance, size = self._experiment.scheme.tolerance, self._experiment.scheme.sketch
+        tolerance, size = self._experiment.redundancy.tolerance, self._experiment.redundancy.sketch
         if not tolerance:
             return label_digests(promised, **shape), lambda worker, file, value: True
         questions = self._questions
@@ -220,16 +220,16 @@ class RedundantStrategy(RecordedStrategy):
             raise ValueError("no file was voted for")
         mean = verdict.plain or (e.rule["name"] == "mean" and not e.pre)
         self._row["path"] = "sum" if mean else "files"
-        if mean and not e.scheme.tolerance:
-            total, origin = reveal_sum(job, held, size=e.scheme.sketch, alone=verdict.plain)
+        if mean and not e.redundancy.tolerance:
+            total, origin = reveal_sum(job, held, size=e.redundancy.sketch, alone=verdict.plain)
             if not origin:
                 raise ValueError("no file could be revealed")
             return total / len(origin), origin
-        if e.scheme.coordinates and not mean:
+        if e.redundancy.coordinates and not mean:
             return reveal_slices(
                 job,
                 files,
-                width=e.scheme.coordinates,
+                width=e.redundancy.coordinates,
                 combine=lambda rows: self._rule.apply(rows).aggregate,
             )
         values, origin = reveal_files(job, files, accept)
@@ -276,7 +276,7 @@ class RedundantStrategy(RecordedStrategy):
             received[worker] = torch.complex(value[0], value[1])
         rounds = self._questions.round  # type: ignore[union-attr]
         source = generator(e.seed, "code", round=rounds)
-        found = decode_cyclic(received, s=(e.scheme.replication - 1) // 2, generator=source)
+        found = decode_cyclic(received, s=(e.redundancy.replication - 1) // 2, generator=source)
         self._row |= {"path": "code", "flagged": list(found.byzantine)}
         self._row |= self._quality(set(found.byzantine))
         if not found.consistent:
@@ -308,7 +308,7 @@ class RedundantStrategy(RecordedStrategy):
         }
         truth = self._truth(self._questions.round)  # type: ignore[union-attr]
         if truth is not None:
-            lies = self._experiment.scheme.lies == "commit"
+            lies = self._experiment.redundancy.lies == "commit"
             wrong = sum(bool(truth.distorted[w, file]) for file, w in origin.items()) if lies else 0
             row["wrong_files"] = round(wrong / files.files, 6)
         return row | self._quality({*verdict.flagged, *ledger.caught})

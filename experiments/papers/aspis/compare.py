@@ -22,8 +22,8 @@ SURE = 2.0  # points within which two accuracies of the paper, read off a figure
 
 def scheme_of(experiment: Experiment) -> str:
     """Return the paper's name of a defence: its scheme, or its rule where there is none."""
-    name = experiment.scheme.name
-    if experiment.scheme.detection == "paper":
+    name = experiment.redundancy.name
+    if experiment.redundancy.detection == "paper":
         return f"{name}, published rule"
     return experiment.rule["name"] if name == "none" else name
 

@@ -18,12 +18,12 @@ def tables(experiments: Iterable[Experiment], data_root: str | None) -> Iterator
     """Yield one table a planned run: who trains what, on how many images, with which values."""
     loaded: dict[str, data.Dataset] = {}
     for e in experiments:
-        if not e.plan.paradigm:
+        if not e.ensemble.paradigm:
             continue
         if e.data not in loaded:
             loaded[e.data] = data.load(e.data, root=data_root)
         shares = shares_of(e, loaded[e.data])
-        title = f"{e.run_id}: {e.plan.paradigm}, {e.partition['name']}, {e.data}, seed {e.seed}"
+        title = f"{e.run_id}: {e.ensemble.paradigm}, {e.partition['name']}, {e.data}, seed {e.seed}"
         table = Table(title=title, title_justify="left")
         for column in COLUMNS:
             table.add_column(column)

@@ -27,12 +27,12 @@ UNKNOWN = "paper value not available"
 
 def applies(results: Results) -> bool:
     """Tell whether any of the runs votes, or is compared with votes, on attacked images."""
-    return any(e.plan.paradigm and e.transfer.attacks for e, _ in results.runs)
+    return any(e.ensemble.paradigm and e.transfer.attacks for e, _ in results.runs)
 
 
 def system(experiment: Experiment) -> str:
     """Name a system: its paradigm, and its partition where that is not the uniform one."""
-    plan, share = experiment.plan, experiment.partition["name"]
+    plan, share = experiment.ensemble, experiment.partition["name"]
     words = plan.paradigm if share == "iid" else f"{plan.paradigm}, {share}"
     return f"{words}, {experiment.byzantine} lying ({plan.lie})" if experiment.byzantine else words
 
@@ -50,7 +50,7 @@ def curves(results: Results) -> pd.DataFrame:
     """Return one line per round in which a central model was measured."""
     lines = []
     for e, rows in results.runs:
-        if e.plan.paradigm != "central":
+        if e.ensemble.paradigm != "central":
             continue
         for row in rows:
             if "votes" in row:
