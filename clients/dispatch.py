@@ -66,7 +66,7 @@ def train_one(
         return ensemble.train(message, context)
     node = open_node(context.run_config, context.node_config)
     if node.experiment.redundancy.name:
-        return worker.answer(node, message, context)
+        return worker.respond(node, message, context)
     task = honest.read_task(node, message, context)
     if results is None and _malicious(node, task, message, context):
         return malicious.answer(node, task, message, context)

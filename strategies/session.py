@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -22,7 +20,6 @@ from fedrobust.evaluation import evaluate, pixels
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import AdversaryGrid, array_of, tensor_of, wire_of
 from fedrobust.models.batchnorm import load_statistics, read_statistics, variances
-from fedrobust.redundancy import Corruption, rounds
 from fedrobust.seeds import generator
 from fedrobust.simulation import stragglers
 from fedrobust.training import one_thread
@@ -32,6 +29,7 @@ from strategies.checkpointing import Checkpoints, continue_from, state_of
 from strategies.ensemble.run import run_ensemble, transfer_of_model
 from strategies.flower_strategy import StockStrategy
 from strategies.handshake import roll_call
+from strategies.redundancy.from_experiment import redundant_strategy
 from strategies.redundancy.strategy import RedundantStrategy
 from strategies.robust import RobustStrategy
 from strategies.root_dataset import OwnData
@@ -109,9 +107,9 @@ def run(
         shapes = {name: tuple(p.shape) for name, p in model.module.named_parameters()}
         strategy = StockStrategy(stock, experiment, shapes=shapes, **shared)
     elif experiment.redundancy.name:
-        truth = partial(_distorted, experiment)
-        known: dict[str, Any] = {"truth": truth, "shapes": model.shapes}
-        strategy = RedundantStrategy(experiment, clients=clients, on_row=on_row, **known)
+        strategy = redundant_strategy(
+            experiment, model, examples=len(dataset.train_labels), clients=clients, on_row=on_row
+        )
     else:
         own = OwnData(experiment, dataset, model) if experiment.server.root_images else None
         shared |= {"shapes": model.shapes, "variances": variances(model.module)}
@@ -155,7 +153,7 @@ def run(
     if saved is not None and isinstance(strategy, RESUMABLE):
         after = continue_from(saved, strategy, grid, experiment)
         start = saved["model"]
-        if isinstance(strategy, RobustStrategy):
+        if isinstance(strategy, RobustStrategy | RedundantStrategy):
             statistics = strategy.statistics(statistics)
         probes += saved["probes"]
     with one_thread():
@@ -168,15 +166,6 @@ def run(
             evaluate=evaluate_round,
             after=after,
         )
-
-
-def _distorted(experiment: Experiment, round: int) -> Corruption:
-    """Return what the liars of a round distort; nothing where they only fail to answer."""
-    liars = threat_model.members(experiment, round=round)
-    truth = rounds.corruption(experiment, liars, round=round)
-    if threat_model.kind(experiment.attack["name"]) != "fault":
-        return truth
-    return replace(truth, distorted=torch.zeros_like(truth.distorted))
 
 
 def _check_stock(experiment: Experiment, model: FlatModel) -> None:

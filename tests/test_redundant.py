@@ -9,8 +9,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from clients.client_app import app
 from clients.node import open_node
-from clients.redundancy import gradients, worker
-from clients.redundancy.gradients import FileGradients, gradients_together
+from clients.redundancy import answers, experiment_gradients, gradients, worker
+from clients.redundancy.experiment_gradients import gradients_together
 from experiments.flower_run import run_on_flower
 from experiments.simulation import run_one
 from fedrobust import data, models
@@ -145,7 +145,7 @@ def file_gradients(e, model, dataset):
     """Compute each file's gradient by hand."""
     start = model.vector.clone()
     rows = []
-    for chosen in rounds.file_indices(e, examples=len(dataset.train_labels), round=1):
+    for chosen in rounds.plan(e, examples=len(dataset.train_labels), server_round=1).indices:
         images, labels = dataset.train_images[chosen], dataset.train_labels[chosen]
         recipe = Recipe(batch_size=len(labels))
         rows.append(
@@ -274,9 +274,11 @@ def test_every_grid_gives_the_same_rounds(small, settings):
 
 def test_each_file_is_computed_once_a_round(small, monkeypatch):
     counted = []
-    compute = FileGradients._compute
+    alone = experiment_gradients._alone
     monkeypatch.setattr(
-        FileGradients, "_compute", lambda self, file: counted.append(file) or compute(self, file)
+        experiment_gradients,
+        "_alone",
+        lambda node, place, chosen, file: counted.append(file) or alone(node, place, chosen, file),
     )
     last(build(small, rounds=3))
     assert len(counted) == 3 * 35
@@ -289,7 +291,7 @@ def test_files_computed_together_are_the_same_up_to_rounding(small):
     e = build(small, rounds=1, attack="none")
     model, dataset, _, _ = vector_after(e)
     start, rows = file_gradients(e, model, dataset)
-    chosen = rounds.file_indices(e, examples=len(dataset.train_labels), round=1)
+    chosen = rounds.plan(e, examples=len(dataset.train_labels), server_round=1).indices
     made = gradients_together(
         model, start, dataset.train_images[chosen], dataset.train_labels[chosen]
     )
@@ -314,8 +316,8 @@ def noisy(copies, client):
 
 @pytest.mark.parametrize(("tolerance", "agree"), [(0.0, False), (0.05, True)])
 def test_a_tolerance_lets_rounding_pass_and_no_attack(small, monkeypatch, tolerance, agree):
-    honest = worker._honest
-    monkeypatch.setattr(worker, "_honest", lambda b, c: noisy(honest(b, c), c))
+    honest = worker.honest
+    monkeypatch.setattr(worker, "honest", lambda b, c: noisy(honest(b, c), c))
     row = last(build(small, adversary="weak", tolerance=tolerance))
     assert row["accepted"] is agree
     if agree:
@@ -327,7 +329,7 @@ def test_a_tolerance_lets_rounding_pass_and_no_attack(small, monkeypatch, tolera
 
 def test_a_sketch_that_fits_a_false_sum_is_caught(small, monkeypatch):
     """Worker 0 commits to the truth, then sends sketches and sums of twice its values."""
-    honest = worker._honest
+    honest = worker.honest
 
     def twice(bench, client):
         copies = honest(bench, client)
@@ -339,11 +341,11 @@ def test_a_sketch_that_fits_a_false_sum_is_caught(small, monkeypatch):
             sketches=lambda files, **s: 2 * copies.sketches(files, **s),
         )
 
-    monkeypatch.setattr(worker, "_honest", twice)
+    monkeypatch.setattr(worker, "honest", twice)
     row = last(build(small, q=0, attack="none", rounds=1))
     assert row["caught"] == {"0": "revealed another value of file 0"}
     assert row["dropped"] == 0
-    monkeypatch.setattr(worker, "_honest", honest)
+    monkeypatch.setattr(worker, "honest", honest)
     assert row["loss"] == pytest.approx(
         last(build(small, q=0, attack="none", rounds=1))["loss"], rel=1e-5
     )
@@ -391,13 +393,13 @@ def test_detox_falls_to_its_worst_set(small):
 
 def test_files_are_shuffled_passes_over_the_set(small):
     e = build(small)
-    turns = [rounds.file_indices(e, examples=220, round=r) for r in range(1, 7)]
+    turns = [rounds.plan(e, examples=220, server_round=r).indices for r in range(1, 7)]
     assert turns[0].shape == (35, 2)
     one_pass = torch.cat(turns[:3]).flatten()
     assert len(set(one_pass.tolist())) == 210
     assert not torch.equal(turns[0], turns[3])
     with pytest.raises(ValueError, match="at most the 60 training images, got 70"):
-        rounds.file_indices(e, examples=60, round=1)
+        rounds.check_examples(e.redundancy, 60)
 
 
 def reply(**records):
@@ -453,12 +455,16 @@ def test_each_value_is_screened_by_itself(value, reason):
 def test_a_worker_computes_only_what_it_holds(small):
     e = build(small)
     node = open_node({"experiment": e.to_toml()})
-    bench = gradients.open_bench(node, node.model.vector.clone(), 1)
-    copies = worker._honest(bench, 0)
-    order = commit_reveal.order("sum", files=[34])
+    plan = rounds.plan(e, examples=1437, server_round=1)
+    values = experiment_gradients.gradients_of(node, node.model.vector.clone(), torch.empty(0), plan)
+    copies = answers.honest(values, 0)
+    order = commit_reveal.order("sum", files=[34], lengths=[1])
     message = Message(RecordDict({"scheme": order}), 1, "train")
     with pytest.raises(ValueError, match="does not hold"):
-        worker._sum(message, bench, copies)
+        answers.answer(message, values, copies)
+    odd = Message(RecordDict({"scheme": commit_reveal.order("dance")}), 1, "train")
+    with pytest.raises(ValueError, match="unknown stage 'dance'"):
+        answers.answer(odd, values, copies)
 
 
 def test_a_stopped_run_resumes_with_its_window_and_its_velocity(small, tmp_path):
