@@ -104,6 +104,8 @@ class RedundantStrategy(RecordedStrategy):
     ----------
     history
         The rows so far.
+    kept
+        The files that the last step was made of.
 
     Notes
     -----
@@ -176,6 +178,7 @@ class RedundantStrategy(RecordedStrategy):
         self._statistics: Tensor | None = None
         self._round: Round | None = None
         self.history: list[Row] = []
+        self.kept: tuple[int, ...] = ()
 
     def initial_arrays(self) -> ArrayRecord:
         """Return the model as it was given, layer by layer, for ``start``."""
@@ -216,6 +219,7 @@ class RedundantStrategy(RecordedStrategy):
         row: Row = {"round": server_round, "replies": len(heard)}
         row["seconds_commit"] = round(time.perf_counter() - now.began, 4)
         stepped: ArrayRecord | None = None
+        self.kept = ()
         try:
             part = self._decode if self._settings.coded else self._vote
             value = part(now, heard, ledger, row)
@@ -324,7 +328,7 @@ class RedundantStrategy(RecordedStrategy):
             round=now.plan.round,
         )  # fmt: skip
         done = stage.apply(job, verdict, wrong=wrong, accept=accept)
-        self._memory = done.memory
+        self._memory, self.kept = done.memory, tuple(sorted(done.origin))
         truth = None if self._truth is None else self._truth(now.plan.round, files)
         row |= report.outcome(done, verdict, ledger, files=files, wrong=wrong, truth=truth)
         return done.value
