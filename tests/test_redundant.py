@@ -355,7 +355,8 @@ def test_a_sketch_that_fits_a_false_sum_is_caught(small, monkeypatch):
 
 def test_aspis_plus_finds_the_liars_and_finds_them_again_when_they_change(small):
     placement = {"name": "window", "length": 12}
-    e = build(small, clients=15, q=2, rounds=24, name="aspis_plus", placement=placement, window=6, adversary="att3")
+    e = build(small, clients=15, q=2, rounds=24, name="aspis_plus", placement=placement, window=6,
+              adversary="att3")  # fmt: skip
     rows = run_one(e)[1:]
     assert len({tuple(row["byzantine"]) for row in rows}) >= 2
     assert [row["round"] for row in rows if row["recall"] == 1 and row["precision"] == 1]
@@ -463,7 +464,8 @@ def test_a_worker_computes_only_what_it_holds(small):
     e = build(small)
     node = open_node({"experiment": e.to_toml()})
     plan = rounds.plan(e, examples=1437, server_round=1)
-    values = experiment_gradients.gradients_of(node, node.model.vector.clone(), torch.empty(0), plan)
+    start = node.model.vector.clone()
+    values = experiment_gradients.gradients_of(node, start, torch.empty(0), plan)
     copies = answers.honest(values, 0)
     order = commit_reveal.order("sum", files=[34], lengths=[1])
     message = Message(RecordDict({"scheme": order}), 1, "train")
