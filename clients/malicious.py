@@ -18,8 +18,17 @@ from clients import honest
 from clients.honest import Task, Trained
 from clients.node import Node
 from fedrobust.aggregation import build
-from fedrobust.attacks import ATTACKS, POISONS, craft, knowledge, poison, threat_model
-from fedrobust.attacks.alie_backdoor import TRAINED, TRAINED_SUPPLIED
+from fedrobust.attacks import (
+    ATTACKS,
+    POISONS,
+    TRAINED,
+    attack_record,
+    craft,
+    knowledge,
+    poison,
+    threat_model,
+)
+from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
 from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import array_of, read_setting, read_tensor
 from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, VIEW
@@ -80,28 +89,16 @@ def _craft_alone(
 ) -> Trained:
     """Craft from what one client knows by itself: its own update, or those of its data's parts."""
     view = trained.update.unsqueeze(0)
-    if node.experiment.attack["name"] in SPREAD:
+    if attack_record(node.experiment.attack["name"]).spread:
         parts = zip(images.chunk(OWN_VIEWS), labels.chunk(OWN_VIEWS), strict=True)
         alone = replace(context, state=RecordDict())
         view = torch.stack([honest.train(node, task, alone, *p).update for p in parts])
-    asked = set(stragglers.participants(node.experiment, task.round))
-    colluders = [c for c in threat_model.members(node.experiment, round=task.round) if c in asked]
+    asked = set(stragglers.participants(node.experiment, task.server_round))
+    colluders = [
+        c for c in threat_model.members(node.experiment, round=task.server_round) if c in asked
+    ]
     rows = _crafted(node, task, view, len(colluders), context)
     return replace(trained, update=rows[colluders.index(task.client)].clone())
-
-
-# Attacks that need the spread of several honest updates, so that one own update tells nothing.
-SPREAD = (
-    "alie",
-    "alie_backdoor",
-    "seesaw",
-    "finite_norm",
-    "min_max",
-    "min_sum",
-    "fang",
-    "rop",
-    "opt_alie",
-)
 
 
 def _crafted(node: Node, task: Task, view: Tensor, f: int, context: Context) -> Tensor:
@@ -113,9 +110,9 @@ def _crafted(node: Node, task: Task, view: Tensor, f: int, context: Context) -> 
         experiment.attack,
         n=stragglers.sample_size(experiment),
         f=f,
-        round=task.round - 1,
-        rule=lambda rows: _guess(experiment, task.round, rows, view),
-        generator=generator(experiment.seed, "attack", round=task.round, client=task.client),
+        round=task.server_round - 1,
+        rule=lambda rows: _guess(experiment, task.server_round, rows, view),
+        generator=generator(experiment.seed, "attack", round=task.server_round, client=task.client),
         previous=_last_step(experiment, task, context),
     )
 
@@ -133,11 +130,11 @@ def _trained(node: Node, task: Task, view: Tensor) -> Tensor:
             start=task.vector,
             images=node.images[task.client],
             lr=experiment.server.lr,
-            generator=generator(experiment.seed, "attack", round=task.round),
+            generator=generator(experiment.seed, "attack", round=task.server_round),
         )
 
 
-def _guess(experiment: Experiment, round: int, rows: Tensor, view: Tensor) -> Tensor:
+def _guess(experiment: Experiment, server_round: int, rows: Tensor, view: Tensor) -> Tensor:
     """Ask the known rule with fresh memory; the server's own data are guessed from what is seen.
 
     The root update is taken for the mean of the view, the loss for its linear part along it.
@@ -147,7 +144,7 @@ def _guess(experiment: Experiment, round: int, rows: Tensor, view: Tensor) -> Te
         build(experiment.rule, pre=experiment.pre)
         .apply(
             rows,
-            generator=generator(experiment.seed, "probe", round=round),
+            generator=generator(experiment.seed, "probe", round=server_round),
             server={
                 "root": lambda: middle,
                 "loss": lambda: lambda step: -float(step.to(middle) @ middle),

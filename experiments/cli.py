@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli_output, deployment, listing, tables
+from experiments.audit import command as auditing
 from experiments.cli_inputs import check_data, experiments_of
 from experiments.papers.transfer import node_tables, study
 from experiments.progress import Live
@@ -18,11 +19,13 @@ from experiments.results import Results, load
 from experiments.simulation import check_device, check_grid
 from experiments.sweep import Sweep
 from experiments.trackers import tracking
+from fedrobust import secret as hidden
 from fedrobust.data import DataError
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.models import ModelError
 from fedrobust.runs.checkpoint import CheckpointError
 from fedrobust.runs.folder import FolderError, WriteError
+from fedrobust.secret import SecretError
 from fedrobust.spec import SpecError, suggest
 
 EXIT_CODES = (
@@ -36,7 +39,15 @@ NEXT = """next:
   flwr run . --stream                     the default app on Flower, live
   fedrobust list                          every rule, attack, partition, with its paper
   experiments/notebooks/                  the same from Python"""
-WRONG_INPUT = (CheckpointError, ConfigError, DataError, FolderError, ModelError, SpecError)
+WRONG_INPUT = (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FolderError,
+    ModelError,
+    SecretError,
+    SpecError,
+)
 
 app = typer.Typer(
     help="What happens to federated training when clients lie, and which defence holds.",
@@ -82,6 +93,7 @@ def run(
     resume: Resume = False,
     track: Track = None,
     save_model: Annotated[bool, typer.Option(help="Keep each final model (safetensors).")] = False,
+    secret: Annotated[Path | None, typer.Option(help="Repeat a server's draws: its file.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -91,7 +103,8 @@ def run(
     experiments = experiments_of(file, override, seeds=seeds)
     check_data(experiments, data_root, download)
     parent = output / file.stem
-    sweep = Sweep(experiments, parent, grid, data_root, workers, save_model, resume, device)
+    sweep = Sweep(experiments, parent, grid, data_root, workers, save_model, resume, device,
+                  hidden.read(secret) if secret is not None else None)  # fmt: skip
     results = _run(sweep, errors if as_json else console, track, quiet=quiet)
     written = cli_output.write_summary(results, sweep.output)
     if study.applies(results):
@@ -167,6 +180,7 @@ def report(
 
 app.command(epilog=EXIT_CODES)(deployment.deploy)
 app.command()(deployment.node)
+app.command(epilog=auditing.CODES)(auditing.audit)
 
 
 @app.command("list")

@@ -68,6 +68,7 @@ def deploy(
     root_certificates: Certificates = None,
     insecure: Insecure = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    secret: Annotated[str, typer.Option(help="A run's secret file there: repeat its draws.")] = "",
 ) -> None:
     """Run an experiment on the nodes that are connected to a SuperLink: each is one client."""
     experiments = experiments_of(file, override, seeds=1)
@@ -82,6 +83,7 @@ def deploy(
             certificates=root_certificates,
             insecure=insecure,
             resume=resume,
+            secret=secret,
             on_row=lambda row: typer.echo(json.dumps(row)),
         )
     except FlowerRunError as error:
@@ -99,6 +101,7 @@ def run_on_nodes(
     insecure: bool = False,
     resume: bool = False,
     hosts: int = 0,
+    secret: str = "",
     server: str = flower_run.SERVER,
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
@@ -113,6 +116,8 @@ def run_on_nodes(
         The CA's certificate, or plain text.
     hosts
         Not 0: the nodes are this many cohort hosts instead of one client each.
+    secret
+        A file on the SuperLink's machine from which the server takes its secret; empty: a new one.
     server
         The server app, MODULE:ATTRIBUTE, installed on the SuperLink's machine or ours.
 
@@ -128,6 +133,7 @@ def run_on_nodes(
         "nodes": "hosts" if hosts else "clients",
         "hosts": hosts,
         "resume": resume,
+        "secret-file": secret,  # its name alone: all of this goes to every node
     }
     with tempfile.TemporaryDirectory(prefix="fedrobust-deploy-") as temporary:
         home = Path(temporary)

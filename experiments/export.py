@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedrobust import __version__, data, models
+from fedrobust import data, models
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.vector import FlatModel
+from fedrobust.version import __version__
 
 
 def state_dict(

@@ -25,10 +25,10 @@ import torch
 
 import clients
 import strategies
-from fedrobust import __version__
 from fedrobust.cores import VARIABLE
 from fedrobust.experiment.schema import Experiment
 from fedrobust.runs.folder import RunFolder
+from fedrobust.version import __version__
 
 Row = dict[str, Any]
 POLL = 0.5

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedrobust import adversarial, aggregation, attacks, data, ensemble, models, redundancy
-from fedrobust.attacks import alie_backdoor, threat_model
+from fedrobust.attacks import threat_model
+from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
+from fedrobust.docstrings import paper, summary
 from fedrobust.experiment.schema import Experiment
 from fedrobust.redundancy.rounds import operands
 from fedrobust.spec import SpecError, parameters, suggest
@@ -15,10 +17,10 @@ from fedrobust.spec import SpecError, parameters, suggest
 Entry = dict[str, str]
 # What the system hands in: no setting of the plug-in, so nothing to list. f is one, of the rules.
 SUPPLIED = {
-    "rules": {"generator", "memory", "clients"},
-    "pre-aggregators": {"generator"},
-    "attacks": {"n", "f", "round", "rule", "generator", "previous", "own"},
-    "training attacks": set(alie_backdoor.TRAINED_SUPPLIED),
+    "rules": {"generator", "memory", "clients", "weights"},
+    "pre-aggregators": {"generator", "weights"},
+    "attacks": {"n", "f", "round", "rule", "generator", "previous", "own", "state"},
+    "training attacks": set(TRAINED_SUPPLIED),
     "data attacks": set(threat_model.POISON_SUPPLIED),
     "placements": {"clients", "byzantine", "seed", "round"},
     "partitions": {"clients", "seed"},
@@ -37,7 +39,7 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
         "rules": aggregation.RULES,
         "pre-aggregators": aggregation.PREAGGREGATORS,
         "attacks": attacks.ATTACKS,
-        "training attacks": alie_backdoor.TRAINED,
+        "training attacks": attacks.TRAINED,
         "data attacks": attacks.POISONS,
         "placements": attacks.PLACEMENTS,
         "redundancy schemes": redundancy.SCHEMES,
@@ -64,7 +66,6 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
 
 def entry(name: str, function: Callable[..., Any], supplied: set[str]) -> Entry:
     """Describe one plug-in from its signature and docstring."""
-    text = inspect.getdoc(function) or ""
     settings = [
         key if p.default is inspect.Parameter.empty else f"{key}={p.default!r}"
         for key, p in parameters(function).items()
@@ -72,25 +73,10 @@ def entry(name: str, function: Callable[..., Any], supplied: set[str]) -> Entry:
     ]
     return {
         "name": name,
-        "what": text.split("\n\n")[0].replace("\n", " ").strip(),
+        "what": summary(function),
         "parameters": ", ".join(settings),
-        "paper": paper(text),
+        "paper": paper(function),
     }
-
-
-def paper(text: str) -> str:
-    """Return the References section of a numpydoc docstring on one line."""
-    lines = text.splitlines()
-    if "References" not in lines:
-        return ""
-    start = lines.index("References") + 2
-    taken: list[str] = []
-    for line in lines[start:]:
-        if set(line.strip()) == {"-"} and line.strip():
-            taken.pop()
-            break
-        taken.append(line.strip())
-    return " ".join(part for part in taken if part)
 
 
 def defence(experiment: Experiment) -> str:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from experiments import export
-from experiments.simulation import run_one
+from experiments.simulation import check_has_model, run_one
+from fedrobust import secret as hidden
 from fedrobust.experiment.schema import Experiment
 from fedrobust.runs.folder import RunFolder
 
@@ -39,6 +40,8 @@ class Sweep:
         Write each run's final model beside its rows, as ``MODEL``.
     resume
         Continue unfinished runs from their last checkpoint instead of starting them anew.
+    secret
+        A server's, whose draws are to be repeated; a run that was made without it is not finished.
     """
 
     experiments: list[Experiment]
@@ -49,13 +52,23 @@ class Sweep:
     models: bool = False
     resume: bool = False
     device: str = "cpu"
+    secret: int | None = None
 
     def folders(self) -> list[Path]:
         """Return each run's folder, in order."""
         return [RunFolder(self.output, e).path for e in self.experiments]
 
     def run(self, on_row: Callable[[Experiment, Row], None]) -> None:
-        """Run what is not finished; ``on_row`` is called in this process."""
+        """Run what is not finished; ``on_row`` is called in this process.
+
+        Raises
+        ------
+        ConfigError
+            Before anything is run, if the final model of a run is to be kept that has none.
+        """
+        if self.models:
+            for experiment in self.experiments:
+                check_has_model(experiment)
         waiting = [e for e in self.experiments if not self._done(RunFolder(self.output, e))]
         usual = os.cpu_count() or 1 if self.device == "cpu" else len(self._by_gpu())
         workers = min(self.workers or usual, len(waiting))
@@ -81,6 +94,7 @@ class Sweep:
             on_row=on_row,
             on_model=write_model if self.models else None,
             resume=self.resume,
+            secret=self.secret,
         )
 
     def _by_gpu(self) -> list[Sweep]:
@@ -90,6 +104,8 @@ class Sweep:
         return [replace(self, device=f"cuda:{i}") for i in range(torch.cuda.device_count())]
 
     def _done(self, folder: RunFolder) -> bool:
+        if self.secret is not None and hidden.held(folder.path) != self.secret:
+            return False
         return folder.finished and (not self.models or (folder.path / MODEL).is_file())
 
     def _run_parallel(

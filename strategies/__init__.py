@@ -1,19 +1,21 @@
-"""What the server runs."""
+"""What the server runs: Flower strategies that are made from values."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from strategies.robust import RobustStrategy
 
 if TYPE_CHECKING:
     from strategies.redundancy.strategy import RedundantStrategy
 
-__all__ = ["RedundantStrategy"]
-HOMES = {"RedundantStrategy": "strategies.redundancy.strategy"}
+__all__ = ["RedundantStrategy", "RobustStrategy"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public strategy when it is first asked for: the command line needs none of them."""
-    if name not in HOMES:
+    """Import the redundant strategy when it is first asked for: it brings compiled searches."""
+    if name != "RedundantStrategy":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return vars(import_module(HOMES[name]))[name]
+    from strategies.redundancy.strategy import RedundantStrategy
+
+    return RedundantStrategy

@@ -9,9 +9,9 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedrobust import __version__
 from fedrobust.flower import read_setting
 from fedrobust.flower.serialization import PROTOCOL
+from fedrobust.version import __version__
 
 
 class ProtocolError(RuntimeError):

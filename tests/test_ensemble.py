@@ -7,8 +7,10 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from clients import ensemble_member
 from clients.client_app import app
+from clients.ensemble import byzantine, member
+from clients.ensemble.node import make_ensemble_node
+from clients.node import host_of
 from experiments.simulation import run_one
 from fedrobust import adversarial
 from fedrobust.data import load as load_data
@@ -17,17 +19,16 @@ from fedrobust.ensemble import member as training
 from fedrobust.ensemble.attacker import key_of
 from fedrobust.ensemble.image_store import ArchiveError, folder_of, load, obtain
 from fedrobust.ensemble.measures import by_vote, measure
-from fedrobust.ensemble.plan import NodeSettings
 from fedrobust.ensemble.similarity import cotangent, mean_logit, vote_gradient
 from fedrobust.ensemble.validate import LIES
 from fedrobust.evaluation import pixels
 from fedrobust.experiment.load import from_dict
+from fedrobust.experiment.schema import NodeSettings
 from fedrobust.flower import CohortGrid, InProcessGrid, Rejected, array_of
 from fedrobust.flower.ensemble_replies import screen_answer, screen_progress
 from fedrobust.flower.wrapping import WrappedGrid
 from fedrobust.runs.folder import RunFolder
-from fedrobust.training import one_thread
-from fedrobust.training.optimizers import SOLVERS
+from fedrobust.training import OPTIMIZERS, one_thread
 from strategies import server_app
 from strategies.ensemble.query import ask
 from strategies.session import run
@@ -59,7 +60,7 @@ def run_on(grid, e):
 
 def offline_members(e):
     """Train the same members without a message: the same functions in a plain loop."""
-    site = ensemble_member.open_site({"experiment": e.to_toml()})
+    site = make_ensemble_node(e)
     modules = []
     for client, node in enumerate(nodes_of(e)):
         trained = training.init_member(site.module(node, client), node)
@@ -67,7 +68,7 @@ def offline_members(e):
         with one_thread():
             for _ in range(total):
                 training.train_epoch(
-                    trained, node, site.diet(client), site.regime(client, total)
+                    trained, node, site.data_of(client), site.settings(client, total)
                 )  # fmt: skip
         modules.append(trained.module)
     return modules
@@ -202,9 +203,7 @@ def test_members_differ_and_keep_their_own_models():
     heard = ask(grid, {1: 0, 2: 1, 3: 2}, images, name="x")
     assert not torch.equal(heard.answers[0], heard.answers[1])
     with pytest.raises(RuntimeError, match="not been trained"):
-        ensemble_member._recall(
-            ensemble_member.open_site({"experiment": e.to_toml()}), 0, _fresh(e)
-        )
+        member.recall(make_ensemble_node(e), 0, _fresh(e))
 
 
 def _fresh(e):
@@ -217,32 +216,32 @@ def test_tuning_sees_the_nodes_own_data_only():
     from dataclasses import replace
 
     e = experiment("tuned", trials=2, tune_epochs=[2, 2])
-    site = ensemble_member.open_site({"experiment": e.to_toml()})
+    site = make_ensemble_node(e)
     others = torch.cat([site.shares[0], site.shares[2]])
     images = site.dataset.train_images.clone()
     images[others] = 255 - images[others]
     spoiled = replace(site, dataset=replace(site.dataset, train_images=images))
     node = nodes_of(e)[1]
     assert node.tuned
-    found = [ensemble_member._tuned(s, 1, s.diet(1), node, _fresh(e)) for s in (site, spoiled)]
+    found = [member.tuned(s, 1, s.data_of(1), node) for s in (site, spoiled)]
     assert found[0] == found[1] and found[0].lr != node.lr
     losses = [
-        next(training.curve(lambda: site.module(node, 0), node, s.diet(0), s.regime(0, 1)))
+        next(training.curve(lambda: site.module(node, 0), node, s.data_of(0), s.settings(0, 1)))
         for s in (site, spoiled)
     ]
     assert losses[0] != losses[1]  # what was spoiled does matter, where it is one's own
 
 
-@pytest.mark.parametrize("optimizer", list(SOLVERS))
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 def test_a_member_taken_apart_and_put_together_goes_on_as_before(optimizer):
     schedule = "plateau" if optimizer == "rprop" else "cosine"
     e = experiment(nodes=[{"optimizer": optimizer, "lr": 0.01, "schedule": schedule}], rounds=4)
-    site, node = ensemble_member.open_site({"experiment": e.to_toml()}), nodes_of(e)[0]
-    diet, regime = site.diet(0), site.regime(0, 4)
+    site, node = make_ensemble_node(e), nodes_of(e)[0]
+    own, settings = site.data_of(0), site.settings(0, 4)
     straight, broken = (training.init_member(site.module(node, 0), node) for _ in "ab")
     for _ in range(2):
-        training.train_epoch(straight, node, diet, regime, keep_best=True)
-        training.train_epoch(broken, node, diet, regime, keep_best=True)
+        training.train_epoch(straight, node, own, settings, keep_best=True)
+        training.train_epoch(broken, node, own, settings, keep_best=True)
         tensors, facts = training.pack(broken)
         assert all(t.dtype == torch.float32 for t in tensors.values())
         facts = json.loads(json.dumps(facts))
@@ -261,11 +260,12 @@ def with_statistics():
 def test_batch_statistics_live_in_the_state_too():
     node = NodeSettings("regnetx_200mf", "sgd_m", 0.01, 0.9, 0.0, "constant")
     d = load_data("digits")
-    diet = training.TrainValSplit(
+    own = training.TrainValSplit(
         d.train_images[:64], d.train_labels[:64], d.train_images[:0], d.train_labels[:0]
     )
     trained = training.init_member(with_statistics(), node)
-    training.train_epoch(trained, node, diet, training.EpochSettings(1, 16, "none", False, 1, 0))
+    settings = training.EpochSettings(epochs=1, batch_size=16, augment="none", seed=1, client=0)
+    training.train_epoch(trained, node, own, settings)
     again = training.unpack(with_statistics(), node, *training.pack(trained))
     assert int(again.module[2].num_batches_tracked) == 4
     assert torch.equal(again.module[2].running_mean, trained.module[2].running_mean)
@@ -381,17 +381,17 @@ def on_node(e, **node):
     return Context(1, 1, {"partition-id": 0, **node}, RecordDict(), config)
 
 
-def test_a_members_owner_says_whether_it_lies_and_where_its_data_are(tmp_path):
+def test_a_members_owner_says_whether_it_is_byzantine_and_where_its_data_are(tmp_path):
     e = experiment(byzantine=1)
-    assert ensemble_member.lies(e, on_node(e))
-    assert not ensemble_member.lies(e, on_node(e, role="honest"))
-    assert ensemble_member.lies(e, on_node(e, role="malicious"))
+    assert byzantine.is_byzantine(e, on_node(e))
+    assert not byzantine.is_byzantine(e, on_node(e, role="honest"))
+    assert byzantine.is_byzantine(e, on_node(e, role="malicious"))
     images = torch.zeros(7, 28, 28, dtype=torch.uint8).numpy()
     np.savez(tmp_path / "own.npz", images=images, labels=torch.arange(7).numpy())
     context = on_node(e, data=str(tmp_path / "own.npz"))
-    site = ensemble_member.open_site(context.run_config, context.node_config)
+    site = make_ensemble_node(e, host_of(context.run_config, context.node_config))
     assert [len(share) for share in site.shares] == [7, 0, 0]
-    assert len(site.diet(0).labels) + len(site.diet(0).held_labels) == 7
+    assert len(site.data_of(0).labels) + len(site.data_of(0).held_labels) == 7
 
 
 def test_the_server_app_records_the_rows_of_a_vote(tmp_path):

@@ -8,10 +8,9 @@ from clients.client_app import app, train_together
 from experiments.simulation import run_one
 from fedrobust.attacks import threat_model
 from fedrobust.experiment.load import from_dict
-from fedrobust.experiment.schema import ConfigError
+from fedrobust.experiment.schema import ConfigError, Group
 from fedrobust.flower import CohortGrid, InProcessGrid
 from fedrobust.simulation import stragglers
-from fedrobust.simulation.stragglers import Group
 from strategies.session import run
 
 GROUPS = {

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from clients.client_app import app as experiment_app
-from clients.node import open_node
+from clients.node import make_node
 from clients.redundancy import FileWorker, answers, gradients
 from clients.redundancy import worker as experiment_worker
 from clients.redundancy.gradients import FileGradients
@@ -312,7 +312,7 @@ def test_the_role_is_the_nodes_own_setting(small):
 
 def test_data_of_a_nodes_own_are_refused_with_a_reason(small):
     e = experiment(small)
-    node = open_node({"experiment": e.to_toml()})
+    node = make_node(e)
     context = InProcessGrid(experiment_app, clients=1, run_config={}).contexts[1]
     context.node_config |= {"data": "mine.npz"}
     with pytest.raises(ValueError, match="without data of its own"):

@@ -8,7 +8,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from clients.client_app import app
-from clients.node import open_node
+from clients.node import make_node
 from clients.redundancy import answers, experiment_gradients, gradients, worker
 from clients.redundancy.experiment_gradients import gradients_together
 from experiments.flower_run import run_on_flower
@@ -462,7 +462,7 @@ def test_each_value_is_screened_by_itself(value, reason):
 
 def test_a_worker_computes_only_what_it_holds(small):
     e = build(small)
-    node = open_node({"experiment": e.to_toml()})
+    node = make_node(e)
     plan = rounds.plan(e, examples=1437, server_round=1)
     start = node.model.vector.clone()
     values = experiment_gradients.gradients_of(node, start, torch.empty(0), plan)

@@ -8,9 +8,6 @@ adversary does not collude.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,21 +114,8 @@ class ByzantineWorkers:
 
 
 def byzantine_of(node: Node, honest: FileGradients, workers: tuple[int, ...]) -> ByzantineWorkers:
-    """Return the Byzantine workers of a host in the round to which its values are turned."""
-    return _made(_Round(node.experiment.run_id, honest.turn, workers, node, honest))
-
-
-@dataclass(frozen=True)
-class _Round:
-    """A round's Byzantine workers, known by run, model and plan."""
-
-    run_id: str
-    turn: Any
-    workers: tuple[int, ...]
-    node: Node = field(compare=False)
-    honest: FileGradients = field(compare=False)
-
-
-@lru_cache(maxsize=1)
-def _made(key: _Round) -> ByzantineWorkers:
-    return ByzantineWorkers(key.node, key.honest, key.workers)
+    """Return the Byzantine workers of a turn, made once for all workers of a host."""
+    made = honest.beside.get(workers)
+    if made is None:
+        made = honest.beside[workers] = ByzantineWorkers(node, honest, workers)
+    return made

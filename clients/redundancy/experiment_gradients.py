@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from clients.node import Node
 from clients.redundancy.gradients import FileGradients, Place
-from fedrobust.adversarial import adversarial_loss
+from fedrobust.adversarial import adversarial_objective
 from fedrobust.evaluation import pixels
 from fedrobust.experiment.schema import Experiment
 from fedrobust.models.batchnorm import load_statistics
@@ -21,8 +21,10 @@ from fedrobust.redundancy.file_gradient import reproducible, with_statistics
 from fedrobust.redundancy.plan import FilePlan
 from fedrobust.seeds import generator
 from fedrobust.training import one_thread, train_local
-from fedrobust.training.local import Loss, cross_entropy
+from fedrobust.training.losses import Loss, cross_entropy
 from fedrobust.vector import FlatModel
+
+VALUES = "file gradients"
 
 
 def compute(node: Node, place: Place, indices: Tensor, files: Sequence[int]) -> Sequence[Tensor]:
@@ -92,8 +94,7 @@ def _loss(experiment: Experiment, source: torch.Generator) -> Loss:
     settings = experiment.adversarial
     if not settings.perturbation:
         return cross_entropy
-    return partial(
-        adversarial_loss,
+    return adversarial_objective(
         perturbation=settings.perturbation,
         loss=settings.loss,
         fraction=settings.fraction,
@@ -102,19 +103,8 @@ def _loss(experiment: Experiment, source: torch.Generator) -> Loss:
 
 
 def gradients_of(node: Node, vector: Tensor, statistics: Tensor, plan: FilePlan) -> FileGradients:
-    """Return the host's values, turned to a round and a model (d,)."""
-    return _kept(_Key(node.experiment.run_id, node)).turn_to(vector, statistics, plan)
-
-
-@dataclass(frozen=True)
-class _Key:
-    """A node, known by its experiment."""
-
-    run_id: str
-    node: Node = field(compare=False)
-
-
-@lru_cache(maxsize=1)
-def _kept(key: _Key) -> FileGradients:
-    group = key.node.experiment.redundancy.vmap_files
-    return FileGradients(partial(compute, key.node), group=group)
+    """Return the node's values, turned to a round and a model (d,)."""
+    if VALUES not in node.kept:
+        group = node.experiment.redundancy.vmap_files
+        node.kept[VALUES] = FileGradients(partial(compute, node), group=group)
+    return node.kept[VALUES].turn_to(vector, statistics, plan)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,7 @@ class FileGradients:
         self._rows: dict[int, Tensor] = {}
         self._digests: dict[int, bytes] = {}
         self._sketches: dict[tuple[int, int], dict[int, Tensor]] = {}
+        self.beside: dict[Any, Any] = {}  # of this turn, for those who send other values
         return self
 
     @property

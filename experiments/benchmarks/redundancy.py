@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from flwr.app import ConfigRecord
 
-from clients.client_app import app
-from clients.node import open_node
+from clients.modes import redundancy
+from clients.node import make_node
 from clients.redundancy.gradients import FileGradients
 from experiments.benchmarks.measuring import peak_of, show, side_by_side
 from fedrobust.experiment.load import from_dict
@@ -60,11 +60,10 @@ class Rounds:
 
     def __init__(self, e: Experiment) -> None:
         self.rows: list[dict[str, Any]] = []
-        run_config = {"experiment": e.to_toml()}
-        self._grid = InProcessGrid(app, clients=e.clients, run_config=run_config)
+        self._node = make_node(e)
+        self._grid = InProcessGrid(redundancy(self._node).train, clients=e.clients)
         nodes = dict(enumerate(range(e.clients), start=1))
-        self._strategy = RedundantStrategy(e, clients=nodes, on_row=self.rows.append)
-        self._node = open_node(run_config)
+        self._strategy = RedundantStrategy(e, clients=nodes)
         self._vector = self._node.model.vector.clone()
         self._number = 0
 
@@ -76,7 +75,7 @@ class Rounds:
         replies = self._grid.send_and_receive(asked)
         stepped, _ = self._strategy.aggregate_train(self._number, replies)
         assert stepped is not None, self.rows
-        self._strategy.close_round(self._number, {})
+        self.rows.append(self._strategy.row)
 
     def once(self) -> None:
         """Compute each file's gradient once, and nothing else."""

@@ -27,8 +27,8 @@ from experiments.report.load import (
     shares,
     widen,
 )
-from fedrobust import __version__
 from fedrobust.experiment.schema import Experiment
+from fedrobust.version import __version__
 
 TEMPLATE = Path(__file__).with_name("page.html")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -135,6 +136,7 @@ def byzmean(
     *,
     n: int,
     f: int,
+    craft: Callable[..., Tensor],
     inner: Spec = "alie",
     round: int = 0,
     rule: Rule | None = None,
@@ -147,6 +149,8 @@ def byzmean(
 
     Parameters
     ----------
+    craft
+        ``fedrobust.attacks.craft``, handed in: the table of attacks imports this file.
     inner
         The attack that crafts g (its first row).
 
@@ -161,8 +165,6 @@ def byzmean(
     the rest is ((n - m) g - (n - f) mean) / (f - m), m = floor(f / 2), exact if all honest
     updates are known.
     """
-    from fedrobust.attacks.crafting import craft
-
     goal = craft(
         honest, inner, n=n, f=f, round=round, rule=rule, generator=generator, previous=previous
     )[0].double()

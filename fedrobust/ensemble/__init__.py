@@ -1,7 +1,7 @@
 """Nodes that train models of their own and vote at inference."""
 
 from fedrobust.ensemble.members import Ensemble, answers
-from fedrobust.ensemble.plan import PARADIGMS, NodeSettings, Plan, Transfer, nodes_of
+from fedrobust.ensemble.plan import PARADIGMS, nodes_of
 from fedrobust.ensemble.shares import attacker_share, shares_of
 from fedrobust.ensemble.votes import VOTES, combine, one_hot, scores
 
@@ -9,9 +9,6 @@ __all__ = [
     "PARADIGMS",
     "VOTES",
     "Ensemble",
-    "NodeSettings",
-    "Plan",
-    "Transfer",
     "answers",
     "attacker_share",
     "combine",

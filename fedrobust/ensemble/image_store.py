@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,9 +15,7 @@ from torch import Tensor
 
 from fedrobust.data import Dataset
 from fedrobust.ensemble.attacker import Crafted, key_of, make
-
-if TYPE_CHECKING:
-    from fedrobust.experiment.schema import Experiment
+from fedrobust.experiment.schema import Experiment
 
 MANIFEST = "manifest.json"
 SHOWN, ENLARGED, AMPLIFIED = 12, 3, 8

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from fedrobust.data import Dataset, partition
 from fedrobust.data.sets import DataError
+from fedrobust.experiment.schema import Experiment
 from fedrobust.seeds import generator
-
-if TYPE_CHECKING:
-    from fedrobust.experiment.schema import Experiment
 
 EVERYTHING = ("central", "full_data")
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedrobust.adversarial.objective import TRANSFER_ATTACKS
 from fedrobust.ensemble import VOTES
-from fedrobust.ensemble.augment import AUGMENTATIONS
-from fedrobust.ensemble.authors import MASTERS
-from fedrobust.ensemble.plan import PARADIGMS, NodeSettings, Plan, Transfer, nodes_of
+from fedrobust.ensemble.assignment import fits
+from fedrobust.ensemble.plan import NODE_SCHEDULES, PARADIGMS, master_of, nodes_of
+from fedrobust.ensemble.practice import practice_of
+from fedrobust.experiment.schema import EnsembleSettings, Experiment, NodeSettings, Transfer
 from fedrobust.models import MODELS
-from fedrobust.spec import suggest
-from fedrobust.training.optimizers import LR_SCHEDULES, SOLVERS, fits
-
-if TYPE_CHECKING:
-    from fedrobust.experiment.schema import Experiment
+from fedrobust.spec import SpecError, suggest
+from fedrobust.training.augment import names_of
+from fedrobust.training.optimizers import OPTIMIZERS
 
 ANSWERS = ("labels", "probabilities", "logits")
 LIES = ("flip", "random", "nan", "silence", "garbage", "stale", "exception")
@@ -44,24 +43,36 @@ def check_plan(e: Experiment) -> list[str]:
     ]
     errors += [sentence for holds, sentence in (*_ranges(e), *_attacker_ranges(e)) if not holds]
     errors += _node_tables(e.ensemble)
+    errors += _refusals(e)
     return errors or list(_nodes(e))
 
 
-def _names(plan: Plan) -> Iterator[Named]:
+def _refusals(e: Experiment) -> Iterator[str]:
+    """Try what refuses by itself: augmentations, and what the released code alone has."""
+    for key, augment in (("ensemble", e.ensemble.augment), ("transfer", e.transfer.augment)):
+        try:
+            names_of(augment)
+        except SpecError as error:
+            yield f"{key}.augment: {error}"
+    for probe in (lambda: practice_of(e.ensemble), lambda: master_of(e)):
+        try:
+            probe()
+        except SpecError as error:
+            yield str(error)
+
+
+def _names(plan: EnsembleSettings) -> Iterator[Named]:
     if plan.paradigm:
         yield plan.paradigm, "ensemble.paradigm", PARADIGMS
-    if plan.master:
-        yield plan.master, "ensemble.master", list(MASTERS)
-    yield plan.optimizer, "ensemble.optimizer", list(SOLVERS)
-    yield plan.schedule, "ensemble.schedule", LR_SCHEDULES
-    yield plan.augment, "ensemble.augment", list(AUGMENTATIONS)
+    yield plan.optimizer, "ensemble.optimizer", list(OPTIMIZERS)
+    yield plan.schedule, "ensemble.schedule", NODE_SCHEDULES
     yield plan.checkpoint, "ensemble.checkpoint", CHECKPOINTS
     yield plan.answer, "ensemble.answer", ANSWERS
     yield plan.lie, "ensemble.lie", LIES
     for key, table in (
         ("architectures", list(MODELS)),
-        ("optimizers", list(SOLVERS)),
-        ("schedules", list(LR_SCHEDULES)),
+        ("optimizers", list(OPTIMIZERS)),
+        ("schedules", NODE_SCHEDULES),
         ("votes", list(VOTES)),
     ):
         for name in getattr(plan, key):
@@ -71,8 +82,7 @@ def _names(plan: Plan) -> Iterator[Named]:
 def _attacker_names(transfer: Transfer) -> Iterator[Named]:
     yield transfer.data, "transfer.data", ATTACKER_DATA
     yield transfer.step_scaling, "transfer.step_scaling", ("fixed", "proportional")
-    yield transfer.optimizer, "transfer.optimizer", list(SOLVERS)
-    yield transfer.augment, "transfer.augment", list(AUGMENTATIONS)
+    yield transfer.optimizer, "transfer.optimizer", list(OPTIMIZERS)
     for name in transfer.attacks:
         yield name, "name in transfer.attacks", list(TRANSFER_ATTACKS)
     for name in transfer.surrogates:
@@ -143,7 +153,7 @@ def _attacker_ranges(e: Experiment) -> Iterator[tuple[bool, str]]:
     yield t.batch_size >= 2, f"transfer.batch_size needs at least 2, got {t.batch_size}"
 
 
-def _node_tables(plan: Plan) -> list[str]:
+def _node_tables(plan: EnsembleSettings) -> list[str]:
     known = [f.name for f in fields(NodeSettings)]
     return [
         f"unknown key 'ensemble.nodes.{key}'; {suggest(key, known)}"
@@ -160,8 +170,8 @@ def _nodes(e: Experiment) -> Iterator[str]:
     for k, node in enumerate(nodes_of(e)):
         for name, kind, table in (
             (node.model, "model", list(MODELS)),
-            (node.optimizer, "optimizer", list(SOLVERS)),
-            (node.schedule, "schedule", list(LR_SCHEDULES)),
+            (node.optimizer, "optimizer", list(OPTIMIZERS)),
+            (node.schedule, "schedule", NODE_SCHEDULES),
         ):
             if name not in table:
                 yield f"node {k}: unknown {kind} {name!r}; {suggest(str(name), table)}"

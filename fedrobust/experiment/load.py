@@ -11,24 +11,25 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedrobust.ensemble.plan import Plan, Transfer
 from fedrobust.ensemble.validate import plan_parsers
 from fedrobust.experiment import validate
 from fedrobust.experiment.schema import (
     Adversarial,
     Compression,
     ConfigError,
+    EnsembleSettings,
     Experiment,
-    Federated,
+    FederatedAdversarial,
     Pretrain,
+    Recipe,
+    Redundancy,
     Semi,
     Server,
+    Transfer,
 )
 from fedrobust.redundancy import rounds
-from fedrobust.redundancy.rounds import Scheme
 from fedrobust.simulation import stragglers
 from fedrobust.spec import SpecError, split, suggest
-from fedrobust.training import Recipe
 
 
 def from_dict(document: Mapping[str, Any]) -> Experiment:
@@ -58,10 +59,13 @@ NESTED = {
     "compression": Compression,
     "semi": Semi,
     "pretrain": Pretrain,
-    "federated": Federated,
-    "redundancy": Scheme,
+    "federated": FederatedAdversarial,
+    "redundancy": Redundancy,
 }
-OWN_TABLES: dict[str, type] = {"ensemble": Plan, "transfer": Transfer}  # no specs inside
+OWN_TABLES: dict[str, type] = {
+    "ensemble": EnsembleSettings,
+    "transfer": Transfer,
+}  # no specs inside
 
 
 def read(source: str | Path) -> dict[str, Any]:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from fedrobust import adversarial, aggregation, attacks
 from fedrobust.attacks import threat_model
 from fedrobust.data import DATASETS, PARTITIONERS
 from fedrobust.data.partitions import SUPPLIED
 from fedrobust.ensemble.validate import check_plan
-from fedrobust.experiment.schema import BATCHNORM, FINE_TUNING, OFF, SEMI, SIDES
+from fedrobust.experiment.schema import Experiment
+from fedrobust.experiment.settings import BATCHNORM, FINE_TUNING, OFF, SEMI, SIDES
 from fedrobust.models import MODELS
 from fedrobust.redundancy import rounds
 from fedrobust.simulation import stragglers
 from fedrobust.spec import SpecError, parameters, resolve, split, suggest
-from fedrobust.training import SCHEDULES, SERVER_OPTIMIZERS
+from fedrobust.training import SCHEDULES
 from fedrobust.training.compression import SCALES
-from fedrobust.training.steps import SUPPLIED as STEP_SUPPLIED
-
-if TYPE_CHECKING:
-    from fedrobust.experiment.schema import Experiment
+from fedrobust.training.steps import resolve_optimizer
 
 
 def rule_needs_f(name: str) -> bool:
@@ -80,7 +77,7 @@ def _ranges(e: Experiment) -> list[tuple[bool, str]]:
         (a.eval_images >= 1, f"adversarial.eval_images needs at least 1, got {a.eval_images}"),
         (s.root_images >= 0, f"server.root_images needs at least 0, got {s.root_images}"),
         (
-            s.root_images > 0 or e.rule["name"] not in aggregation.NEEDS_OWN_DATA,
+            s.root_images > 0 or not aggregation.needs_own_data(e.rule["name"]),
             f"{e.rule['name']} needs data of the server's own: set server.root_images",
         ),
         (s.deadline > 0, f"server.deadline needs a positive number, got {s.deadline}"),
@@ -126,8 +123,7 @@ def _adversarial(e: Experiment) -> None:
 
 
 def _server(e: Experiment) -> None:
-    table = SERVER_OPTIMIZERS
-    resolve(table, e.server.optimizer, kind="server optimizer", supplied=STEP_SUPPLIED)
+    resolve_optimizer(e.server.optimizer)
     resolve(SCHEDULES, e.server.schedule, kind="schedule", supplied=("lr",))
 
 

@@ -8,10 +8,12 @@ alone, so that the server and each worker find the same files without being told
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-from fedrobust.aggregation.tables import COORDINATE_WISE
+from fedrobust.aggregation import is_coordinate_wise
+from fedrobust.experiment.modes import AUTO
+from fedrobust.experiment.schema import Experiment, Redundancy
 from fedrobust.redundancy import ADVERSARIES, SCHEMES, Assignment, Corruption
 from fedrobust.redundancy import corrupt as corrupt_by
 from fedrobust.redundancy.agreement import check_tolerance
@@ -24,13 +26,9 @@ from fedrobust.redundancy.voting import second_stage_minimum
 from fedrobust.redundancy.worst_case import Distortion, NotApplicable, distortion
 from fedrobust.spec import resolve, suggest
 
-if TYPE_CHECKING:
-    from fedrobust.experiment.schema import Experiment
-
 DETECTIONS = ("contested", "strict", "paper", "window", "none")
 PERMUTATIONS = ("fresh", "fixed")
 LIES = ("commit", "reveal")
-AUTO = "auto"
 FAULTS = ("silence", "exception", "garbage")
 
 # The worst known attack on each scheme, and the weak one. Aspis+ is met by ATT-2 with fresh labels,
@@ -47,83 +45,6 @@ OPTIMAL = {
 WEAK = {"detox": "detox_benign", "draco_repetition": "detox_benign"}
 SUITED = {"optimal": (OPTIMAL, "whole_group"), "weak": (WEAK, "att1")}
 CHOOSERS = ("detox_worst", "detox_benign", "whole_group", "worst_set")  # they say who lies
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """Redundancy against Byzantine workers; off unless named.
-
-    Attributes
-    ----------
-    name
-        A key of ``redundancy.SCHEMES``; empty is ordinary federated training. "none" is the
-        papers' baseline: one file a worker, the rule over the workers.
-    workers
-        K, the number of clients; 0 leaves it to ``clients``.
-    replication, m
-        r; and the free parameter of ``byzshield_ramanujan``, 0 for none.
-    q
-        Most Byzantine workers that the server reckons with; -1 is the true number.
-    batch
-        Samples of one round, over all files; a multiple of the files, two a file at least.
-    detection
-        "contested" (drop what may be wrong; Aspis), "strict" or "paper" (cliques), "window"
-        (degrees, Aspis+), "none" (votes only); "auto" is the scheme's own.
-    window
-        T_d, the rounds of a detection window.
-    permutation
-        "fresh": new worker labels in each round; "fixed"; "auto" is fresh for Aspis+ only.
-    tolerance
-        0 compares copies by digest, bit by bit; in (0, 1) by relative L2 distance of sketches.
-    mixed
-        Where workers turn out to compute other bits: 0 leaves the minority out, with a warning; in
-        (0, 1) the run compares copies by this tolerance instead.
-    sketch
-        Size of the linear sketches that compare copies where there is a tolerance.
-    coordinates
-        Reveal this many coordinates at a time to a coordinate-wise second stage, so that the server
-        never holds all files; 0 reveals whole vectors.
-    vmap_files
-        Files whose gradients a node computes at once, by vmap, in groups fixed by the files'
-        numbers (bits depend on the group); 1 computes each alone. Faster where a host simulates all
-        workers and files are small; a real node would compute files that it does not hold.
-    second
-        The second stage, a rule over voted files; empty leaves it to ``rule``. Resolved into it.
-    adversary
-        Which copies the liars distort, a spec of ``redundancy.ADVERSARIES``, or "optimal", "weak":
-        what the papers set against the scheme. What is sent there is ``attack``.
-    lies
-        "commit": liars commit to the wrong value. "reveal": they commit to the true one and then
-        send the wrong one.
-    """
-
-    name: str = ""
-    workers: int = 0
-    replication: int = 3
-    m: int = 0
-    q: int = -1
-    batch: int = 0
-    detection: str = AUTO
-    window: int = 15
-    permutation: str = AUTO
-    tolerance: float = 0.0
-    mixed: float = 0.0
-    sketch: int = 32
-    coordinates: int = 0
-    vmap_files: int = 1
-    second: dict[str, Any] = field(default_factory=dict)
-    adversary: dict[str, Any] = field(default_factory=lambda: {"name": "optimal"})
-    lies: str = "commit"
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """The assignment's spec."""
-        return {"name": self.name} | ({"m": self.m} if self.m else {})
-
-    @property
-    def label(self) -> dict[str, Any]:
-        """What tells this defence from others in a table."""
-        return {"name": self.name, "detection": self.detection}
 
 
 def own_detection(name: str) -> str:
@@ -155,7 +76,7 @@ def filled(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"redundancy": full} | ({"rule": scheme.second} if scheme.second else {})
 
 
-def wrong_files(scheme: Scheme) -> int | None:
+def wrong_files(scheme: Redundancy) -> int | None:
     """Most files that can be wrong after the vote, c; None where no figure can be computed."""
     if scheme.detection == CONTESTED:
         return _wholly_owned(scheme)
@@ -163,7 +84,7 @@ def wrong_files(scheme: Scheme) -> int | None:
     return None if lost is None else lost.count
 
 
-def _wholly_owned(scheme: Scheme) -> int | None:
+def _wholly_owned(scheme: Redundancy) -> int | None:
     """Most files that the contested rule keeps wrong."""
     try:
         made = base(scheme)
@@ -180,7 +101,7 @@ def implied_f(values: Mapping[str, Any]) -> int:
     return values["byzantine"] if count is None else count
 
 
-def worst_case(scheme: Scheme) -> Distortion | None:
+def worst_case(scheme: Redundancy) -> Distortion | None:
     """Return the scheme's worst case against q liars; None where there is no figure."""
     try:
         return distortion(
@@ -201,7 +122,7 @@ def operands(experiment: Experiment) -> int:
     return min(files, second_stage_minimum(experiment.rule["name"], distorted=wrong))
 
 
-def base(scheme: Scheme) -> Assignment:
+def base(scheme: Redundancy) -> Assignment:
     """Return the scheme's assignment before any permutation."""
     return assigned(scheme.name, scheme.m, scheme.workers, scheme.replication)
 
@@ -224,7 +145,7 @@ def plan(
     )
 
 
-def check_examples(scheme: Scheme, examples: int) -> None:
+def check_examples(scheme: Redundancy, examples: int) -> None:
     """Raise a ValueError where a batch is larger than the training set."""
     if scheme.batch > examples:
         raise ValueError(
@@ -232,7 +153,7 @@ def check_examples(scheme: Scheme, examples: int) -> None:
         )
 
 
-def adversary_spec(scheme: Scheme) -> dict[str, Any]:
+def adversary_spec(scheme: Redundancy) -> dict[str, Any]:
     """Return the adversary by its own name: "optimal" and "weak" resolved."""
     name = scheme.adversary["name"]
     if name not in SUITED:
@@ -327,7 +248,7 @@ def _ranges(experiment: Experiment) -> list[tuple[bool, str]]:
          "draco_cyclic needs redundancy.permutation = 'fixed'"),
         (not coded or e.rule["name"] == "mean", "draco_cyclic decodes the sum: the rule must be"
          f" 'mean', got {e.rule['name']!r}"),
-        (not s.coordinates or (e.rule["name"] in COORDINATE_WISE and not e.pre),
+        (not s.coordinates or (is_coordinate_wise(e.rule["name"]) and not e.pre),
          "redundancy.coordinates needs a coordinate-wise rule and no pre-aggregator, got"
          f" {e.rule['name']!r}"),
         (not coded or s.lies == "commit",

@@ -7,52 +7,22 @@ experiment's seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
 from fedrobust.cohort.train import COHORTS
+from fedrobust.experiment.schema import Experiment, Group, Recipe
 from fedrobust.seeds import generator
 from fedrobust.spec import suggest
-from fedrobust.training import OPTIMIZERS, Recipe, lr_at
+from fedrobust.training import OPTIMIZERS, lr_at
 from fedrobust.training.augment import names_of
 from fedrobust.training.precision import PRECISIONS
-
-if TYPE_CHECKING:
-    from fedrobust.experiment.schema import Experiment
 
 WALL = 3600.0  # seconds that a round may really take where its deadline is simulated
 SHARED = ("mode", "cohort", "precision")  # settings of [training] that all groups share
 RECIPE_KEYS = tuple(f.name for f in fields(Recipe) if f.name not in SHARED)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Clients of one kind.
-
-    Attributes
-    ----------
-    share
-        Of all clients, in (0, 1]; clients in no group train as ``[training]`` says.
-    training
-        What differs from ``[training]``: optimizer, schedule, lr, batch_size, epochs, steps, ...
-    speed
-        Images that a client trains on in a simulated second; 0 takes no time.
-    latency
-        Simulated seconds that the messages of a round take.
-    jitter
-        The training time is multiplied by exp(jitter * N(0, 1)) in each round.
-    dropout
-        Probability that a client does not answer in a round, in [0, 1].
-    """
-
-    share: float
-    training: dict[str, Any] = field(default_factory=dict)
-    speed: float = 0.0
-    latency: float = 0.0
-    jitter: float = 0.0
-    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -169,6 +139,9 @@ def _recipe_errors(recipe: Recipe, prefix: str) -> list[str]:
         for key, bound in least.items()
         if not getattr(recipe, key) >= bound
     ]
+    known = recipe.optimizer in OPTIMIZERS
+    if known and OPTIMIZERS[recipe.optimizer].needs_momentum and not recipe.momentum > 0:
+        found.append(f"{prefix}optimizer {recipe.optimizer!r} needs {prefix}momentum above 0")
     for probe in (lambda: names_of(recipe.augment), lambda: _lr(recipe, 1)):
         try:
             probe()

@@ -14,7 +14,6 @@ from fedrobust.redundancy import Assignment, Corruption, rounds
 from fedrobust.training import StepState
 from fedrobust.training.server_optimizer import server_step
 from fedrobust.vector import FlatModel
-from strategies.base import Row
 from strategies.redundancy.strategy import RedundantStrategy, Truth
 
 
@@ -24,7 +23,6 @@ def redundant_strategy(
     *,
     examples: int,
     clients: Mapping[int, int],
-    on_row: Callable[[Row], None] = lambda row: None,
     secret: int | None = None,
     simulated: bool = True,
 ) -> RedundantStrategy:
@@ -73,7 +71,6 @@ def redundant_strategy(
         clients=clients,
         step=_step_of(experiment, model.shapes),
         truth=_truth_of(experiment) if simulated else None,
-        on_row=on_row,
     )
 
 

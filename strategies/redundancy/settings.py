@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from fedrobust import aggregation
-from fedrobust.aggregation.tables import COORDINATE_WISE
+from fedrobust.aggregation import is_coordinate_wise
+from fedrobust.experiment.modes import AUTO
 from fedrobust.redundancy import SCHEMES
 from fedrobust.redundancy.agreement import check_tolerance
 from fedrobust.redundancy.assignment import check_batch, check_byzantine
 from fedrobust.redundancy.decision import CONTESTED
 from fedrobust.redundancy.draco import check_copies, check_precision
 from fedrobust.redundancy.plan import CODED, FIXED, FilePlan
-from fedrobust.redundancy.rounds import AUTO, DETECTIONS, PERMUTATIONS, own_detection, own_labels
+from fedrobust.redundancy.rounds import DETECTIONS, PERMUTATIONS, own_detection, own_labels
 from fedrobust.spec import Spec, suggest
 
 
@@ -121,7 +122,7 @@ def _check_numbers(full: Settings) -> None:
         (full.min_replies >= 1, f"min_replies needs at least 1, got {full.min_replies}"),
         (full.largest > 0, f"largest needs a positive number, got {full.largest}"),
         (
-            not full.coordinates or (name in COORDINATE_WISE and not full.pre),
+            not full.coordinates or (is_coordinate_wise(name) and not full.pre),
             f"coordinates needs a coordinate-wise rule and no pre-aggregator, got {name!r}",
         ),
         (

@@ -22,6 +22,7 @@ from fedrobust.redundancy.file_gradient import FileGradient, Loss
 from fedrobust.redundancy.plan import FilePlan
 from fedrobust.redundancy.uploads import DIGEST
 from fedrobust.redundancy.window import Window
+from fedrobust.secret import fresh
 from fedrobust.seeds import derive
 from fedrobust.spec import Spec
 from fedrobust.training import StepState, take_step
@@ -78,7 +79,7 @@ class RedundantStrategy(RecordedStrategy):
     batch
         Samples of one round over all files; 0: two a file.
     permutation, window, tolerance, sketch, coordinates
-        See `fedrobust.redundancy.rounds.Scheme`.
+        See `fedrobust.experiment.schema.Redundancy`.
     mixed
         Where workers compute other bits: 0 leaves the minority out; in (0, 1) copies are compared
         by this relative tolerance instead.
@@ -89,8 +90,8 @@ class RedundantStrategy(RecordedStrategy):
     seed
         Of the files: workers are told.
     secret
-        What the draws follow from that no worker may foresee; never sent. None: ``seed``, for
-        simulation.
+        What the draws follow from that no worker may foresee; never sent, kept in the snapshot.
+        None: a new one from the system's entropy.
     clients
         Node id -> worker. None: the first K nodes that are connected, by id.
     step
@@ -98,7 +99,7 @@ class RedundantStrategy(RecordedStrategy):
     truth
         (round, assignment) -> what Byzantine workers really distort, for the rows; simulation only.
     on_row
-        Called with each round's row when it is complete.
+        Called with each round's row after it, where Flower's own ``start`` leads the run.
 
     Attributes
     ----------
@@ -150,7 +151,8 @@ class RedundantStrategy(RecordedStrategy):
         truth: Truth | None = None,
         on_row: Callable[[Row], None] = lambda row: None,
     ) -> None:
-        super().__init__(on_row)
+        super().__init__()
+        self._on_row = on_row
         self._settings = settled(
             Settings(
                 scheme=scheme, m=m, workers=workers, replication=replication, q=q, batch=batch,
@@ -164,7 +166,7 @@ class RedundantStrategy(RecordedStrategy):
         if loss is not None:
             probe = FileGradient(ModelLayout(model).flat.module, loss, data)
             probe(self._layout.flat.vector, probe.statistics, torch.arange(2), seed=0)
-        self._secret = seed if secret is None else secret
+        self._secret = fresh() if secret is None else secret
         self._clients = None if clients is None else dict(clients)
         self._step = step or self._sgd(server_lr, server_momentum)
         self._truth = truth
@@ -175,7 +177,6 @@ class RedundantStrategy(RecordedStrategy):
         self._members = Membership()
         self._tolerance = tolerance
         self._enrolled = False
-        self._statistics: Tensor | None = None
         self._round: Round | None = None
         self.history: list[Row] = []
         self.kept: tuple[int, ...] = ()
@@ -188,7 +189,7 @@ class RedundantStrategy(RecordedStrategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Send the model, and ask every worker that takes part to commit to its files."""
-        self._started = began = time.perf_counter()
+        began = time.perf_counter()
         s = self._settings
         model, statistics = self._layout.read(arrays)
         if self._clients is None:
@@ -240,8 +241,8 @@ class RedundantStrategy(RecordedStrategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Ask nobody; complete the row, which ``Strategy.start`` leaves to us."""
-        self.close_round(server_round, {})
+        """Ask nobody; hand the row out, which ``Strategy.start`` leaves to us."""
+        self._on_row(self._row)
         return []
 
     def snapshot(self) -> dict[str, Any]:
@@ -256,7 +257,7 @@ class RedundantStrategy(RecordedStrategy):
             "members": self._members.tree(),
             "tolerance": self._tolerance,
             "enrolled": self._enrolled,
-            "statistics": self._statistics,
+            "secret": self._secret,
         }
 
     def restore(self, tree: Mapping[str, Any]) -> None:
@@ -269,11 +270,7 @@ class RedundantStrategy(RecordedStrategy):
         self._window = window
         self._members = Membership(**tree["members"])
         self._tolerance, self._enrolled = tree["tolerance"], tree["enrolled"]
-        self._statistics = tree["statistics"]
-
-    def statistics(self, initial: Tensor) -> Tensor:
-        """Return the running statistics (b,) after the last round, to continue from."""
-        return initial if self._statistics is None else self._statistics
+        self._secret = tree["secret"]
 
     def _first_order(self, plan: FilePlan) -> ConfigRecord:
         """Return the order that opens a round: one for all workers."""
@@ -369,7 +366,6 @@ class RedundantStrategy(RecordedStrategy):
         """Take the server's step along the gradient; the statistics are taken over as they are."""
         gradient, statistics = value[: self._layout.d], value[self._layout.d :]
         model, self._state = self._step(now.model, gradient, self._state, now.plan.round)
-        self._statistics = statistics.clone()
         return self._layout.write(now.arrays, model, statistics)
 
     def _sgd(self, lr: float, momentum: float) -> Step:

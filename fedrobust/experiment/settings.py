@@ -1,0 +1,275 @@
+"""The tables of an experiment that say how clients train and what the server does.
+
+Definitions only: nothing here imports an algorithm, so every other module may import this one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+OFF = 32
+SIDES = ("up", "both")
+SEMI = ("none", "pseudo", "trades")
+FINE_TUNING = ("full", "partial")
+BATCHNORM = ("average", "local", "dual")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a client trains in one round.
+
+    Attributes
+    ----------
+    mode
+        "gradient": one mini-batch gradient at the global model. "update": local steps, answered
+        with global minus local parameters, so that the server subtracts either.
+    batch_size
+        Images per mini-batch, at most what the client holds.
+    epochs, steps
+        Length of local training in update mode: ``steps`` mini-batches, or ``epochs`` passes
+        where steps is 0.
+    optimizer, lr, momentum, weight_decay
+        The local optimizer of update mode, a name of ``fedrobust.training.OPTIMIZERS``; weight
+        decay also adds to the gradient of gradient mode.
+    schedule
+        A spec of ``SCHEDULES``: how ``lr`` changes from round to round.
+    clip
+        Greatest L2 norm of a mini-batch gradient, longer ones are shortened to it; 0 clips none.
+    augment
+        "none", or names of ``fedrobust.training.AUGMENTATIONS`` joined by "+": "flip+crop".
+    precision
+        "float32", "tf32" or "bf16".
+    cohort
+        "off": clients train one by one. "vmap": clients of one kind train as one stack. "auto":
+        as one stack where that is possible and faster. Equal to "off" up to float error.
+    """
+
+    mode: str = "gradient"
+    batch_size: int = 32
+    epochs: int = 1
+    steps: int = 0
+    optimizer: str = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
+    clip: float = 0.0
+    augment: str = "none"
+    precision: str = "float32"
+    cohort: str = "off"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Clients of one kind.
+
+    Attributes
+    ----------
+    share
+        Of all clients, in (0, 1]; clients in no group train as ``[training]`` says.
+    training
+        What differs from ``[training]``: optimizer, schedule, lr, batch_size, epochs, steps, ...
+    speed
+        Images that a client trains on in a simulated second; 0 takes no time.
+    latency
+        Simulated seconds that the messages of a round take.
+    jitter
+        The training time is multiplied by exp(jitter * N(0, 1)) in each round.
+    dropout
+        Probability that a client does not answer in a round, in [0, 1].
+    """
+
+    share: float
+    training: dict[str, Any] = field(default_factory=dict)
+    speed: float = 0.0
+    latency: float = 0.0
+    jitter: float = 0.0
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """What the server does with the aggregate.
+
+    Attributes
+    ----------
+    lr, momentum
+        v <- momentum v + aggregate; w <- w - lr v.
+    evaluate_every
+        Rounds between central evaluations; the last round is always evaluated.
+    deadline
+        Seconds to wait for replies of one round.
+    min_replies
+        Fewest accepted replies; below it, or below what the rule needs, the model is kept.
+    largest
+        A reply with a value beyond this magnitude is refused.
+    root_images
+        Training images that the server holds itself, for rules that trust it (fltrust, zeno, rsa).
+    optimizer
+        A spec of ``fedrobust.training.SERVER_OPTIMIZERS``: "sgd" (``momentum`` is its), "lalr",
+        "lars" or "layerwise".
+    schedule, warmup
+        A spec of ``fedrobust.training.SCHEDULES`` and the steps of linear warm-up before it.
+    times
+        Ask clients how long attack, training and encoding took, and put the sums into the row.
+    bandwidth
+        Bits per second of each client's line; the row then says how long its bytes would take.
+        0: not asked.
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    evaluate_every: int = 5
+    deadline: float = 600.0
+    min_replies: int = 1
+    largest: float = 1e10
+    root_images: int = 0
+    optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "sgd"})
+    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
+    warmup: int = 0
+    times: bool = False
+    bandwidth: float = 0.0
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Stochastic quantisation of what travels; see ``fedrobust.training.quantize``.
+
+    Attributes
+    ----------
+    bits
+        2 to 16 per coordinate, sign included; 32 sends float32.
+    scale
+        "l2" or "linf".
+    bucket
+        Consecutive coordinates that share a norm; 0: one norm per parameter tensor.
+    sides
+        "up": clients' updates. "both": the aggregate too; then every client keeps a replica of the
+        model and takes the server's step itself. One that missed a round is sent the whole model.
+    """
+
+    bits: int = OFF
+    scale: str = "l2"
+    bucket: int = 0
+    sides: str = "up"
+
+    @property
+    def on(self) -> bool:
+        """Whether updates are quantised."""
+        return self.bits != OFF
+
+    @property
+    def replicas(self) -> bool:
+        """Whether clients keep replicas of the model."""
+        return self.on and self.sides == "both"
+
+
+@dataclass(frozen=True)
+class Semi:
+    """Images without labels.
+
+    Attributes
+    ----------
+    mode
+        "none": every image is labelled. "pseudo": a teacher's labels, then treated as labelled.
+        "trades": unlabelled images count in the KL only; goes with the loss "trades" or "mart".
+    labelled
+        Share of each client's images that keep their label, in (0, 1]; the rest lose it.
+    fraction
+        Share of each batch that is unlabelled, exactly; 0 shuffles both kinds together.
+    teacher_rounds
+        First rounds of training on labelled, clean images alone; the model that they give is the
+        teacher of "pseudo", and training goes on from it (an interpretation: robust self-training
+        starts anew).
+    """
+
+    mode: str = "none"
+    labelled: float = 1.0
+    fraction: float = 0.0
+    teacher_rounds: int = 0
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Self-supervised pre-training by rotations before the labels are used.
+
+    Attributes
+    ----------
+    rounds
+        How many rounds; 0: none. Then the last layer starts anew, and so do the server's moments.
+    perturbation
+        A spec of ``fedrobust.adversarial.PERTURBATIONS``; empty: on clean images.
+    finetune
+        "full": every layer goes on training. "partial": the last layer only.
+    """
+
+    rounds: int = 0
+    perturbation: dict[str, Any] = field(default_factory=dict)
+    finetune: str = "full"
+
+
+@dataclass(frozen=True)
+class FederatedAdversarial:
+    """Variants of federated adversarial training.
+
+    Attributes
+    ----------
+    adversarial_clients
+        Share of the clients that perturb their batches (the first ones); the others train clean.
+    calibration
+        CalFAT: strength of log(class count) added to each client's logits; 0: off.
+    slack, slack_top
+        SFAT: weight (1 + slack) / (1 - slack) for the ``slack_top`` clients of lowest loss. Their
+        losses are claims, so it goes with the rule "mean" only; 0: off.
+    epochs_gamma, epochs_every
+        FedDynAT: local epochs times gamma every so many rounds, at least 1; gamma 1: constant.
+    """
+
+    adversarial_clients: float = 1.0
+    calibration: float = 0.0
+    slack: float = 0.0
+    slack_top: int = 1
+    epochs_gamma: float = 1.0
+    epochs_every: int = 10
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """Distributed adversarial training and robust evaluation; off unless given.
+
+    Attributes
+    ----------
+    perturbation
+        How clients perturb their batches, a spec of ``fedrobust.adversarial.PERTURBATIONS``; empty
+        trains on clean images and only evaluates.
+    loss
+        A spec of ``fedrobust.adversarial.LOSSES``.
+    fraction
+        Share of each batch that is perturbed, in [0, 1].
+    eps
+        L-infinity radius of the robust evaluation (PGD), in units of [0, 1] pixels; 0 skips it.
+    eval_steps, eval_images, eval_restarts
+        Its steps of eps / 4, how many test images it takes, and its runs per image.
+    eval_attacks
+        Which attacks of ``fedrobust.adversarial.EVALUATIONS``, joined by "+": "fgsm+pgd".
+    probe_images
+        So many training images are attacked too, at each evaluation: their accuracy falls at once
+        where single-step training collapses (catastrophic overfitting). 0: none.
+    federated
+        Variants of federated adversarial training.
+    eps_warmup
+        Rounds over which the radius and step of the training perturbation grow linearly.
+    """
+
+    perturbation: dict[str, Any] = field(default_factory=dict)
+    loss: dict[str, Any] = field(default_factory=lambda: {"name": "standard"})
+    fraction: float = 1.0
+    eps: float = 0.0
+    eval_steps: int = 20
+    eval_images: int = 500
+    eval_restarts: int = 1
+    eval_attacks: str = "pgd"
+    probe_images: int = 0
+    eps_warmup: int = 0
+    federated: FederatedAdversarial = field(default_factory=FederatedAdversarial)
