@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,10 +51,11 @@ worker = FileWorker(model=net, loss=LOSS, data=Circles())
 def main(grid, context):
     strategy = RedundantStrategy(model=net, loss=LOSS, data=Circles(), workers=7, replication=3,
                                  q=2, batch=280, server_lr=1.0)  # fmt: skip
-    rounds = int(context.run_config.get("rounds", 2))
+    rounds = int(context.run_config.get("rounds", 3))
     final = strategy.start(grid, strategy.initial_arrays(), num_rounds=rounds)
     told = {"rows": strategy.history, "accuracy": accuracy(final.arrays)}
-    Path(str(context.run_config["output"]), RESULT).write_text(json.dumps(told))
+    home = context.run_config.get("output") or os.environ["REDUNDANCY_OUTPUT"]
+    Path(str(home), RESULT).write_text(json.dumps(told))
 
 
 @client.train()
@@ -101,5 +105,36 @@ def test_an_apps_own_model_and_data_in_process(tmp_path):
 @pytest.mark.slow
 def test_the_same_app_in_flowers_simulation(tmp_path):
     """Seven nodes on Ray: the same rows as in process, bit for bit."""
-    from flwr.simulation import legacy_app as _  # noqa: F401
+    results = {}
+    for way in ("process", "flower"):
+        home = tmp_path / way
+        home.mkdir()
+        if way == "process":
+            grid = InProcessGrid(app, clients=7, run_config={})
+            context = grid.contexts[1]
+            context.run_config = {"output": str(home), "rounds": 3}
+            server(grid, context)
+        else:
+            code = SIMULATE.format(home=str(home))
+            subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+        results[way] = json.loads((home / RESULT).read_text())
+    found = [
+        [
+            (row["kept_files"], row["bytes_by_stage"]["commit"], "kept" in row)
+            for row in told["rows"]
+        ]
+        for told in results.values()
+    ]
+    assert found[0] == found[1]
+    assert results["flower"]["rows"][-1]["proven"]
+    assert results["flower"]["accuracy"] == pytest.approx(results["process"]["accuracy"], abs=0.05)
 
+
+SIMULATE = """
+import os
+os.environ["REDUNDANCY_OUTPUT"] = {home!r}
+from flwr.simulation import run_simulation
+from tests.test_redundancy_own import client, server
+run_simulation(server_app=server, client_app=client, num_supernodes=7,
+               backend_config={{"client_resources": {{"num_cpus": 1}}, "init_args": {{"num_cpus": 2}}}})
+"""
