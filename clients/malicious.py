@@ -19,7 +19,7 @@ from clients.honest import Task, Trained
 from clients.workshop import Workshop
 from fedrobust import adversary, fleet
 from fedrobust.aggregation import build
-from fedrobust.attacks import ATTACKS, POISONS, TRAINED, attack_record, craft, knowledge, poison
+from fedrobust.attacks import ATTACKS, POISONS, TRAINED, attack_record, knowledge, poison, step
 from fedrobust.attacks.planted import TRAINED_SUPPLIED
 from fedrobust.config import Experiment
 from fedrobust.flower import array_of, read_setting, read_tensor
@@ -30,6 +30,7 @@ from fedrobust.spec import parameters, resolve, split
 from fedrobust.training import one_thread
 
 LAST = "last-model"
+STATE = "attack-state"
 OWN_VIEWS = 4  # disjoint parts of its own data that a lone attacker estimates the spread from
 
 
@@ -94,7 +95,7 @@ def _crafted(workshop: Workshop, task: Task, view: Tensor, f: int, context: Cont
     experiment = workshop.experiment
     if adversary.kind(experiment.attack["name"]) == "trained":
         return _trained(workshop, task, view).expand(f, -1)
-    return craft(
+    crafted = step(
         view,
         experiment.attack,
         n=fleet.sample_size(experiment),
@@ -103,7 +104,18 @@ def _crafted(workshop: Workshop, task: Task, view: Tensor, f: int, context: Cont
         rule=lambda rows: _guess(experiment, task.round, rows, view),
         generator=generator(experiment.seed, "attack", round=task.round, client=task.client),
         previous=_last_step(experiment, task, context),
+        state=_recalled(context),
     )
+    if crafted.state is not None:
+        context.state[STATE] = array_of(**crafted.state)
+    return crafted.updates
+
+
+def _recalled(context: Context) -> dict[str, Tensor] | None:
+    """Return what the attack remembered in this node's last round; None at first."""
+    if STATE not in context.state:
+        return None
+    return {key: read_tensor(context.state, STATE, key) for key in context.state[STATE]}
 
 
 def _trained(workshop: Workshop, task: Task, view: Tensor) -> Tensor:
