@@ -68,7 +68,8 @@ class Rule:
         Whether f far rows (fewer than half where it takes no f) cannot carry the result beyond the
         honest ones, whatever their size.
     order_matters
-        Whether the result depends on the order of the rows (groups by place, draws by place).
+        Whether the result depends on the order of the rows: groups by place, or ties that are the
+        rule's habit (two rows that are each other's nearest, in Bulyan's last picks).
     kappa
         ``(n, f) -> kappa`` where (f, kappa)-robustness is published, with its place in
         ``kappa_source``; None where it is not.

@@ -62,7 +62,7 @@ _RULES = (
         minimum=selection.multi_krum_minimum, follows_scale=True, follows_shift=True, bounded=True,
     ),
     Rule(
-        name="bulyan", compute=bulyan.bulyan, minimum=lambda s: 4 * s["f"] + 3,
+        name="bulyan", compute=bulyan.bulyan, minimum=lambda s: 4 * s["f"] + 3, order_matters=True,
         follows_scale=True, follows_shift=True, bounded=True,
     ),
     Rule(
