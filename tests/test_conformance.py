@@ -15,9 +15,9 @@ NEEDED = {
     "safeguard": {
         "window": 6, "threshold": 20.0, "short_window": 3, "short_threshold": 20.0,
     },
-    "rlr": {"threshold": 4}, "huber": {"threshold": 3.0}, "bucketing": {"size": 2}, "clip": {"bound": 3.0},
+    "rlr": {"threshold": 4}, "huber": {"threshold": 3.0},
+    "bucketing": {"size": 2}, "clip": {"bound": 3.0},
 }  # fmt: skip
-ORDERED = {"sign_guard"}  # its draw is over coordinates: order counts for ties of the clustering
 
 
 @pytest.mark.parametrize("name", RULES)
