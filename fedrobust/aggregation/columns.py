@@ -199,8 +199,8 @@ def meamed(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
     et al., NeurIPS 2019.
     """
     n = len(updates)
-    middle = chosen_variant(MEDIAN_VARIANTS, variant, "meamed")(n)
-    return nearest_mean(updates, *middle, n - f)
+    first, last = chosen_variant(MEDIAN_VARIANTS, variant, "meamed")(n)
+    return nearest_mean(updates, first, last, n - f)
 
 
 def phocas(updates: Tensor, *, f: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a rule needs before it runs: known names and settings, enough updates, weights it can use."""
+"""What a rule needs before it runs: known names, enough updates, weights that it can use."""
 
 from __future__ import annotations
 
