@@ -29,7 +29,7 @@ from fedrobust.training import StepState, take_step
 from strategies.base import RecordedStrategy, Row
 from strategies.redundancy import decoding, report
 from strategies.redundancy.commitments import held_files, labels_of, read_commitments
-from strategies.redundancy.enrolment import ask_profiles, enrol
+from strategies.redundancy.enrolment import ask_profiles, init_member
 from strategies.redundancy.exchange import Exchange, RoundLog
 from strategies.redundancy.layout import ModelLayout
 from strategies.redundancy.membership import Membership
@@ -193,7 +193,7 @@ class RedundantStrategy(RecordedStrategy):
         s = self._settings
         model, statistics = self._layout.read(arrays)
         if self._clients is None:
-            self._clients = enrol(grid, workers=s.workers, deadline=s.deadline)
+            self._clients = init_member(grid, workers=s.workers, deadline=s.deadline)
         exchange = Exchange(grid, self._clients, server_round, s.deadline)
         plan = s.plan(server_round, derive(self._secret, "worker labels", round=server_round))
         tracked = {"statistics": statistics} if self._layout.b else {}
