@@ -20,7 +20,6 @@ from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import array_of, node_state, tensor_of
 from fedrobust.runs.checkpoint import CheckpointError
 from strategies.base import RecordedStrategy
-from strategies.evaluation import memory_of
 from strategies.modes import Mode, Setup
 
 Tree = dict[str, Any]
@@ -70,7 +69,7 @@ def resume(
         return None, mode.arrays
     saved = checkpoints.saved
     after = continue_from(saved, mode.strategy, mode.grid, experiment)
-    memory_of(mode.evaluators)[:] = saved["probes"]
+    mode.probes[:] = saved["probes"]
     return after, array_of(**saved["arrays"])
 
 
@@ -93,7 +92,7 @@ def keep(
             "arrays": {name: tensor_of(array) for name, array in arrays.items()},
             "strategy": mode.strategy.snapshot(),
             "nodes": node_state.snapshot(mode.grid),
-            "probes": list(memory_of(mode.evaluators)),
+            "probes": list(mode.probes),
             hidden.KEY: None if setup.secret == experiment.seed else setup.secret,
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ class OverfittingProbe:
     settings: Adversarial
     seed: int
     dataset: Dataset
-    probes: list[float] = field(default_factory=list)
+    probes: list[float]
 
     def __call__(self, server_round: int, model: nn.Module) -> Metrics:
         """Attack a model on training images, and compare with the rounds before."""
@@ -123,15 +123,18 @@ class BackdoorSuccess:
 
 
 def evaluators_of(
-    experiment: Experiment, dataset: Dataset, *, images: Images, device: str
+    experiment: Experiment, dataset: Dataset, *, images: Images, device: str, probes: list[float]
 ) -> list[Evaluator]:
-    """Return what an experiment measures of its global model, in the order of a row's columns."""
+    """Return what an experiment measures of its global model, in the order of a row's columns.
+
+    ``probes`` is what they remember between rounds: it is theirs to append to.
+    """
     e, settings = experiment, experiment.adversarial
     found: list[Evaluator] = [CleanAccuracy(dataset)]
     if settings.eps:
         found.append(RobustAccuracy(settings, e.seed, dataset))
         if settings.probe_images:
-            found.append(OverfittingProbe(settings, e.seed, dataset))
+            found.append(OverfittingProbe(settings, e.seed, dataset, probes))
     if e.transfer.attacks:
         found.append(TransferAccuracy(tuple(e.ensemble.votes), images, device))
     if (pattern := threat_model.pattern(e.attack)) is not None:
@@ -148,9 +151,3 @@ def evaluated(evaluators: list[Evaluator], server_round: int, model: Any) -> Met
             found = found | {"alarms": [*metrics["alarms"], *found["alarms"]]}
         metrics |= found
     return metrics
-
-
-def memory_of(evaluators: list[Evaluator]) -> list[float]:
-    """Return what evaluators remember between rounds: the probes' list itself, to be refilled."""
-    probes = [e.probes for e in evaluators if isinstance(e, OverfittingProbe)]
-    return probes[0] if probes else []

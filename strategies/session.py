@@ -87,17 +87,16 @@ def run(
     mode = build(setup)
     after, arrays = resume(checkpoints, mode, experiment)
     started = time.perf_counter()
-    with one_thread():
-        steps = rounds(mode.strategy, mode.grid, arrays, last=experiment.rounds, timeout=wall,
-                       after=after)  # fmt: skip
-        for server_round, arrays in steps:
-            metrics = _measured(mode, experiment, server_round, arrays)
-            if server_round >= mode.strategy.first_row:
-                row = _merged(mode.strategy.row, metrics)
-                seconds = {"seconds": round(time.perf_counter() - started, 4)}
-                on_row({**row, **seconds, **mode.notes(server_round)})
-                keep(checkpoints, mode, server_round, arrays, setup)
-            started = time.perf_counter()
+    steps = rounds(mode.strategy, mode.grid, arrays, last=experiment.rounds, timeout=wall,
+                   after=after)  # fmt: skip
+    for server_round, arrays in steps:
+        metrics = _measured(mode, experiment, server_round, arrays)
+        if server_round >= mode.strategy.first_row:
+            row = _merged(mode.strategy.row, metrics)
+            seconds = {"seconds": round(time.perf_counter() - started, 4)}
+            on_row({**row, **seconds, **mode.notes(server_round)})
+            keep(checkpoints, mode, server_round, arrays, setup)
+        started = time.perf_counter()
     return arrays
 
 

@@ -2,20 +2,20 @@
 
 import ast
 import importlib.util
-import os
+import json
 import re
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from torch import nn
 
+from experiments import flower_run
 from fedrobust.flower import InProcessGrid
 from fedrobust.spec import SpecError
 from strategies import RobustStrategy
@@ -91,38 +91,45 @@ def test_the_app_of_the_page_learns_in_process(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_app_of_the_page_learns_in_flowers_simulation(tmp_path):
-    """The same two apps on Ray, in a process of its own: one node a client."""
-    (tmp_path / "page.py").write_text("\n".join(page()))
-    (tmp_path / "run.py").write_text(
-        "import page\n"
-        "from flwr.simulation import run_simulation\n"
-        "told = []\n"
-        "from flwr.serverapp import ServerApp\n"
-        "app = ServerApp()\n"
-        "@app.main()\n"
-        "def main(grid, context):\n"
-        "    result = page.main(grid, context)\n"
-        "    told.extend(m['accuracy'] for m in result.evaluate_metrics_serverapp.values())\n"
-        "run_simulation(app, page.client_app, 5,"
-        " backend_config={'client_resources': {'num_cpus': 1, 'num_gpus': 0.0}})\n"
-        "print('accuracies', *told)\n"
+def test_the_app_of_the_page_learns_in_flowers_simulation(tmp_path, monkeypatch):
+    """As ``flwr run`` starts it, on Ray: one node a client, and no word of ours in the client."""
+    told = tmp_path / "accuracies.json"
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "page.py").write_text("\n".join(page()) + RECORDED.format(path=str(told)))
+    components = {"serverapp": "page:recorded", "clientapp": "page:client_app"}
+    project = {"name": "page", "version": "1", "dependencies": []}
+    flower = {"app": {"publisher": "page", "components": components}}
+    (app / "pyproject.toml").write_text(
+        tomli_w.dumps({"project": project, "tool": {"flwr": flower}})
     )
-    root = str(Path(__file__).parents[1])
-    environment = os.environ | {
-        "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}",
-        "FLWR_HOME": str(tmp_path / "home"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    done = subprocess.run(
-        [sys.executable, "run.py"], cwd=tmp_path, env=environment, capture_output=True, text=True,
-        timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = [x for x in done.stdout.splitlines() if x.startswith("accuracies")]
-    told = [float(word) for word in line.split()[1:]]
-    assert len(told) == 4 and told[-1] > told[0] + 0.2
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    home = tmp_path / "home"
+    home.mkdir()
+    with flower_run._superlink(home) as environment:
+        run = flower_run._submit(app, environment, 5, "cpu")
+        status, end = "", time.monotonic() + 500
+        while not status.startswith("finished") and time.monotonic() < end:
+            time.sleep(3)
+            status = flower_run._status(run, environment)
+        assert status == "finished:completed", flower_run._log(run, environment)
+    accuracies = json.loads(told.read_text())
+    assert len(accuracies) == 4 and accuracies[-1] > accuracies[0] + 0.2
+
+
+RECORDED = """
+import json
+from pathlib import Path
+
+recorded = ServerApp()
+
+
+@recorded.main()
+def write(grid, context):
+    result = main(grid, context)
+    told = [metrics["accuracy"] for metrics in result.evaluate_metrics_serverapp.values()]
+    Path({path!r}).write_text(json.dumps(told))
+"""
 
 
 def test_weights_become_the_aggregate_and_the_rest_the_median():
