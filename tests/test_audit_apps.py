@@ -163,7 +163,7 @@ def test_a_hostile_app_is_contained(tmp_path):
         command, ["audit", str(path), *given, "--defence", RULE, "--seeds", "2", "--time-limit",
                   "60", "--output", str(out)],
     )  # fmt: skip
-    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit) and result.exit_code == 1, result.exception
     assert tree_hash(path) == before and not (path / "result.txt").exists()
     document = json.loads((out / "audit.json").read_text())
     assert document["app"]["sha256_before"] == document["app"]["sha256_after"] == before
