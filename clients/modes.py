@@ -76,7 +76,7 @@ def federated(node: Node) -> Handlers:
 
 def redundancy(node: Node) -> Handlers:
     """Answer as workers that compute gradients of files."""
-    train = partial(worker.answer, node)
+    train = partial(worker.respond, node)
     return Handlers(train, no_query, one_by_one(train))
 
 

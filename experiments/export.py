@@ -10,25 +10,39 @@ from torch import Tensor
 
 from fedrobust import data, models
 from fedrobust.experiment.schema import ConfigError, Experiment
+from fedrobust.models.batchnorm import load_statistics
 from fedrobust.vector import FlatModel
 from fedrobust.version import __version__
 
 
 def state_dict(
-    experiment: Experiment, vector: Tensor, *, data_root: str | None = None
+    experiment: Experiment,
+    vector: Tensor,
+    *,
+    statistics: Tensor | None = None,
+    data_root: str | None = None,
 ) -> dict[str, Tensor]:
     """Name the parts of a flat model (d,): parameters and buffers, each with memory of its own.
+
+    Parameters
+    ----------
+    statistics
+        The running statistics (b,) of BatchNorm that belong to it; None leaves the initial ones,
+        and is right only for models without BatchNorm.
 
     Raises
     ------
     ValueError
-        If the vector is not as long as the experiment's model.
+        If the vector or the statistics are not as long as the experiment's model has them.
     """
     dataset = data.load(experiment.data, root=data_root)
-    model = FlatModel(models.build_for(experiment.model, dataset, seed=experiment.seed))
+    module = models.build_for(experiment.model, dataset, seed=experiment.seed)
+    model = FlatModel(models.with_policy(module, experiment.batchnorm))
     if vector.shape != (model.d,):
         raise ValueError(f"{experiment.model} has {model.d} parameters, got {tuple(vector.shape)}")
     model.load(vector)
+    if statistics is not None:
+        load_statistics(model.module, statistics)
     return {k: v.detach().clone().contiguous() for k, v in model.module.state_dict().items()}
 
 

@@ -32,10 +32,13 @@ class Results:
         (experiment, rows) pairs; a row is one line of rounds.jsonl.
     models
         Each run's final model, (d,); empty unless ``simulate`` was asked to keep them.
+    running
+        The running statistics of BatchNorm that belong to each model, (b,), None without.
     """
 
     runs: tuple[tuple[Experiment, list[dict[str, Any]]], ...]
     models: tuple[Tensor, ...] = ()
+    running: tuple[Tensor | None, ...] = ()
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -145,7 +148,10 @@ class Results:
 
         if not self.models:
             raise ConfigError(["no models were kept: simulate(..., keep_models=True)"])
-        return state_dict(self.runs[run][0], self.models[run], data_root=data_root)
+        running = self.running[run] if self.running else None
+        return state_dict(
+            self.runs[run][0], self.models[run], statistics=running, data_root=data_root
+        )
 
     def plot(self) -> Figure:
         """Draw accuracy over rounds for one run, the heat map of the table for several."""

@@ -50,7 +50,7 @@ def simulate(
     ):
         raise ConfigError([f"a {own[0]} that is an object of yours runs in process only"])
     runs: list[tuple[Experiment, list[Row]]] = []
-    vectors: list[Tensor] = []
+    models: list[tuple[Tensor, Tensor | None]] = []
     with plugged({k.replace("__", "."): v for k, v in overrides.items()}) as (named, stock):
         for e in resolve(experiment, named):
             rows = run_one(
@@ -59,11 +59,12 @@ def simulate(
                 device=device,
                 data_root=data_root,
                 on_row=lambda row, e=e: on_row(e, row),  # type: ignore[misc]
-                on_model=vectors.append if keep_models else None,
+                on_model=(lambda *model: models.append(model)) if keep_models else None,
                 stock=stock,
             )
             runs.append((e, rows))
-    return Results(tuple(runs), tuple(vectors))
+    vectors, statistics = zip(*models, strict=True) if models else ((), ())
+    return Results(tuple(runs), vectors, statistics)
 
 
 def resolve(
@@ -113,16 +114,17 @@ def run_one(
     data_root: str | None = None,
     folder: RunFolder | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
-    on_model: Callable[[Tensor], None] | None = None,
+    on_model: Callable[[Tensor, Tensor | None], None] | None = None,
     stock: Strategy | None = None,
     resume: bool = False,
     secret: int | None = None,
 ) -> list[Row]:
     """Run one resolved experiment and return its rows; ``folder`` records them as they come.
 
-    ``on_model`` is called with the final model, a vector (d,); in process only. With ``resume`` the
-    run continues from the folder's checkpoint, if it has one. ``secret`` repeats the draws of a
-    server that kept one; in process only.
+    ``on_model`` is called with the final model, a vector (d,), and BatchNorm's running statistics
+    (b,), None without; in process only. With ``resume`` the run continues from the folder's
+    checkpoint, if it has one. ``secret`` repeats the draws of a server that kept one; in process
+    only.
 
     Raises
     ------
@@ -186,7 +188,9 @@ def run_one(
             secret=secret,
         )
         if on_model is not None:
-            on_model(tensor_of(final["model"]).clone())
+            running = final.get("statistics")
+            statistics = None if running is None else tensor_of(running).clone()
+            on_model(tensor_of(final["model"]).clone(), statistics)
     return rows
 
 

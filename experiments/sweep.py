@@ -81,8 +81,10 @@ class Sweep:
     def _run_here(self, experiment: Experiment, on_row: Callable[[Row], None]) -> None:
         folder = RunFolder(self.output, experiment)
 
-        def write_model(vector: Tensor) -> None:
-            state = export.state_dict(experiment, vector, data_root=self.data_root)
+        def write_model(vector: Tensor, statistics: Tensor | None) -> None:
+            state = export.state_dict(
+                experiment, vector, statistics=statistics, data_root=self.data_root
+            )
             export.write(folder.path / MODEL, experiment, state)
 
         run_one(

@@ -8,7 +8,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -22,7 +21,6 @@ from fedrobust.ensemble.image_store import obtain
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import AdversaryGrid, array_of, tensor_of, wire_of
 from fedrobust.models.batchnorm import load_statistics, read_statistics
-from fedrobust.redundancy import Corruption, rounds
 from fedrobust.simulation import stragglers
 from fedrobust.vector import FlatModel
 from strategies.base import RecordedStrategy, Row
@@ -31,7 +29,7 @@ from strategies.ensemble.vote import Vote
 from strategies.evaluation import Evaluator, evaluators_of
 from strategies.federated import federated_strategy
 from strategies.flower_strategy import StockStrategy
-from strategies.redundancy.strategy import RedundantStrategy
+from strategies.redundancy.from_experiment import redundant_strategy
 from strategies.root_dataset import OwnData
 from strategies.stragglers import in_time
 
@@ -146,12 +144,13 @@ def redundancy(setup: Setup) -> Mode:
     """Build the mode in which every file is computed by several workers, who are compared."""
     setup = replace(setup, device="cpu")  # digests are compared: files are computed on the CPU
     model = _model(setup)
-    strategy = RedundantStrategy(
+    strategy = redundant_strategy(
         setup.experiment,
+        model,
+        examples=len(setup.dataset.train_labels),
         clients=setup.clients,
-        truth=partial(_distorted, setup.experiment),
-        shapes=model.shapes,
         secret=setup.secret,
+        simulated=setup.secret == setup.experiment.seed,
     )
     # Every worker has the data: a Byzantine one computes what the others will send, and needs no
     # side channel.
@@ -241,12 +240,3 @@ def _with_adversary(setup: Setup, grid: Grid, sizes: tuple[int, ...]) -> Grid:
         read=wire.read,
         write=wire.write,
     )
-
-
-def _distorted(experiment: Experiment, server_round: int) -> Corruption:
-    """Return what a round's Byzantine workers distort; nothing where they only fail to answer."""
-    members = threat_model.members(experiment, round=server_round)
-    truth = rounds.corruption(experiment, members, round=server_round)
-    if threat_model.kind(experiment.attack["name"]) != "fault":
-        return truth
-    return replace(truth, distorted=torch.zeros_like(truth.distorted))

@@ -62,7 +62,7 @@ def experiment(name, **changes):
 def outcome(name, on_row=lambda row: None):
     """Return a run's rows without their times, and the bits of its final model."""
     models = []
-    rows = run_one(experiment(name), on_row=on_row, on_model=models.append)
+    rows = run_one(experiment(name), on_row=on_row, on_model=lambda model, _: models.append(model))
     return {"rows": timeless(rows), "model": bits(*models)}
 
 

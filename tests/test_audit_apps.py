@@ -104,7 +104,7 @@ def test_blobs_pass_and_only_broken_replies_can_be_tried(cells):
     assert runs[2].facts["replaced"] == 0 and "no floating array" in runs[2].facts["untouched"]
 
 
-STOPS = [("failing", {"mode": "clients"}, "client errors without an attack; node 1: File"),
+STOPS = [("failing", {"mode": "clients"}, "2 client errors without an attack; node"),
          ("failing", {"mode": "import"}, "No module named 'a_package_that_is_not_there'"),
          ("failing", {"mode": "exit"}, "SystemExit: 7"), ("query_only", {}, "no training message"),
          ("old_workflow", {"secure": True}, "secure aggregation")]  # fmt: skip
@@ -166,7 +166,8 @@ def test_a_hostile_app_is_contained(tmp_path):
     assert tree_hash(path) == before and not (path / "result.txt").exists()
     document = json.loads((out / "audit.json").read_text())
     assert document["app"]["sha256_before"] == document["app"]["sha256_after"] == before
-    bare = {c["attack"]: c["outcome"] for c in document["cells"] if c["defence"] == "none"}
+    phases = ("clean", "broken reply", "attack")
+    bare = {c["attack"]: c["outcome"] for c in document["cells"] if c["phase"] in phases}
     assert bare == {"none": "holds", "exception": "ends the run", "silence": "ends the run",
                     "extra_metric": "hangs", "sign_flip:scale=4.0": "degrades"}  # fmt: skip
     page = (out / "audit.html").read_text()

@@ -43,7 +43,8 @@ CASES = {
     "redundancy": SEVEN | {"redundancy": {"name": "aspis", "batch": 70}},
     "redundancy, files together": SEVEN
     | {"redundancy": {"name": "aspis", "batch": 70, "vmap_files": 8}},
-    "a trained attack": {"attack": "seesaw"},
+    "a crafted attack": {"attack": "seesaw"},
+    "a trained attack": {"attack": "alie_backdoor:epochs=1"},
     "poisoned labels": {"attack": "label_flip"},
     "a broken reply": {"attack": "nan_value"},
     "the server's own data": {

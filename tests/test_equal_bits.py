@@ -155,7 +155,9 @@ def test_a_resumed_run_after_a_polluted_start(fresh, name, tmp_path, monkeypatch
         run_one(experiment(name), folder=folder, on_row=stop)
     POLLUTIONS["numba's own threads"]()
     models = []
-    rows = run_one(experiment(name), folder=folder, resume=True, on_model=models.append)
+    rows = run_one(
+        experiment(name), folder=folder, resume=True, on_model=lambda model, _: models.append(model)
+    )
     assert timeless(rows) == fresh[name]["rows"]
     assert equal_bits.bits(*models) == fresh[name]["model"]
 

@@ -13,11 +13,13 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg, K
 
 from experiments import export, trackers
 from experiments.user_plugins import name_of
-from fedrobust import aggregation, attacks, simulate
+from fedrobust import aggregation, attacks, data, models, simulate
 from fedrobust.aggregation import aggregate, tables
+from fedrobust.evaluation import evaluate
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.flower import InProcessGrid, Robust
 from fedrobust.flower.layers import from_layers, read_layers, to_layers
+from fedrobust.models.batchnorm import read_statistics
 from fedrobust.spec import SpecError
 
 
@@ -242,6 +244,23 @@ def test_the_final_model_can_be_taken_away(small, tmp_path):
         simulate(small, rounds=1).state_dict()
     with pytest.raises(ValueError, match="parameters, got"):
         export.state_dict(results.runs[0][0], vector[:-1])
+
+
+@pytest.mark.parametrize("policy", ["average", "dual"])
+def test_batch_statistics_go_with_the_final_model(small, policy):
+    """What is taken away scores what the server measured in the last round."""
+    table = small | {"model": "bn_cnn", "clients": 3, "byzantine": 0, "rounds": 2, "rule": "mean",
+                     "attack": "none", "batchnorm": policy}  # fmt: skip
+    results = simulate(table, keep_models=True)
+    e, rows = results.runs[0]
+    state, dataset = results.state_dict(), data.load(e.data)
+    fresh = models.with_policy(models.build_for(e.model, dataset, seed=e.seed), e.batchnorm)
+    initial = read_statistics(fresh)
+    fresh.load_state_dict(state)
+    assert not torch.equal(read_statistics(fresh), initial)
+    score = evaluate(fresh, dataset.test_images, dataset.test_labels)
+    assert score.accuracy == pytest.approx(rows[-1]["accuracy"])
+    assert score.loss == pytest.approx(rows[-1]["loss"])
 
 
 def test_the_final_model_as_safetensors(small, tmp_path):

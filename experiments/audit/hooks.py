@@ -48,7 +48,7 @@ def watch(rule: str | None, seed: int) -> Seen:
     _note_instances(older_history.History, seen.histories)
 
     def new(cls: type, *args: Any, **kwargs: Any) -> Any:
-        made = object.__new__(cls)
+        made: Any = object.__new__(cls)
         if not seen.defending:  # an instance attribute shadows any start, own ones included
             vars(made)["start"] = _Start(made, seen, rule, seed)
         return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -248,7 +248,7 @@ class Phases:
         text = defence if isinstance(defence, str) else rule_name(*read_rule(defence))
         try:
             rule, pre = read_rule(text)
-            aggregation.build(rule, pre=pre)
+            aggregation.build(rule, pre=pre)  # type: ignore[arg-type]  # text is no function
         except ValueError:
             rule, pre = read_rule(f"{text}{',' if ':' in text else ':'}f={self.f}")
         try:
@@ -345,6 +345,9 @@ def check_options(options: Options, nodes: int) -> None:
     """
     for attack in options.attacks or ():
         check_attack(read_spec(attack, "attack") if isinstance(attack, str) else attack)
+    for defence in options.defences or ():
+        if not isinstance(defence, str | Mapping):
+            raise ValueError(f"a defence is a rule's text or table, got {type(defence).__name__}")
     if options.f is not None and not 1 <= options.f < nodes:
         raise ValueError(f"f needs 1 <= f < {nodes} nodes, got {options.f}")
     if not 0 <= options.threshold <= 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from threading import RLock
 from typing import Any
 
@@ -127,11 +127,24 @@ class Recorder(WrappedGrid):
             "client_error_count": len(errors),
             "secure": self.secure,
             "evaluations": [
-                averaged({n: m for n, m in b["metrics"].items() if n not in hostile})
-                for b in self.batches
-                if b["type"].split(".")[0] == "evaluate"
+                averaged({n: m for n, m in metrics.items() if n not in hostile})
+                for metrics in self._evaluations()
             ],
         }
+
+    def _evaluations(self) -> list[dict[int, dict[str, float]]]:
+        """Return each round's evaluations, by node: the older API sends them one by one."""
+        rounds: list[dict[int, dict[str, float]]] = []
+        before = ""
+        for batch in self.batches:
+            kind = batch["type"].split(".")[0]
+            if kind == "evaluate":
+                if before == "evaluate" and not rounds[-1].keys() & batch["metrics"].keys():
+                    rounds[-1] |= batch["metrics"]
+                else:
+                    rounds.append(dict(batch["metrics"]))
+            before = kind
+        return rounds
 
 
 def holds_floats(content: RecordDict) -> bool:
@@ -170,7 +183,11 @@ def _shape(content: RecordDict) -> str:
 def numbers(content: RecordDict) -> dict[str, float]:
     """Return every scalar that a reply reports, of metric and configuration records."""
     told: dict[str, float] = {}
-    for record in [*content.metric_records.values(), *content.config_records.values()]:
+    records: list[Mapping[str, Any]] = [
+        *content.metric_records.values(),
+        *content.config_records.values(),
+    ]
+    for record in records:
         for key, value in record.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 told[key] = float(value)

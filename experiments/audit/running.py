@@ -133,7 +133,7 @@ def _facts(stage: dict[str, Any], scratch: Path) -> dict[str, Any]:
     final = _final_arrays(seen)
     sent = _last_sent(recorder)
     held = _plain(final) if final else _plain(_arrays_in(sent))
-    np.savez(scratch / ARRAYS, **held)
+    np.savez(scratch / ARRAYS, **held)  # type: ignore[arg-type]
     attackers, robust = stage.get("attackers"), stage.get("robust")
     refused = [r.history for r in (robust, *seen.robust) if r is not None]
     legacy = bool(seen.histories) or "fitins.parameters" in (sent or {})

@@ -82,7 +82,7 @@ def _train_backdoor(
         for batch in torch.randperm(len(stamped), generator=generator).split(batch_size):
             model.gradient.zero_()
             logits = model.module(pixels(stamped[batch]))
-            labels = torch.full((len(batch),), target)
+            labels = torch.full((len(batch),), target, device=stamped.device)
             planted = F.cross_entropy(logits, labels)
             backdoor_loss(planted, delta_loss(parameters, begin), alpha=alpha).backward()
             model.vector.sub_(model.gradient, alpha=lr)

@@ -1,7 +1,7 @@
 """scaffold: two records of differences; each node keeps its control variate in its state."""
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
@@ -71,4 +71,4 @@ def global_evaluate(server_round, arrays):
 def main(grid, context):
     """Lead the rounds."""
     strategy, rounds = Scaffold(), context.run_config["num-server-rounds"]
-    strategy.start(grid, ArrayRecord(record(initial())), rounds, evaluate_fn=global_evaluate)
+    strategy.start(grid, record(initial()), rounds, evaluate_fn=global_evaluate)
