@@ -2,45 +2,48 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients import ensemble_member
-from clients.dispatch import train_one, train_together
+from clients.modes import Handlers
+from clients.registry import handlers_of
 from fedrobust.cores import pin_from_environment
-from fedrobust.flower import serve_cohort
+from fedrobust.flower import UpdateMatrix, serve_cohort
 from fedrobust.flower.serialization import PROTOCOL
-from fedrobust.training import one_thread
 from fedrobust.version import __version__
 
-__all__ = ["app", "train_together"]
 
-app = ClientApp()
+def make_app(handlers: Callable[[Context], Handlers]) -> ClientApp:
+    """Make a client app of handlers.
 
+    Parameters
+    ----------
+    handlers
+        Whose they are follows from the context: in one process, where they are made once, it is
+        ``lambda context: made``; Ray workers and SuperNodes look them up by their run.
+    """
+    made = ClientApp()
 
-@app.train()  # type: ignore[arg-type]  # None is a client that stays silent
-@one_thread()
-def train(message: Message, context: Context) -> Message | None:
-    """Train one client, or every client of a cohort."""
-    pin_from_environment()
-    leaving = partial(train_together, keep=False)  # as bytes: what was kept would be held twice
-    return serve_cohort(train_one, message, context, together=leaving)
+    @made.train()  # type: ignore[arg-type]  # None is a client that stays silent
+    def train(message: Message, context: Context) -> Message | None:
+        """Train one client, or every client of a cohort."""
+        own = handlers(context)
+        return serve_cohort(own.train, message, context, together=own.together)
 
+    @made.query("hello")  # type: ignore[arg-type]
+    def hello(message: Message, context: Context) -> Message | None:
+        """Say which client this node is and which protocol it speaks."""
+        return serve_cohort(greet, message, context)
 
-@app.query("hello")  # type: ignore[arg-type]
-def hello(message: Message, context: Context) -> Message | None:
-    """Say which client this node is and which protocol it speaks."""
-    return serve_cohort(greet, message, context)
+    @made.query("predict")  # type: ignore[arg-type]
+    def predict(message: Message, context: Context) -> Message | None:
+        """Answer a query of distributed inference, for one member or for each of a cohort."""
+        return serve_cohort(handlers(context).predict, message, context)
 
-
-@app.query("predict")  # type: ignore[arg-type]
-@one_thread()
-def predict(message: Message, context: Context) -> Message | None:
-    """Answer a query of distributed inference, for one member or for each of a cohort."""
-    return serve_cohort(ensemble_member.predict, message, context)
+    return made
 
 
 def greet(message: Message, context: Context) -> Message:
@@ -51,3 +54,18 @@ def greet(message: Message, context: Context) -> Message:
         "version": __version__,
     }
     return Message(RecordDict({"hello": ConfigRecord(words)}), reply_to=message)
+
+
+def _kept(context: Context) -> Handlers:
+    pin_from_environment()
+    return handlers_of(context)
+
+
+def train_together(
+    messages: Sequence[Message], contexts: Sequence[Context], matrix: UpdateMatrix | None = None
+) -> Iterable[Message | None]:
+    """Answer the training messages of several clients of one run in this process."""
+    return handlers_of(contexts[0]).together(messages, contexts, matrix) if messages else []
+
+
+app = make_app(_kept)

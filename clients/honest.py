@@ -11,11 +11,11 @@ from functools import partial
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from clients.local_objective import LocalTask, Stopwatch, lesson
+from clients.local_objective import LocalTask, Stopwatch, objective
 from clients.node import Node
 from clients.replica import global_model
 from fedrobust.cohort import train_cohort
-from fedrobust.flower import TensorArray, array_of, read_setting, read_tensor
+from fedrobust.flower import TensorArray, UpdateMatrix, array_of, read_setting, read_tensor
 from fedrobust.models.batchnorm import load_statistics, read_statistics
 from fedrobust.training import one_thread
 from fedrobust.training.server_optimizer import fixed_in
@@ -36,7 +36,7 @@ class Task:
     """
 
     vector: Tensor
-    round: int
+    server_round: int
     client: int
     statistics: Tensor
 
@@ -65,48 +65,41 @@ class Trained:
 
 def read_task(node: Node, message: Message, context: Context) -> Task:
     """Read a training message."""
-    round = int(read_setting(message.content, "config", "round"))
-    vector = global_model(node, message, context, round=round)
+    server_round = int(read_setting(message.content, "config", "round"))
+    vector = global_model(node, message, context, server_round=server_round)
     client = int(context.node_config["partition-id"])
-    return Task(vector, round, client, _statistics(node, message, context))
+    return Task(vector, server_round, client, _statistics(node, message, context))
 
 
 def train(node: Node, task: Task, context: Context, images: Tensor, labels: Tensor) -> Trained:
     """Train on the given images and labels; worker momentum lives in the client's state."""
-    plan = lesson_of(node, task, context, images, labels)
+    plan = local_task(node, task, context, images, labels)
     results = train_alone(node, task, plan)
     return finish(node, task, context, results, examples=len(labels), watch=plan.watch)
 
 
-def lesson_of(
+def local_task(
     node: Node,
     task: Task,
     context: Context,
     images: Tensor,
     labels: Tensor,
     *,
-    keep: bool = False,
+    matrix: UpdateMatrix | None = None,
 ) -> LocalTask:
-    """Prepare the client's local training; ``keep`` puts its update where the last one lay."""
-    keeps = keep and not node.experiment.worker_momentum
-    out = node.rows[task.client] if keeps else None
-    return lesson(
-        node,
-        context,
-        task.vector,
-        images,
-        labels,
-        round=task.round,
-        client=task.client,
-        out=out,
-    )
+    """Prepare the client's local training; with a matrix its update is written into its row."""
+    # With worker momentum the update is mixed into another vector: a row would hold nothing.
+    writes = matrix is not None and not node.experiment.worker_momentum
+    out = matrix.row(task.client, node.model.vector) if matrix is not None and writes else None
+    where = {"server_round": task.server_round, "client": task.client}
+    return objective(node, context, task.vector, images, labels, out=out, **where)
 
 
 def train_alone(node: Node, task: Task, plan: LocalTask) -> Result:
     """Train one client."""
     start = task.vector.to(node.model.vector.device)
     began = time.perf_counter()
-    with one_thread(), _fixed(node, task.round):
+    with one_thread(), _fixed(node, task.server_round):
         if len(node.statistics):
             load_statistics(node.model.module, task.statistics)
         result = train_cohort(node.model, start, [plan.member], cohort="off")[0]
@@ -122,6 +115,7 @@ def finish(
     *,
     examples: int,
     watch: Stopwatch,
+    matrix: UpdateMatrix | None = None,
 ) -> Trained:
     """Mix the update into the client's momentum, if it keeps one; say how it travels."""
     update, loss = results
@@ -134,10 +128,18 @@ def finish(
         _momentum(update, experiment.worker_momentum, context),
         examples,
         loss,
-        partial(node.wire.write, round=task.round, client=task.client),
+        _writer(node, task, matrix),
         statistics,
         watch.times() if experiment.server.times else {},
     )
+
+
+def _writer(node: Node, task: Task, matrix: UpdateMatrix | None) -> Callable[[Tensor], Array]:
+    """Return how the update becomes an array: the matrix's row, or as updates travel."""
+    travels = partial(node.wire.write, round=task.server_round, client=task.client)
+    if matrix is None or node.wire.codec is not None:
+        return travels
+    return lambda update: matrix.array(task.client, update) or travels(update)
 
 
 def respond(message: Message, trained: Trained) -> Message:
@@ -166,10 +168,10 @@ def _statistics(node: Node, message: Message, context: Context) -> Tensor:
 
 
 @contextmanager
-def _fixed(node: Node, round: int) -> Iterator[None]:
+def _fixed(node: Node, server_round: int) -> Iterator[None]:
     """Take no gradient of layers that partial fine-tuning leaves alone."""
     model = node.model
-    left = fixed_in(node.experiment, round, model.sizes)
+    left = fixed_in(node.experiment, server_round, model.sizes)
     still = list(model.module.parameters())[:-2] if left else []
     for parameter in still:
         parameter.requires_grad_(False)

@@ -66,22 +66,22 @@ class LocalTask:
     watch: Stopwatch
 
 
-def stackable(node: Node, round: int) -> bool:
+def stackable(node: Node, server_round: int) -> bool:
     """Whether clients may train as one stack in a round: none of them does anything of its own."""
     e = node.experiment
-    plain = phase(e, round) == "train" and e.semi.mode == "none" and not e.server.times
+    plain = phase(e, server_round) == "train" and e.semi.mode == "none" and not e.server.times
     own = len(node.statistics) or e.adversarial.federated.calibration or e.compression.replicas
-    return bool(plain and not own and not fixed_in(e, round, node.model.sizes))
+    return bool(plain and not own and not fixed_in(e, server_round, node.model.sizes))
 
 
-def lesson(
+def objective(
     node: Node,
     context: Context,
     vector: Tensor,
     images: Tensor,
     labels: Tensor,
     *,
-    round: int,
+    server_round: int,
     client: int,
     out: Tensor | None = None,
 ) -> LocalTask:
@@ -90,15 +90,15 @@ def lesson(
     watch = Stopwatch()
     settings: dict[str, Any] = {}
     if experiment.adversarial.perturbation or experiment.pretrain.rounds:
-        source = generator(experiment.seed, "perturbation", round=round, client=client)
+        source = generator(experiment.seed, "perturbation", round=server_round, client=client)
         settings["generator"] = source
     if experiment.server.times:
         settings["attack"] = watch.over(adversarial.perturb)
     images, labels, loss, draw = _what(
-        node, context, vector, images, labels, round, client, settings
+        node, context, vector, images, labels, server_round, client, settings
     )
-    source = generator(experiment.seed, "batches", round=round, client=client)
-    recipe = _recipe(experiment, node.recipe(client, round), round)
+    source = generator(experiment.seed, "batches", round=server_round, client=client)
+    recipe = _recipe(experiment, node.recipe(client, server_round), server_round)
     return LocalTask(Member(images, labels, recipe, source, loss, out, draw), watch)
 
 
@@ -108,13 +108,13 @@ def _what(
     vector: Tensor,
     images: Tensor,
     labels: Tensor,
-    round: int,
+    server_round: int,
     client: int,
     settings: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Loss, Draw | None]:
     """Return the images, labels, loss and batches of the round's phase."""
     experiment = node.experiment
-    stage = phase(experiment, round)
+    stage = phase(experiment, server_round)
     if stage == "pretrain":
         spec = experiment.pretrain.perturbation or {"name": "none"}
         return images, labels, partial(_rotation_loss, perturbation=spec, **settings), None
@@ -126,7 +126,7 @@ def _what(
         labels = _pseudo(node, context, vector, images, masked)
     elif experiment.semi.mode == "trades":
         labels = masked
-    loss = _training_loss(experiment, masked, node.classes, round, client, settings)
+    loss = _training_loss(experiment, masked, node.classes, server_round, client, settings)
     share = experiment.semi.fraction
     return images, labels, loss, partial(_fixed_share, masked, share) if share else None
 
@@ -135,7 +135,7 @@ def _training_loss(
     experiment: Experiment,
     labels: Tensor,
     classes: int,
-    round: int,
+    server_round: int,
     client: int,
     settings: dict[str, Any],
 ) -> Loss:
@@ -145,7 +145,7 @@ def _training_loss(
     perturbing = client < _nearest(variant.adversarial_clients * experiment.clients)
     if table.perturbation and perturbing:
         loss = adversarial.adversarial_objective(
-            perturbation=_grown(table.perturbation, table.eps_warmup, round),
+            perturbation=_grown(table.perturbation, table.eps_warmup, server_round),
             loss=table.loss,
             fraction=table.fraction,
             **settings,
@@ -182,19 +182,22 @@ def _nearest(value: float) -> int:
     return int(value + 0.5)
 
 
-def _grown(spec: dict[str, Any], warmup: int, round: int) -> dict[str, Any]:
+def _grown(spec: dict[str, Any], warmup: int, server_round: int) -> dict[str, Any]:
     """Scale radius and step of the perturbation linearly over the first rounds."""
-    share = min(1.0, round / warmup) if warmup else 1.0
+    share = min(1.0, server_round / warmup) if warmup else 1.0
     return spec | {key: share * spec[key] for key in ("eps", "step_size") if key in spec}
 
 
-def _recipe(experiment: Experiment, recipe: Recipe, round: int) -> Recipe:
+def _recipe(experiment: Experiment, recipe: Recipe, server_round: int) -> Recipe:
     """Return the recipe of a round: with fewer local epochs later, where asked (FedDynAT)."""
     variant = experiment.adversarial.federated
     if variant.epochs_gamma == 1:
         return recipe
     epochs = adversarial.epochs_at(
-        round - 1, first=recipe.epochs, gamma=variant.epochs_gamma, every=variant.epochs_every
+        server_round - 1,
+        first=recipe.epochs,
+        gamma=variant.epochs_gamma,
+        every=variant.epochs_every,
     )
     return replace(recipe, epochs=epochs)
 

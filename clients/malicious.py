@@ -23,9 +23,9 @@ from fedrobust.attacks import (
     POISONS,
     TRAINED,
     attack_record,
-    craft,
     knowledge,
     poison,
+    step,
     threat_model,
 )
 from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
@@ -39,6 +39,7 @@ from fedrobust.spec import parameters, resolve, split
 from fedrobust.training import one_thread
 
 LAST = "last-model"
+STATE = "attack-state"
 OWN_VIEWS = 4  # disjoint parts of its own data that a lone attacker estimates the spread from
 
 
@@ -93,8 +94,10 @@ def _craft_alone(
         parts = zip(images.chunk(OWN_VIEWS), labels.chunk(OWN_VIEWS), strict=True)
         alone = replace(context, state=RecordDict())
         view = torch.stack([honest.train(node, task, alone, *p).update for p in parts])
-    asked = set(stragglers.participants(node.experiment, task.round))
-    colluders = [c for c in threat_model.members(node.experiment, round=task.round) if c in asked]
+    asked = set(stragglers.participants(node.experiment, task.server_round))
+    colluders = [
+        c for c in threat_model.members(node.experiment, round=task.server_round) if c in asked
+    ]
     rows = _crafted(node, task, view, len(colluders), context)
     return replace(trained, update=rows[colluders.index(task.client)].clone())
 
@@ -103,16 +106,27 @@ def _crafted(node: Node, task: Task, view: Tensor, f: int, context: Context) -> 
     experiment = node.experiment
     if threat_model.kind(experiment.attack["name"]) == "trained":
         return _trained(node, task, view).expand(f, -1)
-    return craft(
+    crafted = step(
         view,
         experiment.attack,
         n=stragglers.sample_size(experiment),
         f=f,
-        round=task.round - 1,
-        rule=lambda rows: _guess(experiment, task.round, rows, view),
-        generator=generator(experiment.seed, "attack", round=task.round, client=task.client),
+        round=task.server_round - 1,
+        rule=lambda rows: _guess(experiment, task.server_round, rows, view),
+        generator=generator(experiment.seed, "attack", round=task.server_round, client=task.client),
         previous=_last_step(experiment, task, context),
+        state=_recalled(context),
     )
+    if crafted.state is not None:
+        context.state[STATE] = array_of(**crafted.state)
+    return crafted.updates
+
+
+def _recalled(context: Context) -> dict[str, Tensor] | None:
+    """Return what the attack remembered in this node's last round; None at first."""
+    if STATE not in context.state:
+        return None
+    return {key: read_tensor(context.state, STATE, key) for key in context.state[STATE]}
 
 
 def _trained(node: Node, task: Task, view: Tensor) -> Tensor:
@@ -128,11 +142,11 @@ def _trained(node: Node, task: Task, view: Tensor) -> Tensor:
             start=task.vector,
             images=node.images[task.client],
             lr=experiment.server.lr,
-            generator=generator(experiment.seed, "attack", round=task.round),
+            generator=generator(experiment.seed, "attack", round=task.server_round),
         )
 
 
-def _guess(experiment: Experiment, round: int, rows: Tensor, view: Tensor) -> Tensor:
+def _guess(experiment: Experiment, server_round: int, rows: Tensor, view: Tensor) -> Tensor:
     """Ask the known rule with fresh memory; the server's own data are guessed from what is seen.
 
     The root update is taken for the mean of the view, the loss for its linear part along it.
@@ -142,7 +156,7 @@ def _guess(experiment: Experiment, round: int, rows: Tensor, view: Tensor) -> Te
         build(experiment.rule, pre=experiment.pre)
         .apply(
             rows,
-            generator=generator(experiment.seed, "probe", round=round),
+            generator=generator(experiment.seed, "probe", round=server_round),
             server={
                 "root": lambda: middle,
                 "loss": lambda: lambda step: -float(step.to(middle) @ middle),

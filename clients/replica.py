@@ -14,7 +14,7 @@ REPLICA = "replica"
 BEHIND = "the replica missed a step"
 
 
-def global_model(node: Node, message: Message, context: Context, *, round: int) -> Tensor:
+def global_model(node: Node, message: Message, context: Context, *, server_round: int) -> Tensor:
     """Return the global model (d,) of a training message.
 
     With replicas the message holds the whole model with the optimizer's moments, or the one step
@@ -45,7 +45,7 @@ def global_model(node: Node, message: Message, context: Context, *, round: int) 
         model,
         node.wire.read(arrays["step"]).to(model.device),
         state,
-        round=round - 1,
+        round=server_round - 1,
         shapes=node.model.shapes,
         sizes=node.model.sizes,
     )

@@ -13,7 +13,9 @@ import torch
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from clients.client_app import app, train_together
+from clients.client_app import make_app
+from clients.modes import handlers_for
+from clients.node import Host
 from experiments.results import Results
 from experiments.user_plugins import is_own, plugged
 from fedrobust import secret as hidden
@@ -23,6 +25,7 @@ from fedrobust.flower import InProcessGrid, tensor_of
 from fedrobust.runs.folder import RunFolder
 from fedrobust.spec import suggest
 from strategies.checkpointing import Checkpoints
+from strategies.flower_strategy import StockStrategy
 from strategies.session import run
 
 Row = dict[str, Any]
@@ -119,11 +122,19 @@ def run_one(
     """Run one resolved experiment and return its rows; ``folder`` records them as they come.
 
     ``on_model`` is called with the final model, a vector (d,), and BatchNorm's running statistics
-    (b,), None without; in process only. With ``resume`` the
-    run continues from the folder's checkpoint, if it has one; a ``stock`` strategy's memory is its
-    own, so that its runs have none. ``secret`` repeats the draws of a server that kept one; in
-    process only.
+    (b,), None without; in process only. With ``resume`` the run continues from the folder's
+    checkpoint, if it has one. ``secret`` repeats the draws of a server that kept one; in process
+    only.
+
+    Raises
+    ------
+    ConfigError
+        If an ensemble's final model is asked for, or a stock strategy is to be resumed.
     """
+    if resume and stock is not None:
+        raise ConfigError([StockStrategy.unresumable])
+    if on_model is not None:
+        check_has_model(experiment)
     if grid == "flower":
         if on_model is not None:
             raise ConfigError(["the final model is kept in process only"])
@@ -144,7 +155,7 @@ def run_one(
     with ExitStack() as stack:
         if folder is not None:
             stack.enter_context(folder.recording(resume=resume))
-            checkpoints = Checkpoints(folder.save, folder.saved) if stock is None else None
+            checkpoints = Checkpoints(folder.save, folder.saved)
             if secret is not None:
                 hidden.write(folder.path / hidden.FILE, secret)
             rows += folder.rows()
@@ -159,11 +170,11 @@ def run_one(
 
         stack.enter_context(quiet("flwr"))
         kept = folder.path.parent if folder is not None else None
-        run_config = {"experiment": experiment.to_toml(), "data-root": data_root or ""}
-        run_config["device"] = device
-        run_config |= {"output": str(kept)} if kept and experiment.ensemble.tunes else {}
+        output = str(kept) if kept and experiment.ensemble.tunes else ""
+        host = Host(data_root=data_root or "", device=device, output=output)
+        own = handlers_for(experiment, host)  # this run's: nothing is shared with another one
         nodes = InProcessGrid(
-            app, clients=experiment.clients, run_config=run_config, together=train_together
+            make_app(lambda context: own), clients=experiment.clients, together=own.together
         )
         final = run(
             nodes,
@@ -176,11 +187,26 @@ def run_one(
             checkpoints=checkpoints,
             secret=secret,
         )
-        if on_model is not None and "model" in final:
+        if on_model is not None:
             running = final.get("statistics")
             statistics = None if running is None else tensor_of(running).clone()
             on_model(tensor_of(final["model"]).clone(), statistics)
     return rows
+
+
+def check_has_model(experiment: Experiment) -> None:
+    """Refuse to keep the final model of a run that has none.
+
+    Raises
+    ------
+    ConfigError
+        For an ensemble: its members keep their models to themselves.
+    """
+    if experiment.mode == "ensemble":
+        name = experiment.ensemble.paradigm
+        raise ConfigError(
+            [f"an ensemble ({name}) has no global model to keep: each member has one"]
+        )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from experiments import export
-from experiments.simulation import run_one
+from experiments.simulation import check_has_model, run_one
 from fedrobust import secret as hidden
 from fedrobust.experiment.schema import Experiment
 from fedrobust.runs.folder import RunFolder
@@ -59,7 +59,16 @@ class Sweep:
         return [RunFolder(self.output, e).path for e in self.experiments]
 
     def run(self, on_row: Callable[[Experiment, Row], None]) -> None:
-        """Run what is not finished; ``on_row`` is called in this process."""
+        """Run what is not finished; ``on_row`` is called in this process.
+
+        Raises
+        ------
+        ConfigError
+            Before anything is run, if the final model of a run is to be kept that has none.
+        """
+        if self.models:
+            for experiment in self.experiments:
+                check_has_model(experiment)
         waiting = [e for e in self.experiments if not self._done(RunFolder(self.output, e))]
         usual = os.cpu_count() or 1 if self.device == "cpu" else len(self._by_gpu())
         workers = min(self.workers or usual, len(waiting))

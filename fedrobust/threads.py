@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any
 
@@ -18,12 +19,18 @@ import numba
 import torch
 
 LEAST_WORK = 2**18  # values a thread: with fewer, starting it (0.1 ms) costs more than it saves
+# What torch's limit was outside of ``one_thread``: compiled kernels may still use it inside.
+_outside: ContextVar[int | None] = ContextVar("torch's threads outside of one_thread", default=None)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one CPU thread inside: the sums of a gradient depend on the number of threads."""
+    """Compute on one CPU thread inside: the sums of a gradient depend on the number of threads.
+
+    Compiled kernels are not concerned: their bits do not depend on it, see ``kernel_threads``.
+    """
     before = torch.get_num_threads()
+    token = _outside.set(before) if _outside.get() is None else None
     # Set even where torch says 1 already: its BLAS may have been left with another limit.
     torch.set_num_threads(1)
     try:
@@ -31,15 +38,17 @@ def one_thread() -> Iterator[None]:
     finally:
         if before != 1:
             torch.set_num_threads(before)
+        if token is not None:
+            _outside.reset(token)
 
 
 def kernel_threads() -> int:
     """Return how many threads a compiled kernel may use: the least of the user's limits.
 
-    The limits are ``torch.get_num_threads()`` (which ``torch.set_num_threads`` and ``one_thread``
-    set), ``OMP_NUM_THREADS`` and ``NUMBA_NUM_THREADS`` (by default the number of cores).
+    The limits are ``torch.get_num_threads()`` (inside of ``one_thread``, what it was outside),
+    ``OMP_NUM_THREADS`` and ``NUMBA_NUM_THREADS`` (by default the number of cores).
     """
-    limits = [torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS]
+    limits = [_outside.get() or torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS]
     outermost = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if outermost.isdigit():
         limits.append(int(outermost))

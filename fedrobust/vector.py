@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -50,22 +48,3 @@ class FlatModel:
     def load(self, vector: Tensor) -> None:
         """Copy a vector of shape (d,) into the parameters."""
         self.vector.copy_(vector)
-
-
-def joined(rows: Sequence[Tensor]) -> Tensor | None:
-    """Return vectors (d,) that lie one after the other in one matrix as that matrix, no copy made.
-
-    None where they do not.
-    """
-    if not rows or any(row.dim() != 1 or not row.is_contiguous() for row in rows):
-        return None
-    first, d = rows[0], rows[0].numel()
-    place, kind = first.data_ptr(), first.dtype
-    step = d * first.element_size()
-    whole = first.untyped_storage().data_ptr()
-    for i, row in enumerate(rows):
-        if row.data_ptr() != place + i * step or row.numel() != d or row.dtype != kind:
-            return None
-        if row.untyped_storage().data_ptr() != whole:
-            return None
-    return first.as_strided((len(rows), d), (d, 1))

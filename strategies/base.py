@@ -1,10 +1,9 @@
-"""What every strategy here does alike: central evaluation, one row a round."""
+"""What every strategy here does alike: no evaluation by clients, one row a round, a memory."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -14,20 +13,37 @@ Row = dict[str, Any]
 
 
 class RecordedStrategy(Strategy):
-    """The hooks of a strategy that asks nobody to evaluate, and its round's row.
+    """The hooks of a strategy that asks no client to evaluate, and says what a round was.
 
     A base class, against our habit: Flower's ``Strategy`` demands these methods of a subclass.
 
-    Parameters
+    Attributes
     ----------
-    on_row
-        Called with each round's row when it is complete.
+    unresumable
+        Why a run of this strategy cannot continue from a checkpoint; empty where it can. This is
+        the one place that says so: such runs write no checkpoint and refuse to resume.
+    first_row
+        The first round that has a row: 0 is the initial model, where there is one.
     """
 
-    def __init__(self, on_row: Callable[[Row], None]) -> None:
-        self._on_row = on_row
+    unresumable: ClassVar[str] = ""
+    first_row: ClassVar[int] = 0
+
+    def __init__(self) -> None:
         self._row: Row = {"round": 0}
-        self._started = time.perf_counter()
+
+    @property
+    def row(self) -> Row:
+        """What the last round was, without its evaluation."""
+        return self._row
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what the next round depends on, as plain values and tensors."""
+        raise NotImplementedError(self.unresumable)
+
+    def restore(self, tree: Mapping[str, Any]) -> None:
+        """Take a snapshot over."""
+        raise NotImplementedError(self.unresumable)
 
     def summary(self) -> None:
         """Say nothing: the caller prints the resolved experiment."""
@@ -35,7 +51,7 @@ class RecordedStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Ask nobody: the evaluation is central, a vote a query of its own."""
+        """Ask nobody: what a client reports of the model's quality is a claim."""
         return []
 
     def aggregate_evaluate(
@@ -43,9 +59,3 @@ class RecordedStrategy(Strategy):
     ) -> MetricRecord | None:
         """Return nothing: nobody was asked."""
         return None
-
-    def close_round(self, server_round: int, metrics: Mapping[str, Any]) -> None:
-        """Complete the round's row with the central evaluation and hand it out."""
-        self._row |= {**metrics, "seconds": round(time.perf_counter() - self._started, 4)}
-        self._on_row(self._row)
-        self._row = {"round": server_round + 1}

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedrobust.experiment.schema import Experiment
-from fedrobust.flower import array_of, tensor_of
+from fedrobust.flower import array_of, screen, tensor_of
 from fedrobust.flower.layers import Shapes, from_layers, to_layers
-from fedrobust.simulation import stragglers
+from fedrobust.flower.screening import Reply
 from strategies.base import RecordedStrategy, Row
-from strategies.replies import Round, listen
-from strategies.robust import impact_of
+from strategies.impact import honest_loss, impact_row
+from strategies.replies import collect
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One round that is under way: the model, and what was sent."""
+
+    model: Tensor
+    sent: tuple[Message, ...]
 
 
 class StockStrategy(RecordedStrategy):
@@ -32,12 +41,20 @@ class StockStrategy(RecordedStrategy):
     ----------
     strategy
         The strategy; it is copied, so that one object can lead several runs.
-    experiment
-        ``server.lr`` turns a client's update into its model: w - lr update.
+    server_lr
+        Turns a client's update into its model: w - lr update.
+    deadline
+        Seconds after which a message expires.
+    largest
+        An update with a greater magnitude is refused.
     shapes
         Name -> shape of each layer, in the order of the flat vector.
-    clients, most_examples, members, on_row
-        As in ``RobustStrategy``.
+    clients
+        Node id -> client.
+    most_examples
+        Size of the whole training set; no reply may claim more.
+    members
+        Round -> the clients known to be Byzantine, for the report only.
 
     Notes
     -----
@@ -45,95 +62,105 @@ class StockStrategy(RecordedStrategy):
     between programs that survive a malformed reply and those that do not.
     """
 
+    unresumable: ClassVar[str] = (
+        "a stock Flower strategy keeps its memory to itself, so that its runs start anew:"
+        " run again without --resume"
+    )
+
     def __init__(
         self,
         strategy: Strategy,
-        experiment: Experiment,
         *,
+        server_lr: float,
+        deadline: float,
+        largest: float,
         shapes: Shapes,
         clients: Mapping[int, int],
         most_examples: int,
-        members: Callable[[int], Iterable[int]] = lambda round: (),
-        on_row: Callable[[Row], None] = lambda row: None,
+        members: Callable[[int], Iterable[int]] = lambda server_round: (),
     ) -> None:
-        super().__init__(on_row)
+        super().__init__()
         self._inner = copy.deepcopy(strategy)
-        self._experiment = experiment
+        self._lr = server_lr
+        self._deadline = deadline
+        self._largest = largest
         self._shapes = dict(shapes)
         self._clients = dict(clients)
         self._most_examples = most_examples
         self._members = members
-        self._model: Tensor | None = None
-        self._sent: list[Message] = []
+        self._round: _Round | None = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Ask whom the strategy asks; its named layers travel as our flat vector."""
-        self._started = time.perf_counter()
-        self._model = tensor_of(arrays["model"])
-        layers = to_layers(self._model, self._shapes)
+        model = tensor_of(arrays["model"])
+        layers = to_layers(model, self._shapes)
         asked = self._inner.configure_train(server_round, layers, ConfigRecord({**config}), grid)
         settings = ConfigRecord({**config, "round": server_round})
         content = RecordDict({"arrays": arrays, "config": settings})
-        ttl = stragglers.wall(self._experiment)
         nodes = [message.metadata.dst_node_id for message in asked]
-        group = str(server_round)
-        self._sent = [Message(content, node, "train", group_id=group, ttl=ttl) for node in nodes]
-        return self._sent
+        group, ttl = str(server_round), self._deadline
+        sent = [Message(content, node, "train", group_id=group, ttl=ttl) for node in nodes]
+        self._round = _Round(model, tuple(sent))
+        return sent
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Screen the replies and let the strategy aggregate the clients' models."""
-        assert self._model is not None, "aggregate_train follows configure_train"
-        heard = listen(
-            replies,
-            self._sent,
-            clients=self._clients,
-            d=self._model.numel(),
+        sent = self._round
+        if sent is None:
+            raise RuntimeError("aggregate_train follows configure_train")
+        read = partial(
+            screen,
+            d=sent.model.numel(),
             most_examples=self._most_examples,
-            largest=self._experiment.server.largest,
+            largest=self._largest,
         )
-        self._row = {
+        heard = collect(sent.sent, replies, read)
+        accepted = {self._clients[node]: reply for node, reply in heard.accepted.items()}
+        accepted = dict(sorted(accepted.items()))
+        row: Row = {
             "round": server_round,
-            "replies": len(heard.accepted),
-            "rejected": heard.rejected,
-            "bytes_down": self._model.nbytes * len(self._sent),
-            "bytes_up": sum(reply.update.nbytes for reply in heard.accepted.values()),
+            "replies": len(accepted),
+            "rejected": heard.rejected(self._clients),
+            "bytes_down": sent.model.nbytes * len(sent.sent),
+            "bytes_up": sum(reply.update.nbytes for reply in accepted.values()),
         }
         try:
-            arrays, _ = self._inner.aggregate_train(server_round, self._as_models(heard))
+            arrays, _ = self._inner.aggregate_train(server_round, self._as_models(sent, accepted))
             if arrays is None:
                 raise ValueError("the strategy returned no model")
             stepped = from_layers(arrays, self._shapes)
         except Exception as error:  # the user's own code: whatever it raises, the run goes on
-            self._row["kept"] = f"{type(error).__name__}: {error}"[:300]
+            self._row = row | {"kept": f"{type(error).__name__}: {error}"[:300]}
             return None, None
-        self._row |= self._report(server_round, heard, stepped)
+        bad = set(self._members(server_round))
+        self._row = row | self._report(bad, sent.model, stepped, list(accepted), accepted)
         return array_of(model=stepped), None
 
-    def _as_models(self, heard: Round) -> list[Message]:
+    def _as_models(self, sent: _Round, accepted: Mapping[int, Reply]) -> list[Message]:
         """Turn accepted updates into the replies of a stock Flower client."""
-        asked = {self._clients[m.metadata.dst_node_id]: m for m in self._sent}
-        return [self._as_model(asked[client], heard.accepted[client]) for client in heard.clients]
+        asked = {self._clients[m.metadata.dst_node_id]: m for m in sent.sent}
+        return [self._as_model(sent.model, asked[c], reply) for c, reply in accepted.items()]
 
-    def _as_model(self, asked: Message, reply: Any) -> Message:
-        local = self._model - self._experiment.server.lr * reply.update
+    def _as_model(self, model: Tensor, asked: Message, reply: Any) -> Message:
+        local = model - self._lr * reply.update
         metrics = MetricRecord({"num-examples": reply.examples, "loss": reply.loss})
         content = RecordDict({"arrays": to_layers(local, self._shapes), "metrics": metrics})
         return Message(content, reply_to=asked)
 
-    def _report(self, server_round: int, heard: Round, stepped: Tensor) -> Row:
+    def _report(
+        self,
+        bad: set[int],
+        model: Tensor,
+        stepped: Tensor,
+        clients: Sequence[int],
+        accepted: Mapping[int, Reply],
+    ) -> Row:
         """Describe the step as our strategy does: train loss, who was bad, how far they got."""
-        bad = set(self._members(server_round))
-        honest = [client for client in heard.clients if client not in bad]
-        losses = [heard.accepted[client].loss for client in honest]
-        row: Row = {"train_loss": round(sum(losses) / len(losses), 6) if losses else None}
-        if bad:
-            row["byzantine"] = sorted(bad)
-            if honest:
-                updates = heard.matrix()[[heard.clients.index(c) for c in honest]]
-                step = (self._model - stepped) / self._experiment.server.lr  # type: ignore[operator]
-                row["impact"] = impact_of(step, updates)
-        return row
+        row: Row = {"train_loss": honest_loss(clients, list(accepted.values()), bad)}
+        rows = [reply.update for reply in accepted.values()]
+        updates = torch.stack(rows) if rows else model.new_empty(0, model.numel())
+        return row | impact_row(clients, bad, updates, (model - stepped) / self._lr)

@@ -1,86 +1,78 @@
-"""What came back in one round: at most one screened reply a node, and who lost the vote."""
+"""What came back: at most one reply a node, read by one function, and who lost the vote."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import torch
 from flwr.app import Message
-from torch import Tensor
 
-from fedrobust.flower import Rejected, screen
-from fedrobust.flower.screening import Reply
+from fedrobust.flower import Rejected
 
+Read = TypeVar("Read")
 SILENT = "no reply before the deadline"
 
 
-@dataclass
-class Round:
-    """What came back in one round."""
+@dataclass(frozen=True)
+class Collected(Generic[Read]):
+    """The replies of one question.
 
-    accepted: dict[int, Reply] = field(default_factory=dict)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
+    Attributes
+    ----------
+    accepted
+        Node -> what was read from its reply, in the order of the node ids.
+    refused
+        Node -> why it has no vote; silence is a reason.
+    """
 
-    def matrix(self, buffer: Tensor | None = None) -> Tensor:
-        """Return the accepted updates (n, d), by client; inside ``buffer`` where it fits."""
-        rows = self.rows
-        shape = (len(rows), rows[0].numel()) if rows else (0, 0)
-        fits = buffer is not None and tuple(buffer.shape) == shape
-        return torch.stack(rows, out=buffer) if fits else torch.stack(rows)
+    accepted: dict[int, Read] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
 
-    @property
-    def rows(self) -> list[Tensor]:
-        """The accepted updates, by client."""
-        return [self.accepted[client].update for client in self.clients]
-
-    @property
-    def clients(self) -> list[int]:
-        """The clients whose replies were accepted, in order."""
-        return sorted(self.accepted)
+    def rejected(self, clients: dict[int, int]) -> list[dict[str, Any]]:
+        """Return who lost the vote, by client, as a row lists it."""
+        entries = [
+            {"node": node, "client": clients[node], "reason": reason}
+            for node, reason in self.refused.items()
+        ]
+        return sorted(entries, key=lambda entry: entry["client"])
 
 
-def listen(
-    replies: Iterable[Message],
+def collect(
     sent: Sequence[Message],
+    replies: Iterable[Message],
+    read: Callable[[Message], Read],
     *,
-    clients: Mapping[int, int],
-    d: int,
-    most_examples: int,
-    largest: float,
-    **more: Any,
-) -> Round:
-    """Accept at most one reply a node; name who lost the vote and why.
+    silent: str = SILENT,
+) -> Collected[Read]:
+    """Read at most one reply a node; whatever a node sends costs at most its own vote.
 
     Parameters
     ----------
     sent
-        What was asked in this round; a reply to anything else is no reply.
-    clients
-        Node id -> client.
-    d, most_examples, largest, **more
-        See ``fedrobust.flower.screen``.
+        What was asked; a reply to anything else is no reply, and neither is one that was sent in
+        another node's name (the node itself may still answer).
+    read
+        Message -> what it holds; raises ``Rejected`` with the reason.
+    silent
+        The reason of nodes that did not answer.
     """
     node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
-    missing, heard = set(node_of.values()), Round()
-
-    def refuse(node: int, reason: str) -> None:
-        heard.rejected.append({"node": node, "client": clients[node], "reason": reason})
-
+    accepted: dict[int, Read] = {}
+    refused: dict[int, str] = {}
     for reply in replies:
         node = node_of.get(reply.metadata.reply_to_message_id)
-        if node is None or node not in missing:
+        if node is None or node in accepted or node in refused:
             continue
+        # An engine itself answers with an error for a node that is gone, under no node's name.
         if not reply.has_error() and reply.metadata.src_node_id != node:
-            continue  # in another's name: the node itself may still answer
-        missing.discard(node)
+            continue
         try:
-            checked = screen(reply, d=d, most_examples=most_examples, largest=largest, **more)
-            heard.accepted[clients[node]] = checked
+            accepted[node] = read(reply)
         except Rejected as reason:
-            refuse(node, str(reason))
-    for node in missing:
-        refuse(node, SILENT)
-    heard.rejected.sort(key=lambda entry: entry["client"])
-    return heard
+            refused[node] = str(reason)
+    missing = [node for node in node_of.values() if node not in accepted and node not in refused]
+    return Collected(
+        {node: accepted[node] for node in sorted(accepted)},
+        refused | dict.fromkeys(missing, silent),
+    )

@@ -2,267 +2,409 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from logging import INFO, WARNING
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common import log
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
 from torch import Tensor
 
 from fedrobust import aggregation
-from fedrobust.adversarial import slack_weights
-from fedrobust.attacks import bypass, impact, spread
-from fedrobust.experiment.schema import Experiment
-from fedrobust.flower import array_of, payload, tensor_of, wire_of
+from fedrobust.aggregation import Aggregator, Outcome
+from fedrobust.experiment.load import parse_spec
+from fedrobust.flower import UpdateMatrix, matrix_of, payload
 from fedrobust.seeds import generator
-from fedrobust.simulation import stragglers
-from fedrobust.training import StepState
-from fedrobust.training.server_optimizer import head_size, server_step
-from fedrobust.vector import joined
+from fedrobust.spec import Spec, suggest
+from fedrobust.training import StepState, take_step
 from strategies.base import RecordedStrategy, Row
-from strategies.batchnorm_statistics import averaged, statistics_down
-from strategies.communication_cost import traffic
-from strategies.downlink import Downlink
-from strategies.replies import Round, listen
-from strategies.root_dataset import OwnData
+from strategies.replies import collect
+from strategies.sampling import Sampling
+from strategies.transport import REPLIES, Model, NamedLayers, Reply, Transport
 
-SERVER = -1  # the server's place where a client's number is asked for
+Step = Callable[[Tensor, Tensor, StepState, int], tuple[Tensor, StepState]]
+Server = Mapping[str, Callable[[], Any]]  # what a rule may ask of the server's own data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregated:
+    """What a rule made of one round.
+
+    Attributes
+    ----------
+    nodes, clients
+        Whose replies were accepted, by client; ``clients`` are their places, which rules that
+        remember each client's past go by.
+    replies
+        What was read from them.
+    updates
+        Their updates, (n, d).
+    outcome
+        The aggregate, and each update's weight where the rule has weights.
+    """
+
+    server_round: int
+    nodes: Sequence[int]
+    clients: Sequence[int]
+    replies: Sequence[Any]
+    updates: Tensor
+    outcome: Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One round that is under way: what was sent, to whom, and where the updates will lie."""
+
+    number: int
+    model: Model
+    clients: Mapping[int, int]
+    sent: tuple[Message, ...]
+    matrix: UpdateMatrix
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes of the arrays of all messages that were sent."""
+        return sum(payload(message.content) for message in self.sent)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What outlives a round: the rule's memory, and the server optimizer's moments."""
+
+    rule: Any = None
+    step: StepState = field(default_factory=StepState)
+
+
+def node_weights(aggregated: Aggregated) -> Row:
+    """Return how much each node counted; nothing where the rule has no weights."""
+    weights = aggregated.outcome.weights
+    if weights is None:
+        return {}
+    return {"weights": dict(zip(aggregated.nodes, weights.tolist(), strict=True))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a ``RobustStrategy`` is put together from; the laboratory brings its own.
+
+    Attributes
+    ----------
+    rule
+        Aggregates the updates.
+    transport
+        The form of models and updates.
+    asked
+        (round, grid) -> the nodes to ask, each with its place among the clients.
+    step
+        (model (d,), aggregate (d,), state, round) -> the stepped model and the next state.
+    seed
+        What the rule draws follows from it.
+    deadline
+        Seconds after which a message that nobody answered expires; None: Flower's default.
+    min_replies
+        With fewer accepted replies the model is kept.
+    restart
+        (round, model (d,)) -> another model where a new phase of training begins, with all memory
+        forgotten; else None.
+    offers
+        (model (d,), round) -> what a rule may ask of data that the server holds itself.
+    weigh
+        (updates (n, d), replies) -> the updates that the rule sees.
+    costs, report
+        Columns of the round's row: of every round, and of one that was aggregated.
+    """
+
+    rule: Aggregator
+    transport: Transport
+    asked: Callable[[int, Grid], Mapping[int, int]]
+    step: Step
+    seed: int
+    deadline: float | None = None
+    min_replies: int = 1
+    restart: Callable[[int, Tensor], Tensor | None] = lambda server_round, vector: None
+    offers: Callable[[Tensor, int], Server | None] = lambda vector, server_round: None
+    weigh: Callable[[Tensor, Sequence[Any]], Tensor] = lambda updates, replies: updates
+    costs: Callable[[Round, Sequence[Any]], Row] = lambda sent, replies: {}
+    report: Callable[[Aggregated], Row] = node_weights
 
 
 class RobustStrategy(RecordedStrategy):
-    """Aggregate screened replies with a robust rule and take one server step.
+    """Aggregate the screened replies with a robust rule and take one server step.
+
+    Use it as any strategy of Flower: ``RobustStrategy(rule="krum:f=2").start(grid=grid,
+    initial_arrays=ArrayRecord(model.state_dict()))``, with any ClientApp that answers "train" with
+    one ArrayRecord.
 
     Parameters
     ----------
-    experiment
-        Names the rule, its pre-aggregators and the server's settings.
-    clients
-        Node id -> client, from the roll call. Votes are per node: one reply each.
-    most_examples
-        Size of the whole training set; no reply may claim more.
-    members
-        Round -> the clients known to be Byzantine, for the report only (simulation).
-    on_row
-        Called with each round's row when it is complete.
-    own_data
-        What the server knows itself, for rules that trust it.
-    initial
-        The freshly drawn model, (d,): its last layer is put back after pre-training.
-    shapes
-        The shape of each parameter tensor; one vector where nobody needs the layers.
-    variances
-        Which running statistics of BatchNorm are variances, (b,); empty without BatchNorm.
-    secret
-        What the rule's draws follow from; None: the experiment's seed, which every node knows.
+    rule, pre
+        A rule and its pre-aggregators, each a name, a text or a table: ``"median"``,
+        ``"krum:f=2"``, ``{"name": "krum", "f": 2}``.
+    server_lr, server_momentum
+        v <- momentum v + aggregate; w <- w - lr v, where an update is the global model minus the
+        client's. With the defaults the model becomes the aggregate of the clients' models.
+    deadline
+        Seconds to wait for the replies of a round; None: the ``timeout`` of ``start`` alone.
+    min_replies
+        With fewer accepted replies, or fewer than the rule needs, the model is kept.
+    largest
+        An update with a greater magnitude than this is refused.
+    replies
+        "weights": clients answer with their model, as stock Flower apps do. "updates": with their
+        model minus the global one, under the same layer names.
+    fraction_train, min_available_nodes
+        Share of the connected nodes that is asked in a round, drawn anew each time; and how many
+        nodes must be connected before a round begins.
+    seed
+        For what is drawn; None draws one from the system's entropy, so that no client can foresee
+        who is asked or what a rule draws.
+
+    Attributes
+    ----------
+    history
+        One table a round: ``round``, ``replies`` (how many were accepted), ``rejected`` (node and
+        reason), ``weights`` (by node, where the rule has weights), and ``kept``, the reason, where
+        the model was kept.
+
+    Raises
+    ------
+    SpecError
+        For an unknown rule, pre-aggregator or setting of one.
+    ValueError
+        For a value out of range; in the first round, if fewer nodes are asked than the rule needs.
 
     Notes
     -----
-    A bad reply costs its sender the vote. With fewer replies than the rule needs the model is
-    kept, and the row says so. What clients claim of themselves is never a weight.
+    A bad reply costs its sender the vote and nothing else. What clients claim of themselves
+    (``num-examples``) is never a weight; their metrics are reported as medians. Nobody is asked to
+    evaluate: give ``start`` an ``evaluate_fn``.
     """
 
     def __init__(
         self,
-        experiment: Experiment,
         *,
-        clients: Mapping[int, int],
-        most_examples: int,
-        members: Callable[[int], Iterable[int]] = lambda round: (),
-        on_row: Callable[[Row], None] = lambda row: None,
-        own_data: OwnData | None = None,
-        initial: Tensor | None = None,
-        shapes: tuple[tuple[int, ...], ...] = (),
-        variances: Tensor | None = None,
-        secret: int | None = None,
+        rule: Spec,
+        pre: Sequence[Spec] = (),
+        server_lr: float = 1.0,
+        server_momentum: float = 0.0,
+        deadline: float | None = None,
+        min_replies: int = 1,
+        largest: float = 1e10,
+        replies: str = "weights",
+        fraction_train: float = 1.0,
+        min_available_nodes: int = 2,
+        seed: int | None = None,
     ) -> None:
-        super().__init__(on_row)
-        self._experiment = experiment
-        self._secret = experiment.seed if secret is None else secret
-        self._clients = dict(clients)
-        self._most_examples = most_examples
-        self._members = members
-        self._own_data = own_data
-        self._rule = aggregation.build(experiment.rule, pre=experiment.pre)
-        self._memory = self._rule.init()
-        self._state = StepState()
-        self._initial = initial
-        self._shapes = shapes
-        self._sizes = tuple(torch.Size(shape).numel() for shape in shapes)
-        self._wire = wire_of(experiment, self._sizes)
-        self._downlink = Downlink(replicas=experiment.compression.replicas)
-        self._variances = variances
-        self._statistics: Tensor | None = None
-        self._asked: dict[int, int] = {}
-        self._model: Tensor | None = None
-        self._matrix: Tensor | None = None  # kept: fresh pages cost more than the copy
-        self._sent: list[Message] = []
-        self._down = 0
+        if replies not in REPLIES:
+            raise ValueError(f"unknown replies {replies!r}; {suggest(replies, list(REPLIES))}")
+        _check(server_lr, server_momentum, deadline, min_replies, largest)
+        spec, chain = parse_spec(rule), [parse_spec(one) for one in pre]
+        drawn = secrets.randbits(63) if seed is None else seed
+        self._take(
+            Parts(
+                rule=aggregation.build(spec, pre=chain),
+                transport=NamedLayers(replies=replies, largest=largest),
+                asked=Sampling(
+                    fraction=fraction_train,
+                    available=min_available_nodes,
+                    deadline=deadline,
+                    seed=drawn,
+                    check=lambda n: aggregation.check(spec, n=n, pre=chain),
+                ),
+                step=partial(_sgd, server_lr, server_momentum),
+                seed=drawn,
+                deadline=deadline,
+                min_replies=min_replies,
+            ),
+            logs=True,
+        )
+
+    @classmethod
+    def from_parts(cls, parts: Parts) -> RobustStrategy:
+        """Put a strategy together from parts of your own."""
+        made = cls.__new__(cls)
+        made._take(parts, logs=False)
+        return made
+
+    def _take(self, parts: Parts, *, logs: bool) -> None:
+        super().__init__()
+        self._parts = parts
+        self._logs = logs
+        self._memory = Memory(parts.rule.init())
+        self._own = UpdateMatrix()  # where updates are gathered that arrived as bytes
+        self._round: Round | None = None
+        self.history: list[Row] = []
+
+    def start(self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, **kwargs: Any) -> Result:
+        """Run the rounds as Flower's own ``Strategy.start`` does, with the deadline of this one.
+
+        The result holds the initial arrays where no round took a step.
+        """
+        if self._parts.deadline is not None and len(args) < 2:
+            kwargs.setdefault("timeout", self._parts.deadline)
+        result = super().start(grid, initial_arrays, *args, **kwargs)
+        if not result.arrays:
+            result.arrays = initial_arrays
+        return result
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Send every asked node what it lacks; messages of the same kind share one content."""
-        self._started = time.perf_counter()
-        self._model = tensor_of(arrays["model"])
-        self._statistics = tensor_of(arrays["statistics"]) if "statistics" in arrays else None
-        if (
-            self._experiment.pretrain.rounds
-            and server_round == self._experiment.pretrain.rounds + 1
-        ):
-            self._begin_anew()
-        asked = set(stragglers.participants(self._experiment, server_round))
-        self._asked = {node: client for node, client in self._clients.items() if client in asked}
-        contents = self._downlink.contents(
-            self._asked.values(),
-            model=self._model,
-            statistics=statistics_down(self._experiment, self._statistics),
-            state=self._state,
-            setting={**config, "round": server_round},
+        parts = self._parts
+        clients = dict(parts.asked(server_round, grid))
+        model = self._opened(server_round, arrays)
+        contents = parts.transport.contents(
+            clients.values(), model, self._memory.step, config, server_round
         )
-        ttl = stragglers.wall(self._experiment)
-        self._sent = [
-            Message(contents[client], node, "train", group_id=str(server_round), ttl=ttl)
-            for node, client in self._asked.items()
+        group, ttl = str(server_round), parts.deadline
+        sent = [
+            Message(contents[client], node, "train", group_id=group, ttl=ttl)
+            for node, client in clients.items()
         ]
-        self._down = sum(payload(message.content) for message in self._sent)
-        return self._sent
-
-    def _begin_anew(self) -> None:
-        """Put the freshly drawn last layer back and forget the moments: pre-training is over."""
-        assert self._model is not None and self._initial is not None
-        head = head_size(self._sizes)
-        self._model = torch.cat([self._model[:-head], self._initial[-head:]])
-        self._state = StepState()
-        self._memory = self._rule.init()
-        self._downlink.forget()
+        self._round = Round(
+            number=server_round,
+            model=model,
+            clients=clients,
+            sent=tuple(sent),
+            matrix=matrix_of(grid) or self._own,
+        )
+        return sent
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Screen the replies, aggregate what is left, and step."""
-        assert self._model is not None, "aggregate_train follows configure_train"
-        heard = self._screen(replies)
-        self._row = {
+        sent, parts = self._round, self._parts
+        if sent is None:
+            raise RuntimeError("aggregate_train follows configure_train")
+        heard = collect(sent.sent, replies, partial(parts.transport.read, model=sent.model))
+        accepted = sorted((sent.clients[node], node) for node in heard.accepted)
+        read = [heard.accepted[node] for _, node in accepted]
+        row = {
             "round": server_round,
-            "replies": len(heard.accepted),
-            "rejected": heard.rejected,
-            **traffic(self._experiment.server, heard.accepted.values(), self._down, self._asked),
+            "replies": len(read),
+            "rejected": heard.rejected(dict(sent.clients)),
+            **parts.costs(sent, read),
         }
-        self._downlink.confirm(heard.accepted, self._state.step)
+        metrics = parts.transport.metrics(read)
+        parts.transport.heard([client for client, _ in accepted], self._memory.step.step)
         try:
-            stepped = self._step(server_round, heard)
+            aggregated = self._aggregated(sent, accepted, read)
+            vector, self._memory = self._stepped(sent, aggregated)
         except ValueError as error:  # the rule's own refusal: too few updates, nothing finite
-            self._row["kept"] = str(error)
-            return None, None
-        if self._statistics is not None:
-            accepted = [heard.accepted[client] for client in heard.clients]
-            self._statistics = averaged(self._experiment, self._statistics, accepted)
-            return array_of(model=stepped, statistics=self._statistics), None
-        return array_of(model=stepped), None
+            self._close(row | {"kept": str(error)})
+            return None, metrics
+        self._close(row | parts.report(aggregated))
+        stepped = Model(vector, parts.transport.beside(sent.model, read))
+        return parts.transport.packed(stepped), metrics
 
     def snapshot(self) -> dict[str, Any]:
         """Return what the next round depends on: the rule's memory, the moments, who holds what."""
+        step = self._memory.step
         return {
-            "memory": self._memory,
-            "step": self._state.step,
-            "moments": list(self._state.moments),
-            "statistics": self._statistics,
-            "downlink": self._downlink.snapshot(),
+            "memory": self._memory.rule,
+            "step": step.step,
+            "moments": list(step.moments),
+            "transport": self._parts.transport.snapshot(),
         }
 
     def restore(self, tree: Mapping[str, Any]) -> None:
         """Take a snapshot over."""
-        self._memory, self._statistics = tree["memory"], tree["statistics"]
-        self._state = StepState(tree["step"], tuple(tree["moments"]))
-        self._downlink.restore(tree["downlink"])
+        step = StepState(tree["step"], tuple(tree["moments"]))
+        self._memory = Memory(tree["memory"], step)
+        self._parts.transport.restore(tree["transport"])
 
-    def statistics(self, otherwise: Tensor) -> Tensor:
-        """Return the running statistics as they stand; ``otherwise`` before the first round."""
-        return otherwise if self._statistics is None else self._statistics
+    def _opened(self, server_round: int, arrays: ArrayRecord) -> Model:
+        """Read the model; where a new phase begins, forget all that belongs to the last one."""
+        model = self._parts.transport.opened(arrays)
+        anew = self._parts.restart(server_round, model.vector)
+        if anew is None:
+            return model
+        self._memory = Memory(self._parts.rule.init())
+        self._parts.transport.forget()
+        return Model(anew, model.beside)
 
-    def _screen(self, replies: Iterable[Message]) -> Round:
-        server = self._experiment.server
-        return listen(
-            replies,
-            self._sent,
-            clients=self._clients,
-            d=self._model.numel(),  # type: ignore[union-attr]
-            most_examples=self._most_examples,
-            largest=server.largest,
-            read=self._wire.read,
-            variances=self._variances,
-            times=server.times,
+    def _aggregated(
+        self, sent: Round, accepted: Sequence[tuple[int, int]], read: Sequence[Reply]
+    ) -> Aggregated:
+        """Apply the rule to the updates, which lie in the order of the clients."""
+        parts, clients = self._parts, [client for client, _ in accepted]
+        if len(read) < parts.min_replies:
+            raise ValueError(f"min_replies asks for {parts.min_replies}, got {len(read)}")
+        updates = sent.matrix.gather([reply.update for reply in read])
+        outcome = parts.rule.apply(
+            parts.weigh(updates, read),
+            self._memory.rule,
+            generator(parts.seed, "rule", round=sent.number),
+            clients=clients,
+            server=parts.offers(sent.model.vector, sent.number),
+        )
+        return Aggregated(
+            server_round=sent.number,
+            nodes=[node for _, node in accepted],
+            clients=clients,
+            replies=read,
+            updates=updates,
+            outcome=outcome,
         )
 
-    def _step(self, server_round: int, heard: Round) -> Tensor:
-        """Aggregate, quantise the aggregate where it goes down as a step, and take that step."""
-        server = self._experiment.server
-        if len(heard.accepted) < server.min_replies:
-            raise ValueError(
-                f"server.min_replies asks for {server.min_replies}, got {len(heard.accepted)}"
-            )
-        updates = joined(heard.rows)
-        if updates is None:
-            updates = self._matrix = heard.matrix(self._matrix)
-        source = generator(self._secret, "rule", round=server_round)
-        own = self._own_data.offers(self._model, server_round) if self._own_data else None  # type: ignore[arg-type]
-        weighed = self._slack(updates, heard)
-        outcome = self._rule.apply(weighed, self._memory, source, clients=heard.clients, server=own)
-        aggregate, packet = outcome.aggregate, None
-        if self._experiment.compression.replicas:
-            packet = self._wire.write(aggregate, server_round, SERVER)
-            aggregate = self._wire.read(packet)
-        stepped, state = server_step(
-            self._experiment,
-            self._model,  # type: ignore[arg-type]
-            aggregate.to(self._model.device),  # type: ignore[union-attr]
-            self._state,
-            round=server_round,
-            shapes=self._shapes,
-            sizes=self._sizes,
+    def _stepped(self, sent: Round, aggregated: Aggregated) -> tuple[Tensor, Memory]:
+        """Take the server's step with the aggregate, as the clients' replicas will take it."""
+        parts, outcome, start = self._parts, aggregated.outcome, sent.model.vector
+        aggregate, packet = parts.transport.as_sent(outcome.aggregate, sent.number)
+        aggregate = aggregate.to(start.device)
+        vector, state = parts.step(start, aggregate, self._memory.step, sent.number)
+        parts.transport.stepped(state.step, packet)
+        return vector, Memory(outcome.state, state)
+
+    def _close(self, row: Row) -> None:
+        self._row = row
+        if not self._logs:
+            return  # the laboratory writes the rows itself, together with the evaluation
+        self.history.append(row)
+        for entry in row["rejected"]:
+            log(INFO, "reply of node %s refused: %s", entry["node"], entry["reason"])
+        if "kept" in row:
+            log(WARNING, "round %s keeps the model: %s", row["round"], row["kept"])
+
+
+def _sgd(
+    lr: float, momentum: float, vector: Tensor, aggregate: Tensor, state: StepState, _: int
+) -> tuple[Tensor, StepState]:
+    """Take one step of SGD at a constant rate."""
+    return take_step(
+        vector,
+        aggregate,
+        state,
+        optimizer="sgd",
+        lr=lr,
+        momentum=momentum,
+        schedule="constant",
+        warmup=0,
+        shapes=(),
+    )
+
+
+def _check(
+    lr: float, momentum: float, deadline: float | None, min_replies: int, largest: float
+) -> None:
+    """Refuse values out of range."""
+    wrong = [
+        text
+        for holds, text in (
+            (lr > 0, f"server_lr needs a positive number, got {lr}"),
+            (0 <= momentum < 1, f"server_momentum needs a value in [0, 1), got {momentum}"),
+            (deadline is None or deadline > 0, f"deadline needs positive seconds, got {deadline}"),
+            (min_replies >= 1, f"min_replies needs at least 1, got {min_replies}"),
+            (largest > 0, f"largest needs a positive number, got {largest}"),
         )
-        self._memory, self._state = outcome.state, state
-        if packet is not None:
-            self._downlink.stepped(state.step, packet)
-        self._row |= self._report(server_round, heard, updates, outcome)
-        return stepped
-
-    def _slack(self, updates: Tensor, heard: Round) -> Tensor:
-        """Scale rows so that their mean is SFAT's weighted one; rows as they are without slack."""
-        settings = self._experiment.adversarial.federated
-        if not settings.slack:
-            return updates
-        losses = torch.tensor([heard.accepted[client].loss for client in heard.clients])
-        top = min(settings.slack_top, len(losses))
-        weights = slack_weights(losses, torch.ones(len(losses)), alpha=settings.slack, top=top)
-        return updates * (len(losses) * weights)[:, None]
-
-    def _report(self, server_round: int, heard: Round, updates: Tensor, outcome: Any) -> Row:
-        """Describe who counted how much, and how much of that was the attackers'."""
-        clients = heard.clients
-        bad = set(self._members(server_round))
-        malicious = torch.tensor([client in bad for client in clients])
-        losses = [heard.accepted[c].loss for c in clients if c not in bad]
-        row: Row = {"train_loss": round(sum(losses) / len(losses), 6) if losses else None}
-        if outcome.weights is not None:
-            weight = dict(zip(clients, outcome.weights.tolist(), strict=True))
-            places = sorted(self._clients.values())
-            row["weights"] = [round(weight[c], 6) if c in weight else None for c in places]
-        if bad:
-            row |= {"byzantine": sorted(bad)}
-            if outcome.weights is not None:
-                row["bypass"] = bypass(outcome.weights, malicious)
-            if not bool(malicious.all()):
-                row["impact"] = impact_of(outcome.aggregate, updates[~malicious])
-        return row
-
-
-def impact_of(aggregate: Tensor, honest: Tensor) -> dict[str, float]:
-    """How far the aggregate is from the honest mean, in honest spreads, and its direction."""
-    measured = impact(aggregate, honest.mean(0), spread=spread(honest))
-    return {
-        "deviation": round(min(measured.deviation, 1e9), 6),
-        "cosine": round(measured.cosine, 6),
-    }
+        if not holds
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong))

@@ -40,20 +40,23 @@ class OwnData:
     model: FlatModel
     secret: int
 
-    def offers(self, vector: Tensor, round: int) -> dict[str, Callable[[], Any]]:
+    def offers(self, vector: Tensor, server_round: int) -> dict[str, Callable[[], Any]]:
         """Return what a rule may ask for at the global parameters (d,): computed when asked."""
-        return {"root": lambda: self.root(vector, round), "loss": lambda: self.loss(vector, round)}
+        return {
+            "root": lambda: self.root(vector, server_round),
+            "loss": lambda: self.loss(vector, server_round),
+        }
 
-    def root(self, vector: Tensor, round: int) -> Tensor:
+    def root(self, vector: Tensor, server_round: int) -> Tensor:
         """Train as an honest client would, on the server's own images: (d,)."""
-        images, labels = self._draw(round=0)
-        source = generator(self.secret, "root batches", round=round)
+        images, labels = self._draw(0)
+        source = generator(self.secret, "root batches", round=server_round)
         recipe = self.experiment.training
         return train_local(self.model, vector, images, labels, recipe, generator=source)[0]
 
-    def loss(self, vector: Tensor, round: int) -> Callable[[Tensor], float]:
+    def loss(self, vector: Tensor, server_round: int) -> Callable[[Tensor], float]:
         """Return step (d,) -> cross-entropy of the parameters minus that step, on fresh images."""
-        images, labels = self._draw(round=round)
+        images, labels = self._draw(server_round)
 
         def after(step: Tensor) -> float:
             self.model.load(vector - step)
@@ -61,9 +64,9 @@ class OwnData:
 
         return after
 
-    def _draw(self, *, round: int) -> tuple[Tensor, Tensor]:
+    def _draw(self, server_round: int) -> tuple[Tensor, Tensor]:
         labels = self.dataset.train_labels
-        source = generator(self.secret, "root images", round=round)
+        source = generator(self.secret, "root images", round=server_round)
         chosen = torch.randperm(len(labels), generator=source)
         chosen = chosen[: self.experiment.server.root_images]
         return self.dataset.train_images[chosen], labels[chosen]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from logging import INFO
-from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.common import log
@@ -12,17 +11,16 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 
-def train(
+def rounds(
     strategy: Strategy,
     grid: Grid,
     arrays: ArrayRecord,
     *,
-    rounds: int,
+    last: int,
     timeout: float,
-    evaluate: Callable[[int, ArrayRecord], Any],
     after: int | None = None,
-) -> ArrayRecord:
-    """Call a strategy's training hooks round by round and return the final arrays.
+) -> Iterator[tuple[int, ArrayRecord]]:
+    """Yield each round and its arrays; the next round begins when they are asked for.
 
     Parameters
     ----------
@@ -30,21 +28,20 @@ def train(
         ``configure_train`` and ``aggregate_train`` are called as Flower's own ``start`` calls
         them; arrays are kept where the strategy returns none.
     arrays
-        The model to start from.
-    rounds, timeout
-        Last round; seconds to wait for the replies of one.
-    evaluate
-        Called with each round and its arrays; first with round 0, where the run starts anew.
+        The model to start from: round 0, unless the run is continued.
+    last
+        The last round.
+    timeout
+        Seconds to wait for the replies of one.
     after
-        The round that ``arrays`` come from, where a run is continued.
+        The round that ``arrays`` come from, where a run is continued; it is not yielded again.
     """
     if after is None:
-        evaluate(0, arrays)
-    for now in range((after or 0) + 1, rounds + 1):
-        log(INFO, "[ROUND %s/%s]", now, rounds)
-        asked = strategy.configure_train(now, arrays, ConfigRecord(), grid)
+        yield 0, arrays
+    for server_round in range((after or 0) + 1, last + 1):
+        log(INFO, "[ROUND %s/%s]", server_round, last)
+        asked = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
         replies = grid.send_and_receive(asked, timeout=timeout)
-        aggregated, _ = strategy.aggregate_train(now, replies)
+        aggregated, _ = strategy.aggregate_train(server_round, replies)
         arrays = aggregated or arrays
-        evaluate(now, arrays)
-    return arrays
+        yield server_round, arrays

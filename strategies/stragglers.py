@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from flwr.serverapp import Grid
 from torch import Tensor
@@ -12,8 +11,7 @@ from fedrobust import data
 from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import StragglerGrid
 from fedrobust.simulation import stragglers
-
-Row = dict[str, Any]
+from strategies.base import Row
 
 
 def in_time(
@@ -22,9 +20,10 @@ def in_time(
     clients: Mapping[int, int],
     labels: Tensor,
     members: Callable[[int], Iterable[int]],
-    on_row: Callable[[Row], None],
-) -> tuple[Grid, Callable[[Row], None]]:
-    """Return the grid and the rows' receiver with simulated time; as they are without it.
+) -> tuple[Grid, Callable[[int], Row]]:
+    """Return the grid with simulated time, and what a round's row says of it.
+
+    Where the experiment simulates no time the grid is as it was, and rows say nothing.
 
     Parameters
     ----------
@@ -34,13 +33,14 @@ def in_time(
         Round -> the Byzantine clients, which always answer in time.
     """
     if not stragglers.simulates_time(experiment):
-        return grid, on_row
+        return grid, lambda server_round: {}
     n, seed = experiment.clients, experiment.seed
     sizes = [len(s) for s in data.partition(labels, experiment.partition, clients=n, seed=seed)]
     groups = stragglers.assign(experiment)
 
-    def timing(round: int) -> stragglers.Timing:
-        return stragglers.timing(experiment, groups, sizes, round=round, spared=members(round))
+    def timing(server_round: int) -> stragglers.Timing:
+        spared = members(server_round)
+        return stragglers.timing(experiment, groups, sizes, round=server_round, spared=spared)
 
     timed = StragglerGrid(grid, clients=clients, timing=timing)
-    return timed, lambda row: on_row(row | timed.row(row["round"]))
+    return timed, timed.row

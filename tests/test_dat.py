@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from clients import local_objective
 from clients.client_app import app
-from clients.node import open_node
+from clients.node import make_node
 from experiments.simulation import run_one
 from fedrobust import data, models
 from fedrobust.adversarial import predict, slack_weights
@@ -154,7 +154,7 @@ def test_a_round_that_keeps_the_model_sends_nothing_the_next_time(small):
         return None if quiet else app(message, context)
 
     rows, _, grid = on_grid(e, quiet_once)
-    assert "server.min_replies" in rows[2]["kept"]
+    assert "min_replies asks for 10" in rows[2]["kept"]
     assert rows[3]["bytes_down"] == 2 * 4 * 650  # the whole for the one, nothing for the others
     models_held = [model for _, model in replicas(grid).values()]
     assert all(torch.equal(models_held[0], model) for model in models_held)
@@ -213,9 +213,9 @@ def test_workers_together_equal_one_process_with_the_whole_batch(small):
     spread = tensor_of(on_grid(e)[1]["model"])
     d = data.load("digits")
     model = FlatModel(models.build_for("cnn", d, seed=e.seed))
-    shares = open_node(config(e)).labels
+    shares = make_node(e).labels
     sizes = [len(labels) for labels in shares]
-    images = torch.cat(open_node(config(e)).images)
+    images = torch.cat(make_node(e).images)
     w, state = model.vector.clone(), StepState()
     for _ in range(3):
         model.load(w)
@@ -395,7 +395,7 @@ def test_pseudo_labels_are_the_teachers(small):
         return app(message, context)
 
     _, _, grid = on_grid(e, spying)
-    node = open_node(config(e))
+    node = make_node(e)
     for client in (0, 7):
         images, labels = node.share(client)
         kept = read_tensor(grid.contexts[client + 1].state, "pseudo-labels", "labels").long()
@@ -409,11 +409,13 @@ def test_pseudo_labels_are_the_teachers(small):
 
 def lesson_of(e, round=1, client=0):
     grid = InProcessGrid(app, clients=e.clients, run_config=config(e))
-    node = open_node(config(e))
+    node = make_node(e)
     images, labels = node.share(client)
     context = grid.contexts[client + 1]
     vector = node.model.vector.clone()
-    plan = local_objective.lesson(node, context, vector, images, labels, round=round, client=client)
+    plan = local_objective.objective(
+        node, context, vector, images, labels, server_round=round, client=client
+    )
     return plan.member
 
 
@@ -512,10 +514,10 @@ def test_evaluation_holds_what_was_asked_and_the_alarms(small):
 
 
 def test_a_collapse_raises_the_alarm(small, monkeypatch):
-    from strategies import session
+    from strategies import evaluation
 
     told = iter([0.5, 0.6, 0.3, 0.3])
-    monkeypatch.setattr(session, "overfitting_probe", lambda *args, **kwargs: next(told))
+    monkeypatch.setattr(evaluation, "overfitting_probe", lambda *args, **kwargs: next(told))
     table = {"eps": 0.1, "eval_steps": 1, "eval_images": 20, "probe_images": 8}
     rows = run_one(experiment(small, adversarial=table))
     assert [bool(row.get("alarms")) for row in rows] == [False, False, True, True]

@@ -10,7 +10,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from PIL import Image
 
-from clients.dispatch import train_one
+from clients.client_app import app
 from experiments.deployment import connection, node_command
 from experiments.simulation import run_one
 from fedrobust import data
@@ -90,7 +90,7 @@ def ask(e, **node):
     content = RecordDict({"arrays": array_of(model=model), "config": ConfigRecord({"round": 1})})
     message = stamp(Message(content, 1, "train"), "asked")
     assert grid.get_node_ids() == [1]
-    reply = train_one(message, context)
+    reply = app(message, context)
     return tensor_of(reply.content["arrays"]["update"]), reply.content["metrics"]["num-examples"]
 
 

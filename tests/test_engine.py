@@ -19,27 +19,35 @@ from experiments.benchmarks import engine
 from experiments.simulation import run_one
 from fedrobust import cores
 from fedrobust.experiment.load import from_dict
-from fedrobust.flower import CohortGrid, InProcessGrid
-from fedrobust.vector import joined
+from fedrobust.flower import CohortGrid, InProcessGrid, UpdateMatrix, tensor_of
 from strategies.session import run
 
 
-def test_rows_of_one_matrix_are_that_matrix():
-    matrix = torch.arange(12.0).view(4, 3)
-    whole = joined(list(matrix))
-    assert whole.data_ptr() == matrix.data_ptr()
-    assert torch.equal(whole, matrix)
-    assert torch.equal(joined(list(matrix[1:3])), matrix[1:3])
-    for rows in (
-        [],
-        [matrix[0], matrix[2]],
-        [matrix[1], matrix[0]],
-        [matrix[0], matrix[1].clone()],
-        [matrix[0], matrix[1][:2]],
-        list(matrix.T),
-        list(matrix[:, :2]),
+def test_rows_of_the_grids_matrix_are_that_matrix():
+    matrix, like = UpdateMatrix(4), torch.zeros(3)
+    rows = [matrix.row(place, like).fill_(place) for place in range(4)]
+    assert all(matrix.row(place, like) is rows[place] for place in range(4))
+    sent = [tensor_of(matrix.array(place, rows[place])) for place in range(4)]
+    whole = matrix.gather(sent)
+    assert whole.data_ptr() == rows[0].data_ptr() and torch.equal(whole, torch.stack(rows))
+    assert matrix.gather(sent[1:3]).data_ptr() == rows[1].data_ptr()
+    assert matrix.array(0, rows[0].clone()) is None, "an update elsewhere is not the row"
+    kept = set()
+    for chosen in (
+        [rows[0], rows[2]],
+        [rows[1], rows[0]],
+        [rows[0], rows[1].clone()],
+        [row.clone() for row in rows[:2]],
     ):
-        assert joined(rows) is None
+        gathered = matrix.gather(chosen)
+        assert torch.equal(gathered, torch.stack(chosen))
+        assert gathered.data_ptr() != rows[0].data_ptr()
+        kept.add(gathered.data_ptr())
+    assert len(kept) == 1, "rounds of the same shape gather in the same memory"
+    with pytest.raises(ValueError, match="no update"):
+        matrix.gather([])
+    wider = matrix.row(1, torch.zeros(5))
+    assert wider.shape == (5,) and matrix.array(1, rows[1]) is None
 
 
 def test_updates_in_kept_memory_change_no_number(small):

@@ -7,8 +7,10 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from clients import ensemble_member
 from clients.client_app import app
+from clients.ensemble import byzantine, member
+from clients.ensemble.node import make_ensemble_node
+from clients.node import host_of
 from experiments.simulation import run_one
 from fedrobust import adversarial
 from fedrobust.data import load as load_data
@@ -58,7 +60,7 @@ def run_on(grid, e):
 
 def offline_members(e):
     """Train the same members without a message: the same functions in a plain loop."""
-    site = ensemble_member.open_site({"experiment": e.to_toml()})
+    site = make_ensemble_node(e)
     modules = []
     for client, node in enumerate(nodes_of(e)):
         trained = training.init_member(site.module(node, client), node)
@@ -66,7 +68,7 @@ def offline_members(e):
         with one_thread():
             for _ in range(total):
                 training.train_epoch(
-                    trained, node, site.split(client), site.settings(client, total)
+                    trained, node, site.data_of(client), site.settings(client, total)
                 )  # fmt: skip
         modules.append(trained.module)
     return modules
@@ -201,9 +203,7 @@ def test_members_differ_and_keep_their_own_models():
     heard = ask(grid, {1: 0, 2: 1, 3: 2}, images, name="x")
     assert not torch.equal(heard.answers[0], heard.answers[1])
     with pytest.raises(RuntimeError, match="not been trained"):
-        ensemble_member._recall(
-            ensemble_member.open_site({"experiment": e.to_toml()}), 0, _fresh(e)
-        )
+        member.recall(make_ensemble_node(e), 0, _fresh(e))
 
 
 def _fresh(e):
@@ -216,17 +216,17 @@ def test_tuning_sees_the_nodes_own_data_only():
     from dataclasses import replace
 
     e = experiment("tuned", trials=2, tune_epochs=[2, 2])
-    site = ensemble_member.open_site({"experiment": e.to_toml()})
+    site = make_ensemble_node(e)
     others = torch.cat([site.shares[0], site.shares[2]])
     images = site.dataset.train_images.clone()
     images[others] = 255 - images[others]
     spoiled = replace(site, dataset=replace(site.dataset, train_images=images))
     node = nodes_of(e)[1]
     assert node.tuned
-    found = [ensemble_member._tuned(s, 1, s.split(1), node, _fresh(e)) for s in (site, spoiled)]
+    found = [member.tuned(s, 1, s.data_of(1), node) for s in (site, spoiled)]
     assert found[0] == found[1] and found[0].lr != node.lr
     losses = [
-        next(training.curve(lambda: site.module(node, 0), node, s.split(0), s.settings(0, 1)))
+        next(training.curve(lambda: site.module(node, 0), node, s.data_of(0), s.settings(0, 1)))
         for s in (site, spoiled)
     ]
     assert losses[0] != losses[1]  # what was spoiled does matter, where it is one's own
@@ -236,8 +236,8 @@ def test_tuning_sees_the_nodes_own_data_only():
 def test_a_member_taken_apart_and_put_together_goes_on_as_before(optimizer):
     schedule = "plateau" if optimizer == "rprop" else "cosine"
     e = experiment(nodes=[{"optimizer": optimizer, "lr": 0.01, "schedule": schedule}], rounds=4)
-    site, node = ensemble_member.open_site({"experiment": e.to_toml()}), nodes_of(e)[0]
-    own, settings = site.split(0), site.settings(0, 4)
+    site, node = make_ensemble_node(e), nodes_of(e)[0]
+    own, settings = site.data_of(0), site.settings(0, 4)
     straight, broken = (training.init_member(site.module(node, 0), node) for _ in "ab")
     for _ in range(2):
         training.train_epoch(straight, node, own, settings, keep_best=True)
@@ -381,17 +381,17 @@ def on_node(e, **node):
     return Context(1, 1, {"partition-id": 0, **node}, RecordDict(), config)
 
 
-def test_a_members_owner_says_whether_it_lies_and_where_its_data_are(tmp_path):
+def test_a_members_owner_says_whether_it_is_byzantine_and_where_its_data_are(tmp_path):
     e = experiment(byzantine=1)
-    assert ensemble_member.lies(e, on_node(e))
-    assert not ensemble_member.lies(e, on_node(e, role="honest"))
-    assert ensemble_member.lies(e, on_node(e, role="malicious"))
+    assert byzantine.is_byzantine(e, on_node(e))
+    assert not byzantine.is_byzantine(e, on_node(e, role="honest"))
+    assert byzantine.is_byzantine(e, on_node(e, role="malicious"))
     images = torch.zeros(7, 28, 28, dtype=torch.uint8).numpy()
     np.savez(tmp_path / "own.npz", images=images, labels=torch.arange(7).numpy())
     context = on_node(e, data=str(tmp_path / "own.npz"))
-    site = ensemble_member.open_site(context.run_config, context.node_config)
+    site = make_ensemble_node(e, host_of(context.run_config, context.node_config))
     assert [len(share) for share in site.shares] == [7, 0, 0]
-    assert len(site.split(0).labels) + len(site.split(0).held_labels) == 7
+    assert len(site.data_of(0).labels) + len(site.data_of(0).held_labels) == 7
 
 
 def test_the_server_app_records_the_rows_of_a_vote(tmp_path):

@@ -3,6 +3,7 @@
 import ast
 import json
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import hostile
@@ -27,7 +28,7 @@ from fedrobust.flower.guarded_grid import CHUNK, GuardedGrid, TooLarge, limited,
 from fedrobust.flower.in_process import stamp
 from fedrobust.flower.screening import Reply
 from strategies.handshake import roll_call
-from strategies.replies import SILENT, listen
+from strategies.replies import SILENT, collect
 
 ROOT = Path(__file__).parents[1]
 
@@ -245,16 +246,16 @@ def answer(question, value, *, source=None):
 
 
 def heard(replies, sent):
-    nodes = {m.metadata.dst_node_id: m.metadata.dst_node_id - 1 for m in sent}
-    return listen(replies, sent, clients=nodes, d=D, most_examples=9, largest=1e10)
+    return collect(sent, replies, partial(screen, d=D, most_examples=9, largest=1e10))
 
 
 def test_one_node_one_vote():
     sent = questions(1, 2, 3)
     twice = [answer(sent[0], 1.0), answer(sent[0], 2.0), answer(sent[1], 3.0)]
     found = heard(twice, sent)
-    assert {c: float(r.update[0]) for c, r in found.accepted.items()} == {0: 1.0, 1: 3.0}
-    assert [(e["client"], e["reason"]) for e in found.rejected] == [(2, SILENT)]
+    assert {n: float(r.update[0]) for n, r in found.accepted.items()} == {1: 1.0, 2: 3.0}
+    assert found.refused == {3: SILENT}
+    assert [e["client"] for e in found.rejected({1: 0, 2: 1, 3: 2})] == [2]
 
 
 def test_replies_of_an_old_round_and_replays_are_no_replies():
@@ -262,14 +263,14 @@ def test_replies_of_an_old_round_and_replays_are_no_replies():
     for question in old:
         stamp(question, "old-" + question.metadata.message_id)
     found = heard([answer(old[0], 5.0), answer(now[1], 1.0), answer(old[1], 5.0)], now)
-    assert {c: float(r.update[0]) for c, r in found.accepted.items()} == {1: 1.0}
+    assert {n: float(r.update[0]) for n, r in found.accepted.items()} == {2: 1.0}
 
 
 def test_nobody_answers_in_anothers_name():
     sent = questions(1, 2)
     forged = answer(sent[0], 9.0, source=2)
     found = heard([forged, answer(sent[0], 1.0), answer(sent[1], 2.0)], sent)
-    assert {c: float(r.update[0]) for c, r in found.accepted.items()} == {0: 1.0, 1: 2.0}
+    assert {n: float(r.update[0]) for n, r in found.accepted.items()} == {1: 1.0, 2: 2.0}
 
 
 class Register:

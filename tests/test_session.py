@@ -59,7 +59,7 @@ def test_a_faulty_reply_costs_its_sender_the_vote(small, fault):
 
 def test_too_few_replies_keep_the_model(small):
     rows = run_one(experiment(small, attack="silence", server={"min_replies": 9, "lr": 0.5}))
-    assert all("server.min_replies asks for 9, got 8" in row["kept"] for row in rows[1:])
+    assert all("min_replies asks for 9, got 8" in row["kept"] for row in rows[1:])
     starved = experiment(small, byzantine=3, attack="silence", rule={"name": "krum", "f": 3})
     rows = run_one(starved)
     assert all("krum" in row["kept"] and "got 7" in row["kept"] for row in rows[1:])

@@ -1,18 +1,18 @@
-"""What a liar among the file workers sends for each of its files.
+"""What Byzantine file workers send for each of their files.
 
-All nodes hold the data, so an omniscient liar needs no side channel: it computes what the honest
-workers will send. The Byzantine workers of one round agree on their values unless the adversary
-does not collude.
+All nodes hold the data, so an omniscient attacker needs no side channel: it computes what the
+honest workers will send. The Byzantine workers of one round agree on their values unless the
+adversary does not collude.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from clients.node import Node
 from clients.redundancy.gradients import FileGradients
 from fedrobust.attacks import craft, threat_model
 from fedrobust.redundancy import Corruption, rounds
@@ -24,10 +24,10 @@ ANY = -1  # one vector, whatever the file
 
 
 class ByzantineWorkers:
-    """The liars of one round on one host, and the values that they send.
+    """The Byzantine workers of one round on one host, and the values that they send.
 
-    What they see: "own" the true gradient of the very file, "colluding" those of all files that a
-    liar holds, "omniscient" those of all files, each once. (The authors' code takes the moments
+    What they see: "own" the true gradient of the very file, "colluding" those of all files that one
+    of them holds, "omniscient" those of all files, each once. (The authors' code takes the moments
     over all honest returns: the same weights where every file has r copies.)
 
     Notes
@@ -36,84 +36,86 @@ class ByzantineWorkers:
     agree: an interpretation, the papers only say that they act by themselves.
     """
 
-    def __init__(self, bench: FileGradients) -> None:
-        e = bench.experiment
-        self._bench = bench
-        self.clients = threat_model.members(e, round=bench.round)
-        self.corruption: Corruption = rounds.corruption(e, self.clients, round=bench.round)
+    def __init__(self, node: Node, honest: FileGradients, workers: tuple[int, ...]) -> None:
+        self._experiment = e = node.experiment
+        self._honest = honest
+        self.workers = workers
+        self.lies = e.redundancy.lies
+        self.corruption: Corruption = rounds.corruption(e, workers, honest.assignment)
         self._level = threat_model.knowledge(e.attack)
         self._common: Tensor | None = None
         self._sent: dict[tuple[int, int], Tensor] = {}
         self._digests: dict[tuple[int, int], bytes] = {}
 
-    def distorts(self, client: int, file: int) -> bool:
-        """Whether a client lies about a file."""
-        return bool(self.corruption.distorted[client, file])
+    def distorts(self, worker: int, file: int) -> bool:
+        """Whether a worker distorts a file."""
+        return bool(self.corruption.distorted[worker, file])
 
-    def value(self, client: int, file: int) -> Tensor:
-        """Return what a client sends for a file, (d,): the true gradient where it does not lie."""
-        if not self.distorts(client, file):
-            return self._bench.gradient(file)
-        rank, place = key = self._key(client, file)
+    def value(self, worker: int, file: int) -> Tensor:
+        """Return what a worker sends for a file, (d + b,): the truth where it does not distort."""
+        if not self.distorts(worker, file):
+            return self._honest.value(file)
+        rank, place = key = self._key(worker, file)
         if key not in self._sent:
             value = self._crafted(place)
             self._sent[key] = value * (1 + APART * rank) if rank else value
         return self._sent[key]
 
-    def digest(self, client: int, file: int) -> bytes:
-        """Return the digest of what a client sends for a file."""
-        if not self.distorts(client, file):
-            return self._bench.digest(file)
-        key = self._key(client, file)
+    def digest(self, worker: int, file: int) -> bytes:
+        """Return the digest of what a worker sends for a file."""
+        if not self.distorts(worker, file):
+            return self._honest.digest(file)
+        key = self._key(worker, file)
         if key not in self._digests:
-            self._digests[key] = digest(self.value(client, file))
+            self._digests[key] = digest(self.value(worker, file))
         return self._digests[key]
 
-    def sketches(self, client: int, files: Sequence[int], *, seed: int, size: int) -> Tensor:
-        """Return sketches of what a client sends, (files, size) float64."""
-        values = torch.stack([self.value(client, file) for file in files])
-        return sketch(values, seed=seed, size=size)
+    def sketches(self, worker: int, files: Sequence[int], *, seed: int, size: int) -> Tensor:
+        """Return sketches of what a worker sends, (files, size) float64."""
+        made = self._honest.sketches(files, seed=seed, size=size)
+        for place, file in enumerate(files):
+            if self.distorts(worker, file):
+                made[place] = sketch(self.value(worker, file), seed=seed, size=size)
+        return made
 
-    def _key(self, client: int, file: int) -> tuple[int, int]:
+    def _key(self, worker: int, file: int) -> tuple[int, int]:
         """Name a value: who of those that do not collude, and which file where it matters."""
-        rank = 0 if self.corruption.colluding else 1 + self.clients.index(client)
+        rank = 0 if self.corruption.colluding else 1 + self.workers.index(worker)
         return rank, file if self._level == "own" else ANY
 
     def _crafted(self, file: int) -> Tensor:
         if file != ANY:
-            return self._craft(self._bench.gradient(file)[None], file)
+            return self._craft(self._honest.value(file)[None], file)
         if self._common is None:
             self._common = self._craft(self._view(), 0)
         return self._common
 
     def _craft(self, view: Tensor, file: int) -> Tensor:
-        e = self._bench.experiment
-        source = generator(e.seed, "attack", round=self._bench.round, client=file)
+        e = self._experiment
+        source = generator(e.seed, "attack", round=self._honest.place.plan.round, client=file)
         rows = craft(
             view,
             e.attack,
             n=e.clients,
-            f=len(self.clients),
-            round=self._bench.round - 1,
+            f=len(self.workers),
+            round=self._honest.place.plan.round - 1,
             rule=e.rule,
             generator=source,
         )
         return rows[0].clone()
 
     def _view(self) -> Tensor:
-        """Return the gradients that the liars see, (files seen, d)."""
-        holds = self._bench.assignment.matrix
+        """Return the gradients that the attackers see, (files seen, d)."""
+        holds = self._honest.assignment.matrix
         if self._level == "omniscient":
-            return self._bench.all_gradients()
-        seen = holds[list(self.clients)].any(0).nonzero().flatten().tolist()
-        return torch.stack([self._bench.gradient(file) for file in seen])
+            return self._honest.all_values()
+        seen = holds[list(self.workers)].any(0).nonzero().flatten().tolist()
+        return torch.stack([self._honest.value(file) for file in seen])
 
 
-def liars_of(bench: FileGradients) -> ByzantineWorkers:
-    """Return the liars of a bench's round."""
-    return _liars(bench, bench.turn)
-
-
-@lru_cache(maxsize=1)
-def _liars(bench: FileGradients, turn: tuple[int, bytes] | None) -> ByzantineWorkers:
-    return ByzantineWorkers(bench)
+def byzantine_of(node: Node, honest: FileGradients, workers: tuple[int, ...]) -> ByzantineWorkers:
+    """Return the Byzantine workers of a turn, made once for all workers of a host."""
+    made = honest.beside.get(workers)
+    if made is None:
+        made = honest.beside[workers] = ByzantineWorkers(node, honest, workers)
+    return made

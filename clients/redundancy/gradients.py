@@ -1,200 +1,139 @@
-"""The gradients of one round's files at one model, each computed once, whoever asks for it.
+"""The values of one round's files at one model, each computed once, whoever asks for it.
 
-In simulation all workers of a host share one bench: redundancy is simulated, not paid for. On a
-real node the bench holds what that node has computed.
+In simulation all workers of a host share one `FileGradients`: redundancy is simulated, not paid
+for. On a real node it holds what that node has computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
-from torch.nn import functional
 
-from clients.node import Node
-from fedrobust.adversarial import adversarial_objective
-from fedrobust.evaluation import pixels
-from fedrobust.experiment.schema import Experiment
-from fedrobust.redundancy import Assignment, rounds
+from fedrobust.redundancy import Assignment
 from fedrobust.redundancy.commitments import digest, sketch
-from fedrobust.seeds import generator
-from fedrobust.training import one_thread, train_local
-from fedrobust.training.losses import Loss, cross_entropy
-from fedrobust.vector import FlatModel
+from fedrobust.redundancy.plan import FilePlan
 
-LARGEST = 8 * 2**30  # bytes of gradients that a bench keeps; with more, it computes them anew
+LARGEST = 8 * 2**30  # bytes of values that are kept; what does not fit is computed anew
 CHUNK = 64  # files sketched at once
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where gradients are taken: parameters (d,), running statistics (b,), and the round's plan."""
+
+    vector: Tensor
+    statistics: Tensor
+    plan: FilePlan
+
+
+Compute = Callable[[Place, Tensor, Sequence[int]], Sequence[Tensor]]
+
+
 class FileGradients:
-    """Honest values of a round: gradients, digests and sketches of files, on demand.
+    """Honest values of a round: gradients with statistics, digests and sketches, on demand.
 
     Parameters
     ----------
-    node
-        Holds the whole training set and a scratch model.
+    compute
+        (place, indices of all files, file numbers) -> the value (d + b,) of each.
+    group
+        Files that are computed in one call: groups are fixed by the files' numbers.
     """
 
-    def __init__(self, node: Node) -> None:
-        self.experiment = node.experiment
-        self._node = node
-        self._memory = torch.empty(0)
-        self.turn: tuple[int, bytes] | None = None
+    def __init__(self, compute: Compute, *, group: int = 1) -> None:
+        self._compute = compute
+        self._group = group
+        self._memory = torch.empty(0, 0)
+        self._turn: tuple[FilePlan, bytes] | None = None
+        self._vector: Tensor | None = None
 
-    def turn_to(self, vector: Tensor, round: int) -> FileGradients:
+    def turn_to(self, vector: Tensor, statistics: Tensor, plan: FilePlan) -> FileGradients:
         """Start on a round's files at a model, unless that is where it stands; return itself.
 
-        The memory of the last round is used again: whoever still holds a value of it loses it.
+        The memory of the last round is used again: values that were handed out then are
+        overwritten.
         """
-        turn = (round, digest(vector))
-        if self.turn == turn:
+        if self._turn is not None and vector is self._vector and plan == self.place.plan:
             return self
-        self.turn, self.round, self._vector = turn, round, vector.cpu()
-        self.assignment: Assignment = rounds.assignment(self.experiment, round=round)
-        examples = len(self._node.labels[0])
-        self._indices = rounds.file_indices(self.experiment, examples=examples, round=round)
-        fits = self.assignment.files * vector.nbytes <= LARGEST
-        shape = (self.assignment.files if fits else 0, vector.numel())
-        if tuple(self._memory.shape) != shape:
-            self._memory = torch.empty(shape)
-        self._rows = self._memory
-        self._ready: set[int] = set()
+        turn = (plan, digest(vector) + digest(statistics))
+        if self._turn == turn:
+            return self
+        self._turn, self._vector = turn, vector
+        self.place = Place(vector.cpu(), statistics, plan)
+        self.assignment: Assignment = plan.assignment
+        self._indices = plan.indices
+        length = vector.numel() + statistics.numel()
+        rows = min(self.assignment.files, LARGEST // (4 * length))
+        if tuple(self._memory.shape) != (rows, length):
+            self._memory = torch.empty(rows, length)  # pages are taken when they are written
+        self._rows: dict[int, Tensor] = {}
         self._digests: dict[int, bytes] = {}
         self._sketches: dict[tuple[int, int], dict[int, Tensor]] = {}
+        self.beside: dict[Any, Any] = {}  # of this turn, for those who send other values
         return self
 
     @property
-    def d(self) -> int:
-        """Number of parameters."""
-        return self._vector.numel()
+    def turn(self) -> tuple[FilePlan, bytes] | None:
+        """What tells one round's values from another's."""
+        return self._turn
 
-    def files_of(self, client: int) -> list[int]:
+    @property
+    def length(self) -> int:
+        """Length of a value, d + b."""
+        return self.place.vector.numel() + self.place.statistics.numel()
+
+    def files_of(self, worker: int) -> list[int]:
         """Return a worker's files, in order."""
-        return self.assignment.matrix[client].nonzero().flatten().tolist()
+        return self.assignment.matrix[worker].nonzero().flatten().tolist()
 
-    def gradient(self, file: int) -> Tensor:
-        """Return the mean gradient over a file's samples, (d,). Read only."""
-        if file in self._ready:
+    def value(self, file: int) -> Tensor:
+        """Return a file's gradient and statistics, (d + b,). Read only."""
+        if file in self._rows:
             return self._rows[file]
-        group = self.experiment.redundancy.vmap_files
-        first = file - file % group
-        files = range(first, min(first + group, self.assignment.files))
-        made = [self._compute(file)] if group == 1 else list(self._compute_together(files))
-        if not len(self._rows):
-            return made[file - first]
-        for place, value in zip(files, made, strict=True):
-            self._rows[place] = value
-        self._ready.update(files)
-        return self._rows[file]
+        first = file - file % self._group
+        files = range(first, min(first + self._group, self.assignment.files))
+        made = self._compute(self.place, self._indices, files)
+        kept = [self._keep(number, value) for number, value in zip(files, made, strict=True)]
+        return kept[file - first]
 
-    def all_gradients(self) -> Tensor:
-        """Return the gradients of all files, (files, d). Read only."""
-        made = [self.gradient(file) for file in range(self.assignment.files)]
-        return self._rows if len(self._rows) else torch.stack(made)
+    def all_values(self) -> Tensor:
+        """Return the values of all files, (files, d + b)."""
+        return torch.stack([self.value(file) for file in range(self.assignment.files)])
 
     def digest(self, file: int) -> bytes:
-        """Return the digest of a file's gradient."""
+        """Return the digest of a file's value."""
         if file not in self._digests:
-            self._digests[file] = digest(self.gradient(file))
+            self._digests[file] = digest(self.value(file))
         return self._digests[file]
 
     def sketches(self, files: Sequence[int], *, seed: int, size: int) -> Tensor:
-        """Return sketches of the files' gradients, (len(files), size) float64."""
+        """Return sketches of the files' values, (len(files), size) float64."""
         known = self._sketches.setdefault((seed, size), {})
-        wanted = [file for file in {*files, *self._ready} if file not in known]
+        wanted = sorted({*files, *self._rows} - set(known))
         for start in range(0, len(wanted), CHUNK):
-            part = sorted(wanted)[start : start + CHUNK]
-            made = sketch(torch.stack([self.gradient(f) for f in part]), seed=seed, size=size)
+            part = wanted[start : start + CHUNK]
+            made = sketch(torch.stack([self.value(f) for f in part]), seed=seed, size=size)
             known |= dict(zip(part, made, strict=True))
         return torch.stack([known[file] for file in files])
 
     def total(self, files: Sequence[int], value: Callable[[int], Tensor] | None = None) -> Tensor:
-        """Return the sum over files of their gradients, or of what ``value`` makes of each."""
-        value = value or self.gradient
-        result = torch.zeros_like(self._vector)
+        """Return the sum over files of their values, or of what ``value`` makes of each."""
+        value = value or self.value
+        result = torch.zeros(self.length)
         for file in files:
             result += value(file)
         return result
 
-    def _compute_together(self, files: range) -> Tensor:
-        """Compute a group's gradients at once, (len(files), d), by vmap over the files."""
-        chosen = self._indices[files.start : files.stop]
-        data = self._node.images[0][chosen], self._node.labels[0][chosen]
-        with one_thread():
-            made = gradients_together(self._node.model, self._vector, *data).cpu()
-        if decay := self.experiment.training.weight_decay:
-            made.add_(self._vector, alpha=decay)
-        return made
-
-    def _compute(self, file: int) -> Tensor:
-        """Compute a gradient; all that is random in it is seeded by the file, not by the worker."""
-        chosen = self._indices[file]
-        images, labels = self._node.images[0][chosen], self._node.labels[0][chosen]
-        seeded = partial(generator, self.experiment.seed, round=self.round, client=file)
-        with one_thread():
-            update, _ = train_local(
-                self._node.model,
-                self._vector.to(images.device),
-                images,
-                labels,
-                replace(self.experiment.training, batch_size=len(labels)),
-                generator=seeded("file order"),
-                loss=_loss(self.experiment, seeded("file perturbation")),
-            )
-        return update.cpu()
-
-
-def gradients_together(model: FlatModel, vector: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy gradient of each file, (files, d).
-
-    Parameters
-    ----------
-    model
-        Gives the architecture; its parameters are overwritten. No batch normalisation.
-    vector
-        Where the gradients are taken, (d,).
-    images, labels
-        uint8 (files, samples, C, H, W) and int64 (files, samples).
-    """
-    model.load(vector)
-    parameters = {name: p.detach() for name, p in model.module.named_parameters()}
-
-    def loss(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return functional.cross_entropy(functional_call(model.module, values, (x,)), y)
-
-    made = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, pixels(images), labels)
-    return torch.cat([made[name].flatten(1) for name in parameters], 1)
-
-
-def _loss(experiment: Experiment, source: torch.Generator) -> Loss:
-    settings = experiment.adversarial
-    if not settings.perturbation:
-        return cross_entropy
-    return adversarial_objective(
-        perturbation=settings.perturbation,
-        loss=settings.loss,
-        fraction=settings.fraction,
-        generator=source,
-    )
-
-
-def open_bench(node: Node, vector: Tensor, round: int) -> FileGradients:
-    """Return the host's bench, turned to a round and a model (d,)."""
-    return _open(_Key(node.experiment.run_id, node)).turn_to(vector, round)
-
-
-@dataclass(frozen=True)
-class _Key:
-    """A node, known by its experiment."""
-
-    run_id: str
-    node: Node = field(compare=False)
-
-
-@lru_cache(maxsize=1)
-def _open(key: _Key) -> FileGradients:
-    return FileGradients(key.node)
+    def _keep(self, file: int, value: Tensor) -> Tensor:
+        """Copy a value into memory that lasts for the round, while there is room."""
+        place = len(self._rows)
+        if place >= len(self._memory):
+            return value
+        row = self._memory[place]
+        row.copy_(value)
+        self._rows[file] = row
+        return row

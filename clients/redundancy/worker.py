@@ -1,139 +1,62 @@
-"""The file worker: it commits to one gradient per file, and reveals those that it is asked for."""
+"""The file worker of an experiment: honest, or Byzantine where its owner or the simulation says."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import torch
 from flwr.app import Context, Message
-from torch import Tensor
 
-from clients.node import Node
-from clients.redundancy.byzantine import ByzantineWorkers, liars_of
-from clients.redundancy.gradients import FileGradients, open_bench
+from clients.node import ROLE, Node
+from clients.redundancy.answers import WorkerValues, answer, honest, read_task
+from clients.redundancy.byzantine import ByzantineWorkers, byzantine_of
+from clients.redundancy.experiment_gradients import gradients_of
 from fedrobust.attacks import threat_model
-from fedrobust.flower import array_of, commit_reveal, read_setting, read_tensor
-from fedrobust.redundancy.draco import encode_cyclic
-
-MODEL = "model"
+from fedrobust.flower import commit_reveal
 
 
-@dataclass(frozen=True)
-class WorkerValues:
-    """One worker's copies of its files.
+def respond(node: Node, message: Message, context: Context) -> Message | None:
+    """Answer one stage of a round as the worker that this node is.
 
-    Attributes
-    ----------
-    client
-        Its number.
-    files
-        The files it holds, in order.
-    value, digest, sketches
-        What it sends for a file, what it commits to, and the sketches of several files.
+    In simulation the experiment says who is Byzantine; on a real node its owner does (``role``),
+    and no server can make a node attack whose owner says "honest".
+
+    Raises
+    ------
+    ValueError
+        If the node has data of its own: under redundancy the server owns the data.
     """
-
-    client: int
-    files: list[int]
-    value: Callable[[int], Tensor]
-    digest: Callable[[int], bytes]
-    sketches: Callable[..., Tensor]
-
-
-def answer(node: Node, message: Message, context: Context) -> Message | None:
-    """Answer one stage of a round as the worker that this node is, honest or not."""
-    client = int(context.node_config["partition-id"])
-    round = int(read_setting(message.content, "config", "round"))
+    if "data" in context.node_config:
+        raise ValueError(
+            "under redundancy all workers compute on the server's data: start this node without"
+            f" data of its own ({str(context.node_config['data'])!r})"
+        )
+    task = read_task(message, context)
     experiment = node.experiment
-    liar = client in threat_model.members(experiment, round=round)
-    if liar and threat_model.kind(experiment.attack["name"]) == "fault":
+    role = context.node_config.get(ROLE)
+    members = threat_model.members(experiment, round=task.plan.round)
+    attacks = task.worker in members if role is None else role == "malicious"
+    if attacks and threat_model.kind(experiment.attack["name"]) == "fault":
         return FAULTY[experiment.attack["name"]](message)
-    bench = open_bench(node, _model(message, context), round)
-    copies = _lying(liars_of(bench), bench, client) if liar else _honest(bench, client)
-    return ANSWERS[str(commit_reveal.setting(message, "stage"))](message, bench, copies)
+    values = gradients_of(node, task.vector, task.statistics, task.plan)
+    copies = honest(values, task.worker)
+    if attacks:
+        together = members if task.worker in members else (task.worker,)
+        copies = _byzantine(byzantine_of(node, values, together), copies)
+    return answer(message, values, copies)
 
 
-def _model(message: Message, context: Context) -> Tensor:
-    """Return the round's model: it comes with the first stage and is kept for the others."""
-    if "arrays" in message.content:
-        vector = read_tensor(message.content, "arrays", "model")
-        context.state[MODEL] = array_of(model=vector)
-        return vector
-    return read_tensor(context.state, MODEL, "model")
-
-
-def _honest(bench: FileGradients, client: int) -> WorkerValues:
-    return WorkerValues(
-        client, bench.files_of(client), bench.gradient, bench.digest, bench.sketches
-    )
-
-
-def _lying(liars: ByzantineWorkers, bench: FileGradients, client: int) -> WorkerValues:
-    """Wrap the honest copies: lie from the commitment on, or only in what is revealed."""
-    honest = _honest(bench, client)
-    if bench.experiment.redundancy.lies == "reveal":
-        return replace(honest, value=lambda file: liars.value(client, file))
+def _byzantine(attackers: ByzantineWorkers, copies: WorkerValues) -> WorkerValues:
+    """Distort the honest copies: from the commitment on, or only in what is revealed."""
+    worker = copies.worker
+    value = replace(copies, value=lambda file: attackers.value(worker, file))
+    if attackers.lies == "reveal":
+        return value
     return replace(
-        honest,
-        value=lambda file: liars.value(client, file),
-        digest=lambda file: liars.digest(client, file),
-        sketches=lambda files, **settings: liars.sketches(client, files, **settings),
+        value,
+        digest=lambda file: attackers.digest(worker, file),
+        sketches=lambda files, **settings: attackers.sketches(worker, files, **settings),
     )
-
-
-def _commit(message: Message, bench: FileGradients, copies: WorkerValues) -> Message:
-    return commit_reveal.digests_reply(message, [copies.digest(file) for file in copies.files])
-
-
-def _sketch(message: Message, bench: FileGradients, copies: WorkerValues) -> Message:
-    seed, size = (
-        int(commit_reveal.setting(message, "seed")),
-        int(commit_reveal.setting(message, "size")),
-    )
-    return commit_reveal.sketches_reply(
-        message, copies.sketches(copies.files, seed=seed, size=size)
-    )
-
-
-def _reveal(message: Message, bench: FileGradients, copies: WorkerValues) -> Message:
-    start, stop = (int(commit_reveal.setting(message, key)) for key in ("start", "stop"))
-    files = _own(message, copies)
-    values = {str(file): copies.value(file)[start:stop] for file in files}
-    return commit_reveal.values_reply(message, values)
-
-
-def _sum(message: Message, bench: FileGradients, copies: WorkerValues) -> Message:
-    total = bench.total(_own(message, copies), copies.value)
-    return commit_reveal.values_reply(message, {"sum": total})
-
-
-def _code(message: Message, bench: FileGradients, copies: WorkerValues) -> Message:
-    """DRACO: one complex combination of the worker's tasks, as its real and imaginary parts."""
-    tasks = torch.zeros(bench.assignment.files, bench.d)
-    for file in copies.files:
-        tasks[file] = copies.value(file)
-    s = (bench.experiment.redundancy.replication - 1) // 2
-    combination = encode_cyclic(tasks, s=s)[copies.client]
-    parts = torch.view_as_real(combination).T.contiguous()
-    return commit_reveal.values_reply(message, {"code": parts})
-
-
-def _own(message: Message, copies: WorkerValues) -> list[int]:
-    """Return the files asked for; a worker computes none that it does not hold."""
-    asked = [int(file) for file in commit_reveal.setting(message, "files")]
-    if strange := sorted(set(asked) - set(copies.files)):
-        raise ValueError(f"asked for files that this worker does not hold: {strange[:5]}")
-    return asked
-
-
-ANSWERS: dict[str, Callable[[Message, FileGradients, WorkerValues], Message]] = {
-    "commit": _commit,
-    "sketch": _sketch,
-    "reveal": _reveal,
-    "sum": _sum,
-    "code": _code,
-}
-assert set(ANSWERS) == set(commit_reveal.STAGES), "each stage needs its answer"
 
 
 def _silence(message: Message) -> None:

@@ -21,12 +21,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from clients.client_app import app, train_together
-from clients.node import open_node
+from clients.client_app import make_app
+from clients.modes import federated
+from clients.node import Host, Node, make_node
 from experiments.benchmarks.measuring import Row, peak_of
 from experiments.flower_run import run_on_flower
 from experiments.simulation import quiet
@@ -80,8 +80,8 @@ def experiment(model: str, clients: int, settings: Settings, cohort: str = "off"
 class Stopwatch:
     """Alternate one engine round with one bare round, and time both."""
 
-    def __init__(self, case: Experiment, run_config: dict[str, Any], settings: Settings) -> None:
-        self.node = open_node(run_config)
+    def __init__(self, case: Experiment, node: Node, settings: Settings) -> None:
+        self.node = node
         self.case = case
         self.clock = CLOCKS[settings.clock]
         self.device = settings.device
@@ -128,13 +128,9 @@ def in_process(model: str, clients: int, settings: Settings, grid: str) -> Row:
     """Measure the engine in this process."""
     case = experiment(model, clients, settings, "vmap" if grid == "stacked" else "off")
     root = settings.data_root
-    run_config = {
-        "experiment": case.to_toml(),
-        "data-root": root or "",
-        "device": settings.device,
-    }
-    watch = Stopwatch(case, run_config, settings)
-    nodes = InProcessGrid(app, clients=clients, run_config=run_config, together=train_together)
+    node = make_node(case, Host(data_root=root or "", device=settings.device))
+    watch, own = Stopwatch(case, node, settings), federated(node)
+    nodes = InProcessGrid(make_app(lambda context: own), clients=clients, together=own.together)
     with quiet("flwr"):
         peak = peak_of(
             lambda: run(nodes, case, data_root=root, device=settings.device, on_row=watch.row),

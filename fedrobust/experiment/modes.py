@@ -31,16 +31,19 @@ class Redundancy:
     batch
         Samples of one round, over all files; a multiple of the files, two a file at least.
     detection
-        "strict" or "paper" (cliques, Aspis), "window" (degrees, Aspis+), "none" (votes only);
-        "auto" is the scheme's own.
+        "contested" (drop what may be wrong; Aspis), "strict" or "paper" (cliques), "window"
+        (degrees, Aspis+), "none" (votes only); "auto" is the scheme's own.
     window
         T_d, the rounds of a detection window.
     permutation
         "fresh": new worker labels in each round; "fixed"; "auto" is fresh for Aspis+ only.
     tolerance
         0 compares copies by digest, bit by bit; in (0, 1) by relative L2 distance of sketches.
+    mixed
+        Where workers turn out to compute other bits: 0 leaves the minority out, with a warning; in
+        (0, 1) the run compares copies by this tolerance instead.
     sketch
-        Size of the linear sketches that check sums and, with a tolerance, copies.
+        Size of the linear sketches that compare copies where there is a tolerance.
     coordinates
         Reveal this many coordinates at a time to a coordinate-wise second stage, so that the server
         never holds all files; 0 reveals whole vectors.
@@ -68,6 +71,7 @@ class Redundancy:
     window: int = 15
     permutation: str = AUTO
     tolerance: float = 0.0
+    mixed: float = 0.0
     sketch: int = 32
     coordinates: int = 0
     vmap_files: int = 1

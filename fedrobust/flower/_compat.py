@@ -38,6 +38,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     ObjectUnavailableError,
     inflate_object_from_contents,
 )
+from flwr.supercore.object_ref import load_app
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 from google.protobuf.message import DecodeError
@@ -68,6 +69,7 @@ __all__ = [
     "cut",
     "get_object_head_values_from_object_content",
     "inflate_object_from_contents",
+    "load_app",
     "make_pull_object_fn_protobuf",
     "run_superlink",
     "runtime_client",

@@ -40,7 +40,8 @@ class AdversaryGrid(WrappedGrid):
         ``"colluding"``: the colluders first train honestly, and the leader sees their updates.
         ``"omniscient"``: the honest nodes answer first, and the leader sees all their updates.
     read, write
-        How an update is read from an array and written into one: ``write(update, round, client)``.
+        How an update is read from an array and written into one:
+        ``write(update, server_round, client)``.
 
     Notes
     -----
@@ -57,7 +58,7 @@ class AdversaryGrid(WrappedGrid):
         members: Callable[[int], Iterable[int]],
         knowledge: str,
         read: Callable[[Array], Tensor] = tensor_of,
-        write: Callable[..., Array] = lambda update, round, client: TensorArray(update),
+        write: Callable[..., Array] = lambda update, server_round, client: TensorArray(update),
     ) -> None:
         super().__init__(inner)
         self._read = read
@@ -123,9 +124,9 @@ class AdversaryGrid(WrappedGrid):
     def _reply(self, row: Tensor, message: Message, crafted: Message) -> Message:
         """Send one colluder's row as updates travel; what cannot be written is an error reply."""
         record = ArrayRecord()
-        round = int(read_setting(message.content, "config", "round"))
+        server_round = int(read_setting(message.content, "config", "round"))
         try:
-            record["update"] = self._write(row, round, self._client(message))
+            record["update"] = self._write(row, server_round, self._client(message))
         except ValueError as error:
             return Message(Error(code=RAISED, reason=str(error)), reply_to=message)
         arrays = crafted.content["arrays"]

@@ -115,7 +115,8 @@ def serve_cohort(
 ) -> Message | None:
     """Answer a host's message by calling ``handler`` once for each logical client in it.
 
-    ``together``, where given, answers for all of them instead: (messages, contexts) -> replies.
+    ``together``, where given, answers for all of them instead: (messages, contexts, None) ->
+    replies. There is no matrix to write into: the replies leave this process as bytes.
 
     A message without a cohort goes to the handler as it is.
     """
@@ -131,7 +132,7 @@ def serve_cohort(
     for client, inner in zip(clients, asked, strict=True):
         stamp(inner, f"{message.metadata.message_id}/{client}")
     one_by_one = (answer(handler, m, c) for m, c in zip(asked, contexts, strict=True))
-    answers = together(asked, contexts) if together else one_by_one
+    answers = together(asked, contexts, None) if together else one_by_one
     for client, own, answered in zip(clients, contexts, answers, strict=True):
         status[str(client)] = _collect(reply, client, answered)
         _keep_state(context, client, own.state)

@@ -1,15 +1,21 @@
 """Commit and reveal on the wire: what the server asks of file workers, and how replies are read.
 
-Stages of a round: "commit" (a digest per file), "sketch" (a linear sketch per file, with a seed
-that was unknown before), "reveal" (gradients of single files), "sum" (one sum over files), and for
-DRACO's cyclic code "code" (one complex combination). Readers raise `Rejected` and nothing else,
-whatever a reply holds.
+Stages of a round: "profile" (once a run: which numeric profile a worker has), "commit" (a digest
+per file), "sum" (sums over files), "sketch" (a linear sketch per file, with a seed drawn after the
+sums came), "reveal" (gradients of single files), and for DRACO's cyclic code "code" (one complex
+combination). Readers raise `Rejected` and nothing else, whatever a reply holds.
+
+A commitment is a plain digest, not bound to the node by a nonce. Every reply travels to the server
+alone and answers one message of one round: nobody can copy it or replay it. Byzantine workers that
+tell one another their digests gain nothing, they can compute every gradient themselves; and who
+commits to a true value is asked for it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -23,19 +29,53 @@ from fedrobust.flower.serialization import TensorArray, array_of, read_setting, 
 from fedrobust.redundancy.uploads import DIGEST
 
 SCHEME = "scheme"
-STAGES = ("commit", "sketch", "reveal", "sum", "code")
+STAGES = ("profile", "commit", "sketch", "reveal", "sum", "code")
+BUDGET = "reply-arrays", "reply-bytes"
+FLOAT, DOUBLE = 4, 8
+LONGEST_PROFILE = 300
 
 T = TypeVar("T")
 
 
-def order(stage: str, **settings: Any) -> ConfigRecord:
-    """Return the record that tells workers the stage and its settings."""
-    return ConfigRecord({"stage": stage, **settings})
+@dataclass(frozen=True)
+class Budget:
+    """What a reply to an order may need: so many arrays, and so many bytes in all."""
+
+    arrays: int
+    size: int
+
+
+def order(stage: str, *, arrays: int = 0, size: int = 0, **settings: Any) -> ConfigRecord:
+    """Return the record that tells workers the stage and its settings.
+
+    ``arrays`` and ``size`` say how many arrays and bytes the answer needs: a guarded grid lets so
+    much through, and no more. The order itself holds no array to judge by.
+    """
+    return ConfigRecord({"stage": stage, BUDGET[0]: arrays, BUDGET[1]: size, **settings})
+
+
+def budget_of(message: Message) -> Budget | None:
+    """Return what the answer to an order may need; None for any other message."""
+    arrays, size = (setting(message, key) for key in BUDGET)
+    known = isinstance(arrays, int) and isinstance(size, int)
+    return Budget(arrays, size) if known else None
 
 
 def setting(message: Message, key: str) -> Any:
     """Read one setting of an order; None where it is not there."""
     return read_setting(message.content, SCHEME, key)
+
+
+def settings(message: Message) -> Mapping[str, Any]:
+    """Return all settings of an order."""
+    found = message.content.get(SCHEME)
+    return dict(found) if isinstance(found, ConfigRecord) else {}
+
+
+def profile_reply(message: Message, profile: str, probe: bytes) -> Message:
+    """Say on what the bits depend here, and the digest of a gradient that all workers know."""
+    record = ConfigRecord({"profile": profile[:LONGEST_PROFILE], "digests": probe})
+    return Message(RecordDict({SCHEME: record}), reply_to=message)
 
 
 def digests_reply(message: Message, digests: Sequence[bytes]) -> Message:
@@ -51,7 +91,7 @@ def sketches_reply(message: Message, sketches: Tensor) -> Message:
 
 
 def values_reply(message: Message, values: dict[str, Tensor]) -> Message:
-    """Reveal named vectors: one array a file, or "sum", or "code"."""
+    """Reveal named vectors: one array a file or a sum, or "code"."""
     return Message(RecordDict({"arrays": array_of(**values)}), reply_to=message)
 
 
@@ -75,6 +115,15 @@ def _guarded(read: Callable[..., T]) -> Callable[..., T]:
 
 
 @_guarded
+def read_profile(message: Message) -> tuple[str, bytes]:
+    """Read what a worker says its profile is, and the digest of the known gradient."""
+    told = setting(message, "profile")
+    if not isinstance(told, str):
+        raise Rejected("the reply holds no profile")
+    return told[:LONGEST_PROFILE], _bytes(message, "digests", DIGEST)
+
+
+@_guarded
 def read_digests(message: Message, *, files: int) -> tuple[bytes, ...]:
     """Read one digest for each of a worker's files."""
     data = _bytes(message, "digests", files * DIGEST)
@@ -84,7 +133,7 @@ def read_digests(message: Message, *, files: int) -> tuple[bytes, ...]:
 @_guarded
 def read_sketches(message: Message, *, files: int, size: int) -> Tensor:
     """Read float64 sketches (files, size); NaN and Inf stay, and agree with nothing."""
-    data = _bytes(message, "sketches", files * size * 8)
+    data = _bytes(message, "sketches", files * size * DOUBLE)
     return torch.from_numpy(np.frombuffer(data, dtype="<f8").copy()).view(files, size)
 
 

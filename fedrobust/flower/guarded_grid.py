@@ -31,6 +31,7 @@ from fedrobust.flower._compat import (
     runtime_client,
     set_message_id,
 )
+from fedrobust.flower.commit_reveal import budget_of
 from fedrobust.flower.salt import salted, take_ids
 from fedrobust.flower.wrapping import WrappedGrid
 
@@ -38,6 +39,7 @@ UNREADABLE = 11  # a code of our own, beyond Flower's
 SLACK = 2**20  # bytes of a reply beside its arrays
 MOST_SMALL = 64  # objects of one client's reply beside chunks: ours has five
 LARGEST_SMALL = 2**16  # bytes of such an object, per client: names, shapes, numbers
+NAMED = 256  # bytes that an array adds to the records that name it
 ITEM = 4  # bytes of a float32
 DEEPEST = 8  # message, records, record, array, chunk
 
@@ -69,7 +71,8 @@ class GuardedGrid(WrappedGrid):
 
     Notes
     -----
-    A reply may have as many bytes for each client as the arrays that it answers, and ``SLACK``.
+    A reply may have as many bytes for each client as the arrays that it answers, and ``SLACK``; to
+    an order of commit and reveal, as many as the order asks for.
     Nothing beyond that is read, and nothing is unfolded before its size is known. A reply that is
     too large, too deep, or no message at all becomes an error reply of its node: it costs the vote.
     Replies are pulled as they come, and a node may take until the deadline to send one: what is
@@ -124,7 +127,9 @@ class GuardedGrid(WrappedGrid):
         run, node = self._inner.run.run_id, cast(HttpGrid, self._inner).node
         client = runtime_client(cast(HttpGrid, self._inner))
         fetch = make_pull_object_fn_protobuf(client.PullObject, node, run)
-        most_bytes = self._clients * (_array_bytes(asked) + SLACK)
+        own = budget_of(asked)
+        size = _array_bytes(asked) if own is None else own.size
+        most_bytes = self._clients * (size + SLACK)
         try:
             with limited(client, most_bytes):
                 reply = read_reply(
@@ -132,6 +137,8 @@ class GuardedGrid(WrappedGrid):
                     fetch,
                     most_bytes=most_bytes,
                     clients=self._clients,
+                    arrays=0 if own is None else own.arrays,
+                    records=0 if own is None or own.arrays else own.size,
                     contents=arriving.contents,
                 )
             if reply.metadata.reply_to_message_id != asked.metadata.message_id:
@@ -154,6 +161,8 @@ def read_reply(
     *,
     most_bytes: int,
     clients: int = 1,
+    arrays: int = 0,
+    records: int = 0,
     contents: dict[str, bytes] | None = None,
 ) -> Message:
     """Fetch the objects of one reply within a budget and put the message together.
@@ -168,6 +177,9 @@ def read_reply(
         Of all objects together, and of what they unfold to.
     clients
         How many clients answer in it.
+    arrays, records
+        How many arrays each of them was asked for, and how many bytes that are in no array, beyond
+        the few of an ordinary reply.
     contents
         What has been fetched of this reply before; what is fetched now is added.
 
@@ -181,7 +193,7 @@ def read_reply(
     Exception
         Whatever Flower's own reader raises for bytes that are no message.
     """
-    most_objects = MOST_SMALL * clients + most_bytes // CHUNK
+    most_objects = (MOST_SMALL + 2 * arrays) * clients + most_bytes // CHUNK
     contents = {} if contents is None else contents
     left = most_bytes - sum(map(len, contents.values()))
     for object_id in _ids(tree, most_objects):
@@ -192,7 +204,8 @@ def read_reply(
         if left < 0:
             raise TooLarge(f"more than the {most_bytes} bytes that a reply may have")
         contents[object_id] = content
-    _weigh(tree.object_id, contents, clients * LARGEST_SMALL, most_bytes)
+    small = clients * (LARGEST_SMALL + NAMED * arrays + records)
+    _weigh(tree.object_id, contents, small, most_bytes)
     message = inflate_object_from_contents(tree.object_id, contents)
     if not isinstance(message, Message):
         raise ValueError(f"a {type(message).__name__} instead of a message")

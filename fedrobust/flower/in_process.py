@@ -11,9 +11,14 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrobust.flower._compat import TaskIdentity, set_message_id
+from fedrobust.flower.update_matrix import UpdateMatrix
+from fedrobust.flower.wrapping import innermost
 
-Together = Callable[[Sequence[Message], Sequence[Context]], Iterable[Message | None]]
+Together = Callable[
+    [Sequence[Message], Sequence[Context], UpdateMatrix | None], Iterable[Message | None]
+]
 RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+RUNS = count(1)  # so that what a process keeps for one run is never taken for another's
 
 
 class InProcessGrid(Grid):
@@ -27,15 +32,22 @@ class InProcessGrid(Grid):
     clients
         How many nodes there are; node i + 1 has ``partition-id`` i.
     run_config
-        What every client reads as ``context.run_config``.
+        What every client reads as ``context.run_config``; None: nothing.
     together
-        Answers "train" messages of several clients at once: (messages, contexts) -> one reply or
-        None a message, in order, each made when it is asked for.
+        Answers "train" messages of several clients at once: (messages, contexts, matrix) -> one
+        reply or None a message, in order, each made when it is asked for. Client i may write its
+        update into row i of the matrix and answer with that row.
+
+    Attributes
+    ----------
+    contexts
+        Node id -> its context. Contexts live as long as the grid.
+    updates
+        The matrix whose rows the clients write: the grid's own, so that two runs share none.
 
     Notes
     -----
-    Contexts live as long as the grid. Tensors travel by reference: nobody may write into one that
-    it was handed.
+    Tensors travel by reference: nobody may write into one that it was handed.
     """
 
     def __init__(
@@ -43,13 +55,15 @@ class InProcessGrid(Grid):
         app: Callable[[Message, Context], Message | None],
         *,
         clients: int,
-        run_config: dict[str, Any],
+        run_config: dict[str, Any] | None = None,
         together: Together | None = None,
     ) -> None:
         identify()
         self._together = together
         self._app = app
-        self.contexts = {i + 1: new_context(i, clients, run_config) for i in range(clients)}
+        config, run = run_config or {}, next(RUNS)
+        self.contexts = {i + 1: new_context(i, clients, config, run) for i in range(clients)}
+        self.updates = UpdateMatrix(clients)
         self._waiting: dict[str, Message] = {}
         self._ids = count(1)
 
@@ -106,7 +120,8 @@ class InProcessGrid(Grid):
         known = all(m.metadata.dst_node_id in self.contexts for m in asked)
         trains = all(m.metadata.message_type == "train" for m in asked)
         if self._together is not None and asked and known and trains:
-            yield from self._together(asked, [self.contexts[m.metadata.dst_node_id] for m in asked])
+            contexts = [self.contexts[m.metadata.dst_node_id] for m in asked]
+            yield from self._together(asked, contexts, self.updates)
         else:
             yield from (self._deliver(message) for message in asked)
 
@@ -115,6 +130,15 @@ class InProcessGrid(Grid):
         if node not in self.contexts:
             return Message(Error(code=0, reason=f"no node {node}"), reply_to=message)
         return answer(self._app, message, self.contexts[node])
+
+
+def matrix_of(grid: Grid) -> UpdateMatrix | None:
+    """Return the matrix that the clients of a grid write their updates into.
+
+    None where they live in other processes, and their updates arrive as bytes.
+    """
+    inner = innermost(grid)
+    return inner.updates if isinstance(inner, InProcessGrid) else None
 
 
 def answer(
@@ -128,10 +152,12 @@ def answer(
         return Message(Error(code=RAISED, reason=reason), reply_to=message)
 
 
-def new_context(client: int, clients: int, run_config: dict[str, Any]) -> Context:
-    """Return the fresh context of one simulated node."""
+def new_context(
+    client: int, clients: int, run_config: dict[str, Any], run_id: int | None = None
+) -> Context:
+    """Return the fresh context of one simulated node; None takes this process's own run."""
     return Context(
-        run_id=TaskIdentity.run_id,
+        run_id=TaskIdentity.run_id if run_id is None else run_id,
         node_id=client + 1,
         node_config={"partition-id": client, "num-partitions": clients},
         state=RecordDict(),

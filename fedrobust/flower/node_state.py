@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from fedrobust.flower.in_process import InProcessGrid
 from fedrobust.flower.serialization import TensorArray, array_of
-from fedrobust.flower.wrapping import WrappedGrid
+from fedrobust.flower.wrapping import innermost
 
 Tree = dict[Any, Any]
 KINDS = {"config": ConfigRecord, "metrics": MetricRecord}
@@ -21,7 +21,7 @@ def snapshot(grid: Grid) -> Tree | None:
 
     Tensors are handed out by reference, as everywhere in process: nobody writes into them.
     """
-    inner = _innermost(grid)
+    inner = innermost(grid)
     if not isinstance(inner, InProcessGrid):
         return None
     return {node: _tree(context.state) for node, context in inner.contexts.items()}
@@ -29,17 +29,11 @@ def snapshot(grid: Grid) -> Tree | None:
 
 def restore(grid: Grid, states: Tree) -> None:
     """Put a snapshot back into the nodes of an in-process grid of the same size."""
-    inner = _innermost(grid)
+    inner = innermost(grid)
     if not isinstance(inner, InProcessGrid) or set(states) != set(inner.contexts):
         raise ValueError("the nodes' states belong to a grid of another kind or size")
     for node, context in inner.contexts.items():
         context.state = _records(states[node])
-
-
-def _innermost(grid: Grid) -> Grid:
-    while isinstance(grid, WrappedGrid):
-        grid = grid.inner
-    return grid
 
 
 def _tree(state: RecordDict) -> Tree:

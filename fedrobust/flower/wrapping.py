@@ -57,3 +57,10 @@ class WrappedGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that have come for these messages."""
         return [self._done.pop(i) for i in message_ids if i in self._done]
+
+
+def innermost(grid: Grid) -> Grid:
+    """Return the grid that carries the messages in the end, without its wrappers."""
+    while isinstance(grid, WrappedGrid):
+        grid = grid.inner
+    return grid

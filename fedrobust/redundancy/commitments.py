@@ -1,4 +1,4 @@
-"""Promises that can be checked: digests, commitments with a nonce, and linear sketches.
+"""Promises that can be checked: digests and linear sketches.
 
 A worker first commits to each file's value; the server decides on digests who is believed; what is
 sent afterwards is checked. A digest checks one vector; a sketch, being linear, checks a sum.
@@ -7,7 +7,6 @@ sent afterwards is checked. A digest checks one vector; a sketch, being linear, 
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor
 from fedrobust.redundancy.agreement import check_tolerance
 from fedrobust.seeds import generator
 
-BLOCK = 65_536
+BLOCK = 8_192
+ROUNDING = 1e-5  # relative to the norm: two sketches of one float32 vector, made elsewhere
 
 
 def digest(vector: Tensor) -> bytes:
@@ -35,41 +35,30 @@ def digest(vector: Tensor) -> bytes:
     return hashlib.sha256(array.tobytes()).digest()
 
 
-def commit(value: bytes, *, node: int, nonce: bytes) -> bytes:
-    """Commit to a digest (or any bytes) without showing it, so that nobody can copy it.
-
-    SHA-256 over the node's number, the nonce's length, the nonce and the value. The nonce needs 16
-    random bytes at least and is used once; the node's number keeps others from replaying it.
-    """
-    if len(nonce) < 16:
-        raise ValueError(f"a nonce needs at least 16 bytes, got {len(nonce)}")
-    head = node.to_bytes(8, "little", signed=True) + len(nonce).to_bytes(4, "little")
-    return hashlib.sha256(head + nonce + value).digest()
-
-
-def opens(commitment: bytes, value: bytes, *, node: int, nonce: bytes) -> bool:
-    """Whether a revealed value and nonce are what the node committed to."""
-    return len(nonce) >= 16 and hmac.compare_digest(
-        commitment, commit(value, node=node, nonce=nonce)
-    )
-
-
 def sketch(values: Tensor, *, seed: int, size: int = 64) -> Tensor:
-    """Project vectors (..., d) on ``size`` random signs: float64 (..., size), linear in the values.
+    """Project vectors (..., d) on ``size`` Gaussian directions: float64 (..., size), linear.
 
     Scaled so that the squared norm is kept on average (relative deviation about sqrt(2 / size)).
     The seed must be unknown until the values are committed to: who knows it can move a value inside
-    the sketch's null space. Signs are drawn block by block; memory is O(size x block).
+    the sketch's null space. Products are summed in single precision within a block of coordinates
+    and in double precision over the blocks, so that sketches of one vector agree up to ``ROUNDING``
+    whatever they were stacked with. Memory is O(size x block).
+
+    Notes
+    -----
+    Directions are Gaussian, not random signs: an error in two coordinates only is orthogonal to
+    half of all sign vectors, but the projection of any error e on a Gaussian direction is below
+    t |e| with probability about 0.8 t. The sketch of size 8 is below 0.05 |e| with probability
+    4e-10.
     """
     if size < 1:
         raise ValueError(f"a sketch needs a size of at least 1, got {size}")
-    dimension = values.shape[-1]
     result = torch.zeros(*values.shape[:-1], size, dtype=torch.float64)
-    for number, start in enumerate(range(0, dimension, BLOCK)):
-        part = values[..., start : start + BLOCK].detach().cpu().double()
+    for number, start in enumerate(range(0, values.shape[-1], BLOCK)):
+        part = values[..., start : start + BLOCK].detach().cpu().float()
         source = generator(seed, "sketch", round=number)
-        bits = torch.randint(0, 2, (part.shape[-1], size), generator=source, dtype=torch.int8)
-        result += part @ (2.0 * bits.double() - 1.0)
+        directions = torch.randn(part.shape[-1], size, generator=source)
+        result += (part @ directions).double()
     return result / size**0.5
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
-import networkx
 import numpy as np
 from torch import Tensor
 
 from fedrobust.redundancy.assignment import check_byzantine
+from fedrobust.redundancy.covers import NODES, bits, graph_of, minimal_covers
 
 RULES = ("strict", "paper")
+MOST_CLIQUES = 1000
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,14 @@ def detect(
     q: int,
     files_per_pair: int | Tensor,
     rule: str = "strict",
-    seconds: float = 1.0,
-    limit: int | None = None,
+    nodes: int = NODES,
+    limit: int = MOST_CLIQUES,
 ) -> Detection:
     """Look for the honest workers in the agreement graph.
 
     An edge joins two workers that agree on all files they share. Workers of degree below K-q-1
-    are removed (again and again), then the maximal cliques of the rest are listed.
+    are removed (again and again), then the maximal cliques of the rest are listed, as complements
+    of the minimal vertex covers of the disagreement graph.
     ``rule="strict"`` accepts if exactly one maximal clique has at least K-q workers: whichever
     clique is the honest one, it lies in there. ``rule="paper"`` accepts a unique maximum clique; it
     can be fooled, see `fedrobust.redundancy.worst_case.small_d_count`. After an acceptance with
@@ -63,9 +64,9 @@ def detect(
         Files that each pair shares: one number, or (K, K) counts. A pair that shares none is no
         evidence against either, so its edge stays (otherwise honest workers need not be a clique);
         a worker that shares none with anyone is absent: it lowers K and is in neither set.
-    seconds, limit
-        Bounds on the enumeration, in time and in maximal cliques; beyond them ``capped`` is set and
-        nothing is accepted.
+    nodes, limit
+        Bounds on the enumeration, in nodes of the search and in maximal cliques; beyond them
+        ``capped`` is set and nothing is accepted.
 
     Raises
     ------
@@ -89,7 +90,7 @@ def detect(
     edges = (counts == shared) & ~silent & ~silent[:, None]
     np.fill_diagonal(edges, False)
     kept = prune(edges, least=size - 1) - absent
-    cliques, capped = _cliques(edges, kept, size, seconds=seconds, limit=limit)
+    cliques, capped = _cliques(edges, kept, size, nodes=nodes, limit=limit)
     if rule == "paper" and cliques:
         largest = max(map(len, cliques))
         cliques = [clique for clique in cliques if len(clique) == largest]
@@ -114,33 +115,18 @@ def prune(edges: np.ndarray, *, least: int) -> frozenset[int]:
 
 
 def _cliques(
-    edges: np.ndarray, kept: frozenset[int], size: int, *, seconds: float, limit: int | None
+    edges: np.ndarray, kept: frozenset[int], size: int, *, nodes: int, limit: int
 ) -> tuple[list[tuple[int, ...]], bool]:
-    """List maximal cliques of at least ``size`` workers; say whether a bound cut the list short.
-
-    A worker joined to all others is in every maximal clique, so it is set aside meanwhile.
-    """
+    """List maximal cliques of at least ``size`` workers; say whether a bound cut the list short."""
     members = sorted(kept)
-    if not members:
+    if len(members) < size or not members:
         return [], False
-    inner = edges[np.ix_(members, members)]
-    full = inner.sum(1) == len(members) - 1
-    common = [worker for worker, all_round in zip(members, full.tolist(), strict=True) if all_round]
-    graph = networkx.Graph()
-    graph.add_nodes_from(set(members) - set(common))
-    rest = inner & ~full[:, None] & ~full
-    pairs = np.argwhere(np.triu(rest)).tolist()
-    graph.add_edges_from((members[i], members[j]) for i, j in pairs)
-    if not graph:
-        return ([tuple(common)] if len(common) >= size else []), False
-    found: list[tuple[int, ...]] = []
-    end = time.monotonic() + seconds
-    for number, clique in enumerate(networkx.find_cliques(graph)):
-        if time.monotonic() > end or (limit is not None and number >= limit):
-            return found, True
-        if len(clique) + len(common) >= size:
-            found.append(tuple(sorted([*clique, *common])))
-    return found, False
+    apart = ~edges[np.ix_(members, members)]
+    np.fill_diagonal(apart, False)
+    most = len(members) - size
+    covers, capped = minimal_covers(graph_of(apart), most=most, nodes=nodes, limit=limit)
+    everyone = (1 << len(members)) - 1
+    return [tuple(members[i] for i in bits(everyone & ~cover)) for cover in covers], capped
 
 
 def _checked(agreement: Tensor, files_per_pair: int | Tensor) -> tuple[np.ndarray, np.ndarray]:

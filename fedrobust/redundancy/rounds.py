@@ -9,34 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from fedrobust.aggregation import is_coordinate_wise
 from fedrobust.experiment.modes import AUTO
 from fedrobust.experiment.schema import Experiment, Redundancy
-from fedrobust.redundancy import ADVERSARIES, SCHEMES, Assignment, Corruption, assign, permute
+from fedrobust.redundancy import ADVERSARIES, SCHEMES, Assignment, Corruption
 from fedrobust.redundancy import corrupt as corrupt_by
 from fedrobust.redundancy.agreement import check_tolerance
 from fedrobust.redundancy.assignment import check_batch, check_byzantine
-from fedrobust.redundancy.draco import check_copies
+from fedrobust.redundancy.bounds import WHOLLY, wrong_bound
+from fedrobust.redundancy.decision import CONTESTED
+from fedrobust.redundancy.draco import check_copies, check_precision
+from fedrobust.redundancy.plan import CODED, FIXED, FilePlan, assigned
+from fedrobust.redundancy.voting import second_stage_minimum
 from fedrobust.redundancy.worst_case import Distortion, NotApplicable, distortion
-from fedrobust.seeds import generator
 from fedrobust.spec import resolve, suggest
 
-DETECTIONS = ("strict", "paper", "window", "none")
+DETECTIONS = ("contested", "strict", "paper", "window", "none")
 PERMUTATIONS = ("fresh", "fixed")
 LIES = ("commit", "reveal")
 FAULTS = ("silence", "exception", "garbage")
 
-# The attack that its paper calls optimal against each scheme, and the weak one; Aspis+ is met by
-# ATT-3. Without redundancy a liar's only file is wrong.
+# The worst known attack on each scheme, and the weak one. Aspis+ is met by ATT-2 with fresh labels,
+# which its window never flags; its paper calls ATT-3 optimal, which is the weaker of the two.
+# Without redundancy a Byzantine worker's only file is wrong.
 OPTIMAL = {
     "aspis": "att2",
-    "aspis_plus": "att3",
+    "aspis_plus": "att2",
     "byzshield_mols": "worst_set",
     "byzshield_ramanujan": "worst_set",
     "detox": "detox_worst",
@@ -47,6 +47,16 @@ SUITED = {"optimal": (OPTIMAL, "whole_group"), "weak": (WEAK, "att1")}
 CHOOSERS = ("detox_worst", "detox_benign", "whole_group", "worst_set")  # they say who lies
 
 
+def own_detection(name: str) -> str:
+    """Return how a scheme finds Byzantine workers unless told otherwise."""
+    return {"aspis": CONTESTED, "aspis_plus": "window"}.get(name, "none")
+
+
+def own_labels(name: str) -> str:
+    """Return whether a scheme's worker labels change from round to round."""
+    return "fresh" if name == "aspis_plus" else "fixed"
+
+
 def filled(values: Mapping[str, Any]) -> dict[str, Any]:
     """Resolve what an experiment's scheme leaves open: q, detection, permutation, second stage.
 
@@ -55,14 +65,12 @@ def filled(values: Mapping[str, Any]) -> dict[str, Any]:
     scheme, byzantine = values.get("redundancy"), values.get("byzantine")
     if scheme is None or not scheme.name or not isinstance(byzantine, int):
         return {}
-    own = {"aspis": "strict", "aspis_plus": "window"}.get(scheme.name, "none")
-    labels = "fresh" if scheme.name == "aspis_plus" else "fixed"
     full = replace(
         scheme,
         q=byzantine if scheme.q == -1 else scheme.q,
         workers=scheme.workers or values.get("clients", 0),
-        detection=own if scheme.detection == AUTO else scheme.detection,
-        permutation=labels if scheme.permutation == AUTO else scheme.permutation,
+        detection=own_detection(scheme.name) if scheme.detection == AUTO else scheme.detection,
+        permutation=own_labels(scheme.name) if scheme.permutation == AUTO else scheme.permutation,
         second={},
     )
     return {"redundancy": full} | ({"rule": scheme.second} if scheme.second else {})
@@ -70,8 +78,20 @@ def filled(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def wrong_files(scheme: Redundancy) -> int | None:
     """Most files that can be wrong after the vote, c; None where no figure can be computed."""
+    if scheme.detection == CONTESTED:
+        return _wholly_owned(scheme)
     lost = worst_case(scheme)
     return None if lost is None else lost.count
+
+
+def _wholly_owned(scheme: Redundancy) -> int | None:
+    """Most files that the contested rule keeps wrong."""
+    try:
+        made = base(scheme)
+        subsets = scheme.name == "aspis"
+        return wrong_bound(made, q=scheme.q, kind=WHOLLY, subsets=subsets)
+    except ValueError:
+        return None
 
 
 def implied_f(values: Mapping[str, Any]) -> int:
@@ -92,43 +112,45 @@ def worst_case(scheme: Redundancy) -> Distortion | None:
 
 
 def operands(experiment: Experiment) -> int:
-    """How many vectors the rule aggregates: the files of a batch, or the clients' updates."""
+    """How many vectors the rule aggregates: files, buckets of them, or the clients' updates."""
     scheme = experiment.redundancy
-    return base(scheme).files if scheme.name else experiment.clients
+    if not scheme.name:
+        return experiment.clients
+    files, wrong = base(scheme).files, wrong_files(scheme)
+    if scheme.detection != CONTESTED or wrong is None:
+        return files
+    return min(files, second_stage_minimum(experiment.rule["name"], distorted=wrong))
 
 
 def base(scheme: Redundancy) -> Assignment:
     """Return the scheme's assignment before any permutation."""
-    return _assigned(tuple(scheme.spec.items()), scheme.workers, scheme.replication)
+    return assigned(scheme.name, scheme.m, scheme.workers, scheme.replication)
 
 
-@lru_cache(maxsize=4)
-def _assigned(spec: tuple[tuple[str, Any], ...], workers: int, replication: int) -> Assignment:
-    return assign(dict(spec), workers=workers, replication=replication)
+def plan(
+    experiment: Experiment, *, examples: int, server_round: int, labels: int = FIXED
+) -> FilePlan:
+    """Return a round's files; ``labels`` as the server drew them."""
+    scheme = experiment.redundancy
+    return FilePlan(
+        scheme=scheme.name,
+        m=scheme.m,
+        workers=scheme.workers,
+        replication=scheme.replication,
+        batch=scheme.batch,
+        examples=examples,
+        seed=experiment.seed,
+        labels=labels,
+        round=server_round,
+    )
 
 
-def assignment(experiment: Experiment, *, round: int) -> Assignment:
-    """Return who holds which file in a round."""
-    plain = base(experiment.redundancy)
-    if experiment.redundancy.permutation == "fixed":
-        return plain
-    return permute(plain, generator(experiment.seed, "worker labels", round=round))
-
-
-def file_indices(experiment: Experiment, *, examples: int, round: int) -> Tensor:
-    """Return each file's training images in a round, (files, samples), rounds counting from 1.
-
-    Passes over the shuffled set; the last partial batch of a pass is dropped, as in the authors'
-    code.
-    """
-    batch = experiment.redundancy.batch
-    if batch > examples:
+def check_examples(scheme: Redundancy, examples: int) -> None:
+    """Raise a ValueError where a batch is larger than the training set."""
+    if scheme.batch > examples:
         raise ValueError(
-            f"redundancy.batch needs at most the {examples} training images, got {batch}"
+            f"redundancy.batch needs at most the {examples} training images, got {scheme.batch}"
         )
-    turn, place = divmod(round - 1, examples // batch)
-    order = torch.randperm(examples, generator=generator(experiment.seed, "files", round=turn))
-    return order[place * batch : (place + 1) * batch].view(base(experiment.redundancy).files, -1)
 
 
 def adversary_spec(scheme: Redundancy) -> dict[str, Any]:
@@ -141,9 +163,10 @@ def adversary_spec(scheme: Redundancy) -> dict[str, Any]:
 
 
 def chosen_liars(experiment: Experiment) -> tuple[int, ...] | None:
-    """Return the liars where the adversary itself says who they are; None leaves it to placement.
+    """Return the Byzantine workers where the adversary itself says who they are.
 
-    Under fresh labels the set is chosen for the labels at the start, and stays.
+    None leaves it to placement. Under fresh labels the set is chosen for the labels at the start,
+    and stays.
     """
     spec = adversary_spec(experiment.redundancy)
     if spec["name"] not in CHOOSERS:
@@ -151,11 +174,10 @@ def chosen_liars(experiment: Experiment) -> tuple[int, ...] | None:
     return corrupt_by(spec, base(experiment.redundancy), q=experiment.byzantine).adversaries
 
 
-def corruption(experiment: Experiment, liars: tuple[int, ...], *, round: int) -> Corruption:
-    """Return which copies the liars distort in a round."""
-    files = assignment(experiment, round=round)
+def corruption(experiment: Experiment, byzantine: tuple[int, ...], files: Assignment) -> Corruption:
+    """Return which copies the Byzantine workers distort under a round's assignment."""
     spec = adversary_spec(experiment.redundancy)
-    return corrupt_by(spec, files, q=len(liars), adversaries=liars)
+    return corrupt_by(spec, files, q=len(byzantine), adversaries=byzantine)
 
 
 def check(experiment: Experiment) -> list[str]:
@@ -192,11 +214,14 @@ def shown(experiment: Experiment) -> list[dict[str, Any]]:
 
 def _ranges(experiment: Experiment) -> list[tuple[bool, str]]:
     s, e = experiment.redundancy, experiment
-    words = (("detection", DETECTIONS), ("permutation", PERMUTATIONS), ("lies", LIES))
+    words = (
+        ("detection", s.detection, DETECTIONS),
+        ("permutation", s.permutation, PERMUTATIONS),
+        ("lies", s.lies, LIES),
+    )
     named = [
         (value in allowed, f"unknown redundancy.{key} {value!r}; {suggest(value, list(allowed))}")
-        for key, allowed in words
-        if (value := getattr(s, key)) is not None
+        for key, value, allowed in words
     ]
     coded = s.name == "draco_cyclic"
     return [
@@ -213,6 +238,9 @@ def _ranges(experiment: Experiment) -> list[tuple[bool, str]]:
         (s.vmap_files >= 1, f"redundancy.vmap_files needs at least 1, got {s.vmap_files}"),
         (s.vmap_files == 1 or _plain(e), "redundancy.vmap_files needs plain gradients: set it to 1"
          " with adversarial.perturbation, training.augment, clip or precision"),
+        (0 <= s.mixed < 1, f"redundancy.mixed needs [0, 1), got {s.mixed}"),
+        (not s.coordinates or s.detection != CONTESTED, "redundancy.coordinates has no use with"
+         " detection = 'contested', which fetches sums and holds no file: set it to 0"),
         (s.coordinates >= 0, f"redundancy.coordinates needs at least 0, got {s.coordinates}"),
         (not coded or s.detection == "none", "draco_cyclic decodes: redundancy.detection = 'none'"),
         (not coded or s.tolerance == 0, "draco_cyclic decodes: redundancy.tolerance must be 0"),
@@ -246,7 +274,9 @@ def _shape(experiment: Experiment) -> None:
     check_batch(scheme.batch, made)
     if scheme.name.startswith("draco"):
         check_copies(scheme.replication, scheme.q)
-    if scheme.detection in ("strict", "paper", "window") and int(made.copies.max()) < 2:
+    if scheme.name == CODED:
+        check_precision(scheme.workers, (scheme.replication - 1) // 2)
+    if scheme.detection in (CONTESTED, "strict", "paper", "window") and int(made.copies.max()) < 2:
         raise ValueError(
             f"redundancy.detection={scheme.detection!r} compares copies, {scheme.name!r} has one"
             " a file"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+from torch import Tensor
 
 from fedrobust.redundancy.assignment import Assignment
 
@@ -15,12 +16,18 @@ class NotApplicable(ValueError):
 
 
 def extreme_set(
-    assignment: Assignment, *, q: int, least: bool = False, nodes: int = NODES
+    assignment: Assignment,
+    *,
+    q: int,
+    least: bool = False,
+    nodes: int = NODES,
+    needed: Tensor | None = None,
 ) -> tuple[int, tuple[int, ...]]:
     """Return how many files have a Byzantine majority, and the lexicographically first such set.
 
     Branch and bound over all sets of q workers. A file is lost where more than half of its copies
-    are Byzantine. ``least`` looks for the fewest lost files instead.
+    are Byzantine; or, with ``needed`` (files,) int64 of at least 1, where that many are. ``least``
+    looks for the fewest lost files instead.
 
     Raises
     ------
@@ -33,8 +40,8 @@ def extreme_set(
     for worker, row in enumerate(matrix):
         held = np.flatnonzero(row)
         files[worker, : len(held)] = held
-    needed = matrix.sum(0) // 2 + 1
-    chosen, count, steps = _search(files, needed.astype(np.int64), q, least, nodes)
+    bar = matrix.sum(0) // 2 + 1 if needed is None else needed.numpy()
+    chosen, count, steps = _search(files, bar.astype(np.int64), q, least, nodes)
     if steps >= nodes:
         raise NotApplicable(
             f"the exact search over {q} of {assignment.workers} workers needs more than"

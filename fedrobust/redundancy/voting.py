@@ -29,11 +29,13 @@ class Vote:
     majority: bool
 
 
-def majority(labels: Tensor) -> Tensor:
-    """Return the label that more than half of each file's returned copies carry, or ``MISSING``.
+def majority(labels: Tensor, *, copies: Tensor | None = None) -> Tensor:
+    """Return the label that more than half of each file's copies carry, or ``MISSING``.
 
     ``labels`` is (workers, files); the result (files,). Boyer-Moore in two passes: the second one
-    counts, so that a file without a majority never yields an arbitrary value.
+    counts, so that a file without a majority never yields an arbitrary value. ``copies`` (files,)
+    says how many were assigned: a copy that did not come is then a vote for nobody, so that one
+    copy of three is no majority. By default those that came are counted.
     """
     _, values = compact(labels)
     candidate = torch.full((labels.shape[1],), MISSING)
@@ -43,20 +45,22 @@ def majority(labels: Tensor) -> Tensor:
         candidate = torch.where(present & fresh, column, candidate)
         lead = lead + torch.where(column == candidate, 1, -1) * present
     votes = (values == candidate[:, None]).sum(1)
-    verified = 2 * votes > (values != MISSING).sum(1)
+    verified = 2 * votes > ((values != MISSING).sum(1) if copies is None else copies)
     return torch.where(verified & (candidate != MISSING), candidate, MISSING)
 
 
-def representatives(labels: Tensor, *, honest: Iterable[int] | None = None) -> Tensor:
+def representatives(
+    labels: Tensor, *, honest: Iterable[int] | None = None, copies: Tensor | None = None
+) -> Tensor:
     """Choose for each file a worker whose copy stands for it, or -1 to drop the file: (files,).
 
     With ``honest`` (the accepted clique) it is the first of them that returned the file; otherwise
-    the first worker of the verified majority.
+    the first worker of the verified majority (of ``copies``, see `majority`).
 
     Reference: ToN 2023, aggregation shared by Aspis and Aspis+.
     """
     if honest is None:
-        winner = majority(labels)
+        winner = majority(labels, copies=copies)
         fit = (labels == winner) & (labels != MISSING)
     else:
         fit = torch.zeros_like(labels, dtype=torch.bool)
@@ -72,12 +76,13 @@ def without(labels: Tensor, byzantine: Iterable[int]) -> Tensor:
     return kept
 
 
-def choose(labels: Tensor, detection: Detection) -> Tensor:
+def choose(labels: Tensor, detection: Detection, *, copies: Tensor | None = None) -> Tensor:
     """Choose the workers that stand for the files after a detection: (files,), -1 drops the file.
 
     Accepted: any member of the clique. Otherwise the verified majority of all copies.
     """
-    return representatives(labels, honest=detection.honest if detection.accepted else None)
+    honest = detection.honest if detection.accepted else None
+    return representatives(labels, honest=honest, copies=copies)
 
 
 def vote(stack: Tensor, *, policy: str = "drop", tolerance: float | None = None) -> Vote:

@@ -89,13 +89,16 @@ class RunFolder:
             return None
         if tree["run"] != self._experiment.run_id:
             raise CheckpointError(f"the checkpoint in {str(self.path)!r} is of another run")
-        rows = self.rows()[: tree["round"] + 1]
-        if [row["round"] for row in rows] != list(range(tree["round"] + 1)):
+        if [row["round"] for row in self._rows_of(tree)] != list(_rounds_of(tree)):
             raise CheckpointError(
                 f"the checkpoint in {str(self.path)!r} is of round {tree['round']}, but not all "
                 "rows up to it are there: run again without --resume"
             )
         return tree
+
+    def _rows_of(self, tree: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the rows that a checkpoint stands for."""
+        return self.rows()[: len(_rounds_of(tree))]
 
     def _start(self, tree: dict[str, Any] | None) -> None:
         """Write the files as they are before the next round."""
@@ -105,7 +108,7 @@ class RunFolder:
         if tree is None:
             (self.path / CHECKPOINT).unlink(missing_ok=True)
         else:
-            rows = self.rows()[: tree["round"] + 1]
+            rows = self._rows_of(tree)
             first = json.loads((self.path / "environment.json").read_text())
             resumed = [*first.get("resumed", []), {"after": tree["round"], **told}]
             told = first | {"resumed": resumed}
@@ -118,6 +121,11 @@ class RunFolder:
         with _told(self.path), (self.path / "rounds.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
+
+
+def _rounds_of(tree: dict[str, Any]) -> range:
+    """Return the rounds that a checkpoint stands for; an ensemble has no round 0."""
+    return range(tree.get("first", 0), tree["round"] + 1)
 
 
 def timeless(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedrobust.ensemble import one_hot
-from fedrobust.flower import Rejected, array_of
+from fedrobust.flower import array_of
 from fedrobust.flower.ensemble_replies import screen_answer
+from strategies.replies import collect
 
 SILENT = "no answer before the deadline"
 
@@ -74,8 +76,8 @@ def ask(
 
     Notes
     -----
-    A member that lies, is silent, late or broken costs its own vote on those images and nothing
-    else; it is named in ``missing``.
+    A member that is Byzantine, silent, late or broken costs its own vote on those images and
+    nothing else; it is named in ``missing``.
     """
     members = sorted(clients.values())
     shape = {"labels": (), "curvature": (), "gradient": tuple(images.shape[1:])}.get(
@@ -89,14 +91,13 @@ def ask(
         query = f"{name}/{start}"
         sent = _messages(clients, images, slice(start, stop), query, what, deadline, extra or {})
         replies = grid.send_and_receive(sent, timeout=deadline)
-        expected = (stop - start, *shape)
-        for node, outcome in _screened(sent, replies, query, expected).items():
+        read = partial(screen_answer, query=query, shape=(stop - start, *shape))
+        collected = collect(sent, replies, read, silent=SILENT)
+        for entry in collected.rejected(dict(clients)):
+            faults.setdefault(entry["client"], entry)
+        for node, answer in collected.accepted.items():
             member = clients[node]
-            if isinstance(outcome, str):
-                entry = {"node": node, "client": member, "reason": outcome}
-                faults.setdefault(member, entry)
-            else:
-                found[members.index(member), start:stop], heard[member] = outcome, True
+            found[members.index(member), start:stop], heard[member] = answer, True
     there = [k for k, member in enumerate(members) if heard[member]]
     rows = found[there]
     if what == "labels" and there:
@@ -126,20 +127,3 @@ def _messages(
         Message(content(member), node, "query.predict", group_id=query, ttl=deadline)
         for node, member in clients.items()
     ]
-
-
-def _screened(
-    sent: list[Message], replies: Iterable[Message], query: str, shape: tuple[int, ...]
-) -> dict[int, Tensor | str]:
-    """Return node -> its answer, or why there is none; one answer a node counts."""
-    node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
-    result: dict[int, Tensor | str] = {}
-    for reply in replies:
-        node = node_of.get(reply.metadata.reply_to_message_id)
-        if node is None or node in result:
-            continue
-        try:
-            result[node] = screen_answer(reply, query=query, shape=shape)
-        except Rejected as reason:
-            result[node] = str(reason)
-    return dict.fromkeys(node_of.values(), SILENT) | result

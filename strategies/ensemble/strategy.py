@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedrobust.ensemble import nodes_of
 from fedrobust.experiment.schema import Experiment
-from fedrobust.flower import Rejected
-from fedrobust.flower.ensemble_replies import Progress, screen_progress
-from strategies.base import RecordedStrategy, Row
-from strategies.replies import SILENT
+from fedrobust.flower.ensemble_replies import screen_progress
+from strategies.base import RecordedStrategy
+from strategies.replies import collect
 
 
 class EnsembleStrategy(RecordedStrategy):
@@ -30,23 +29,19 @@ class EnsembleStrategy(RecordedStrategy):
         Node id -> member, from the roll call.
     most_examples
         No member may claim more.
-    on_row
-        Called with each round's row when it is complete.
 
     Notes
     -----
-    No message of training holds an array, in either direction: the models stay where they are.
+    No message of training holds an array, in either direction: the models stay where they are, and
+    so does everything that a checkpoint must hold.
     """
 
+    first_row: ClassVar[int] = 1  # there is no initial model to evaluate
+
     def __init__(
-        self,
-        experiment: Experiment,
-        *,
-        clients: Mapping[int, int],
-        most_examples: int,
-        on_row: Callable[[Row], None] = lambda row: None,
+        self, experiment: Experiment, *, clients: Mapping[int, int], most_examples: int
     ) -> None:
-        super().__init__(on_row)
+        super().__init__()
         self._experiment = experiment
         self._clients = dict(clients)
         self._most_examples = most_examples
@@ -57,63 +52,37 @@ class EnsembleStrategy(RecordedStrategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Send every node its own row of the node table, and nothing else."""
-        self._started = time.perf_counter()
-        ttl = self._experiment.server.deadline
+        group, ttl = str(server_round), self._experiment.server.deadline
         self._sent = [
-            Message(self._task(client, server_round), node, "train", ttl=ttl,
-                    group_id=str(server_round))
+            Message(self._task(client, server_round), node, "train", ttl=ttl, group_id=group)
             for node, client in self._clients.items()
-        ]  # fmt: skip
+        ]
         return self._sent
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Note each member's progress; there is nothing to aggregate."""
-        heard, rejected = self._screen(replies)
-        losses = [progress.loss for progress in heard.values()]
+        read = partial(screen_progress, most_examples=self._most_examples)
+        heard = collect(self._sent, replies, read)
+        told = {self._clients[node]: progress for node, progress in heard.accepted.items()}
+        losses = [progress.loss for progress in heard.accepted.values()]
         self._row = {
             "round": server_round,
-            "replies": len(heard),
-            "rejected": rejected,
+            "replies": len(told),
+            "rejected": heard.rejected(self._clients),
             "train_loss": round(sum(losses) / len(losses), 6) if losses else None,
-            "progress": {str(c): asdict(heard[c]) for c in sorted(heard)},
+            "progress": {str(c): asdict(told[c]) for c in sorted(told)},
         }
         return None, None
 
-    def close_round(self, server_round: int, metrics: Mapping[str, Any]) -> None:
-        """Complete the round's row and hand it out; who failed to vote is named with the rest."""
-        failed = [*self._row.get("rejected", []), *metrics.get("rejected", [])]
-        named = {entry["client"]: entry for entry in reversed(failed)}
-        super().close_round(
-            server_round, {**metrics, "rejected": [named[c] for c in sorted(named)]}
-        )
-        self._started = time.perf_counter()
+    def snapshot(self) -> dict[str, Any]:
+        """Return nothing: the members' models are the nodes' state."""
+        return {}
+
+    def restore(self, tree: Mapping[str, Any]) -> None:
+        """Do nothing."""
 
     def _task(self, client: int, server_round: int) -> RecordDict:
         row = json.dumps(asdict(self._nodes[client]))
-        words = ConfigRecord({"row": row, "round": server_round})
-        return RecordDict({"node": words})
-
-    def _screen(
-        self, replies: Iterable[Message]
-    ) -> tuple[dict[int, Progress], list[dict[str, Any]]]:
-        node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in self._sent}
-        heard: dict[int, Progress] = {}
-        reasons = dict.fromkeys(self._clients, SILENT)
-        for reply in replies:
-            node = node_of.get(reply.metadata.reply_to_message_id)
-            if node is None or reasons.get(node) != SILENT:
-                continue
-            try:
-                heard[self._clients[node]] = screen_progress(
-                    reply, most_examples=self._most_examples
-                )
-                del reasons[node]
-            except Rejected as reason:
-                reasons[node] = str(reason)
-        rejected = [
-            {"node": node, "client": self._clients[node], "reason": reason}
-            for node, reason in reasons.items()
-        ]
-        return heard, sorted(rejected, key=lambda entry: entry["client"])
+        return RecordDict({"node": ConfigRecord({"row": row, "round": server_round})})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -12,6 +12,8 @@ from flwr.serverapp import Grid
 from fedrobust.flower.commit_reveal import SCHEME
 from fedrobust.flower.screening import Rejected
 from strategies.replies import SILENT
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -47,9 +49,14 @@ class RoundLog:
         """Note a worker that contradicted itself."""
         self.caught.setdefault(client, reason)
 
+    @property
+    def silent(self) -> set[int]:
+        """The workers of which some answer could not be used."""
+        return {entry["client"] for entry in self.refused}
+
     def usable(self, client: int) -> bool:
         """Whether a worker has kept its word and answered so far."""
-        return client not in self.caught and all(e["client"] != client for e in self.refused)
+        return client not in self.caught and client not in self.silent
 
 
 @dataclass(frozen=True)
@@ -75,25 +82,34 @@ class Exchange:
             if client in orders
         ]
 
-    def ask(self, orders: Mapping[int, ConfigRecord]) -> dict[int, Message]:
+    def ask(self, orders: Mapping[int, ConfigRecord], **records: Any) -> dict[int, Message]:
         """Send orders; return the first reply of each worker that answered."""
-        sent = self.messages(orders)
+        if not orders:
+            return {}
+        sent = self.messages(orders, **records)
         return self.heard(sent, self.grid.send_and_receive(sent, timeout=self.deadline))
 
-    def heard(self, sent: list[Message], replies: Any) -> dict[int, Message]:
-        """Match replies with what was sent: one a node, in the workers' order."""
+    def heard(self, sent: list[Message], replies: Iterable[Message]) -> dict[int, Message]:
+        """Match replies with what was sent: one a node, in the workers' order.
+
+        A reply that another node sent is nobody's: the node itself may still answer.
+        """
         node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
         found: dict[int, Message] = {}
         for reply in replies:
             node = node_of.get(reply.metadata.reply_to_message_id)
-            if node is not None:
-                found.setdefault(self.clients[node], reply)
+            if node is None or not (reply.has_error() or reply.metadata.src_node_id == node):
+                continue
+            found.setdefault(self.clients[node], reply)
         return dict(sorted(found.items()))
 
 
 def read_all(
-    replies: Mapping[int, Message], asked: Mapping[int, Any], read: Any, ledger: RoundLog
-) -> dict[int, Any]:
+    replies: Mapping[int, Message],
+    asked: Iterable[int],
+    read: Callable[[Message, int], T],
+    ledger: RoundLog,
+) -> dict[int, T]:
     """Read each worker's reply with ``read(message, client)``; note who gave none, or a bad one."""
     result = {}
     for client in asked:

@@ -1,4 +1,4 @@
-"""The second half of commit and reveal: fetch what was voted for, and check it.
+"""The second half of commit and reveal: fetch the values of single files, and check them.
 
 Every value is compared with its sender's own commitment, so a worker that reveals anything else is
 caught, whatever the vote; the next worker that committed to the same value is asked instead.
@@ -7,24 +7,23 @@ caught, whatever the vote; the next worker that committed to the same value is a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from secrets import randbits
 
 import torch
 from flwr.app import Message
 from torch import Tensor
 
 from fedrobust.flower import commit_reveal
-from fedrobust.redundancy.commitments import check_sum, digest, sketch, sketches_agree
+from fedrobust.flower.commit_reveal import DOUBLE, FLOAT
+from fedrobust.redundancy.commitments import digest
 from strategies.redundancy.exchange import Exchange, RoundLog, read_all
 
-SAME = 1e-9  # relative difference of float64 sketches of one float32 vector, made elsewhere
 Promised = Mapping[tuple[int, int], bytes]
 Holders = Mapping[int, list[int]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reveal:
     """What one round's reveal needs to know.
 
@@ -35,26 +34,58 @@ class Reveal:
     promised
         (worker, file) -> the digest that it committed to.
     holders
-        File -> the workers that committed to its chosen value, in order of preference.
-    d, largest
-        Length of a vector, and its greatest accepted magnitude.
+        File -> the workers that committed to its chosen value.
+    length, largest
+        Length of a file's value (d + b), and its greatest accepted magnitude.
+    late
+        Workers that were silent before: they are asked where nobody else can be.
     """
 
     questions: Exchange
     ledger: RoundLog
     promised: Promised
     holders: Holders
-    d: int
+    length: int
     largest: float
+    late: Collection[int] = ()
 
-    def sources(self, files: list[int]) -> dict[int, int]:
-        """Return file -> the first of its holders that is still to be believed."""
-        found = {}
-        for file in files:
-            usable = (worker for worker in self.holders[file] if self.ledger.usable(worker))
-            if (worker := next(usable, None)) is not None:
-                found[file] = worker
-        return found
+    def believed(self, file: int) -> list[int]:
+        """Return the holders of a file that have kept their word, those in time first."""
+        usable = [worker for worker in self.holders[file] if self.ledger.usable(worker)]
+        in_time = [worker for worker in usable if worker not in self.late]
+        return in_time or usable
+
+    def sources(self, files: Iterable[int], *, fewest: bool = False) -> dict[int, int]:
+        """Choose file -> a holder to fetch it from, so that all send about equally much.
+
+        ``fewest`` first restricts the choice to a small set of workers that holds every file: for
+        sums, of which each worker sends one vector however many files are in it.
+        """
+        able = {file: found for file in files if (found := self.believed(file))}
+        if fewest:
+            chosen = hitting_set(able)
+            able = {file: [w for w in found if w in chosen] for file, found in able.items()}
+        load: dict[int, int] = {}
+        result = {}
+        for file in sorted(able, key=lambda f: (len(able[f]), f)):
+            worker = min(able[file], key=lambda w: (load.get(w, 0), w))
+            load[worker] = load.get(worker, 0) + 1
+            result[file] = worker
+        return result
+
+
+def hitting_set(able: Holders) -> set[int]:
+    """Return a small set of workers that holds every file: greedily, who holds most comes next."""
+    left, chosen = dict(able), set[int]()
+    while left:
+        counts: dict[int, int] = {}
+        for found in left.values():
+            for worker in found:
+                counts[worker] = counts.get(worker, 0) + 1
+        best = min(counts, key=lambda w: (-counts[w], w))
+        chosen.add(best)
+        left = {file: found for file, found in left.items() if best not in found}
+    return chosen
 
 
 def by_worker(sources: Mapping[int, int]) -> dict[int, list[int]]:
@@ -67,10 +98,10 @@ def by_worker(sources: Mapping[int, int]) -> dict[int, list[int]]:
 
 def reveal_files(
     job: Reveal,
-    files: list[int],
+    files: Iterable[int],
     accept: Callable[[int, int, Tensor], bool] = lambda worker, file, value: True,
 ) -> tuple[dict[int, Tensor], dict[int, int]]:
-    """Fetch whole gradients, one per file.
+    """Fetch whole values, one per file.
 
     Parameters
     ----------
@@ -80,14 +111,14 @@ def reveal_files(
 
     Returns
     -------
-    file -> its gradient (d,), and file -> the worker it came from. A file that nobody can reveal
+    file -> its value (d + b,), and file -> the worker it came from. A file that nobody can reveal
     any more is in neither.
     """
     values: dict[int, Tensor] = {}
     origin: dict[int, int] = {}
     pending = list(files)
     while sources := job.sources(pending):
-        for worker, got in _ask_slices(job, sources, 0, job.d).items():
+        for worker, got in _ask_slices(job, sources, 0, job.length).items():
             for file, value in got.items():
                 if digest(value) != job.promised[worker, file]:
                     job.ledger.catch(worker, f"revealed another value of file {file}")
@@ -100,16 +131,16 @@ def reveal_files(
 
 
 def reveal_slices(
-    job: Reveal, files: list[int], *, width: int, combine: Callable[[Tensor], Tensor]
+    job: Reveal, files: Iterable[int], *, width: int, combine: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, dict[int, int]]:
     """Fetch and aggregate ``width`` coordinates at a time: memory O(files x width + d).
 
     Digests are checked when the last slice has come. A worker that fails is caught, and the whole
-    pass is made again without it: at most one pass more for each liar.
+    pass is made again without it: at most one pass more for each Byzantine worker.
 
     Returns
     -------
-    The aggregate (d,), and file -> the worker it came from.
+    The aggregate (d + b,), and file -> the worker it came from.
 
     Raises
     ------
@@ -118,9 +149,9 @@ def reveal_slices(
     """
     while sources := job.sources(files):
         hashes = {file: hashlib.sha256() for file in sources}
-        result, before = torch.empty(job.d), len(job.ledger.caught) + len(job.ledger.refused)
-        for start in range(0, job.d, width):
-            stop = min(start + width, job.d)
+        result, before = torch.empty(job.length), len(job.ledger.caught) + len(job.ledger.refused)
+        for start in range(0, job.length, width):
+            stop = min(start + width, job.length)
             rows = {f: v for got in _ask_slices(job, sources, start, stop).values()
                     for f, v in got.items()}  # fmt: skip
             if len(rows) < len(sources):
@@ -143,7 +174,14 @@ def _ask_slices(
     """Ask each source for a slice of its files; return worker -> file -> value."""
     groups = by_worker(sources)
     asked = {
-        worker: commit_reveal.order("reveal", files=files, start=start, stop=stop)
+        worker: commit_reveal.order(
+            "reveal",
+            arrays=len(files),
+            size=len(files) * (stop - start) * FLOAT,
+            files=files,
+            start=start,
+            stop=stop,
+        )
         for worker, files in groups.items()
     }
     replies = job.questions.ask(asked)
@@ -165,16 +203,23 @@ def _ask_slices(
 
 
 def ask_sketches(
-    questions: Exchange, files_of: Mapping[int, list[int]], *, size: int, ledger: RoundLog
-) -> tuple[dict[tuple[int, int], Tensor], int]:
-    """Draw a seed, now that all have committed; return (worker, file) -> sketch, and the seed.
+    questions: Exchange,
+    files_of: Mapping[int, list[int]],
+    *,
+    seed: int,
+    size: int,
+    ledger: RoundLog,
+) -> dict[tuple[int, int], Tensor]:
+    """Ask workers for sketches of files; return (worker, file) -> sketch.
 
-    The seed comes from the system's entropy: one that followed from the experiment would be known
-    to liars before they commit.
+    The seed must have been drawn after everything that the sketches are to check has come.
     """
-    seed = randbits(62)
-    order = commit_reveal.order("sketch", seed=seed, size=size)
-    asked = dict.fromkeys(files_of, order)
+    asked = {
+        worker: commit_reveal.order(
+            "sketch", size=len(files) * size * DOUBLE, seed=seed, width=size, files=files
+        )
+        for worker, files in files_of.items()
+    }
     replies = questions.ask(asked)
 
     def read(message: Message, worker: int) -> Tensor:
@@ -184,85 +229,4 @@ def ask_sketches(
     for worker, rows in read_all(replies, asked, read, ledger).items():
         ledger.up("sketch", rows.nbytes)
         found |= {(worker, file): row for file, row in zip(files_of[worker], rows, strict=True)}
-    return found, seed
-
-
-def reveal_sum(
-    job: Reveal, files_of: Mapping[int, list[int]], *, size: int, alone: bool
-) -> tuple[Tensor, dict[int, int]]:
-    """Fetch the sum over all files as one partial sum per worker.
-
-    A partial sum is checked against the sketches of its files, which at least two workers that
-    committed to one value must give alike; where they differ the file itself is fetched, and its
-    digest says who lied. The server holds one vector per worker.
-
-    Parameters
-    ----------
-    files_of
-        Worker -> the files it committed to.
-    size
-        Of the sketches.
-    alone
-        Whether a worker is believed on a file of which no other one holds the chosen value: only
-        where all liars are known.
-
-    Returns
-    -------
-    The sum (d,), and file -> the worker it came from; files that nobody could reveal are left out.
-    """
-    files = sorted(job.holders)
-    sketches, seed = ask_sketches(job.questions, files_of, size=size, ledger=job.ledger)
-    sure = [file for file in files if _confirmed(job, file, sketches, alone)]
-    total, origin = torch.zeros(job.d), dict[int, int]()
-    while sources := job.sources([file for file in sure if file not in origin]):
-        for worker, (held, value) in _ask_sums(job, by_worker(sources)).items():
-            parts = torch.stack([sketches[worker, file] for file in held])
-            if check_sum(value, parts, seed=seed):
-                total += value
-                origin |= dict.fromkeys(held, worker)
-            else:
-                job.ledger.catch(worker, "revealed a sum that is not that of its files")
-    left = [file for file in files if file not in origin]
-    values, singly = reveal_files(job, left)
-    for file, value in values.items():
-        total += value
-        _compare_sketches(job, file, sketch(value, seed=seed, size=size), sketches)
-    return total, origin | singly
-
-
-def _ask_sums(job: Reveal, groups: Mapping[int, list[int]]) -> dict[int, tuple[list[int], Tensor]]:
-    """Ask workers for the sum over their files; return worker -> its files and their sum."""
-    asked = {worker: commit_reveal.order("sum", files=held) for worker, held in groups.items()}
-    found: dict[int, tuple[list[int], Tensor]] = {}
-
-    def read(message: Message, worker: int) -> Tensor | str:
-        settings = {"shape": (job.d,), "largest": job.largest}
-        return commit_reveal.read_values(message, ["sum"], **settings)["sum"]
-
-    for worker, value in read_all(job.questions.ask(asked), asked, read, job.ledger).items():
-        if isinstance(value, str):
-            job.ledger.refuse(worker, f"sum: {value}")
-        else:
-            job.ledger.up("sum", value.nbytes)
-            found[worker] = groups[worker], value
     return found
-
-
-def _confirmed(
-    job: Reveal, file: int, sketches: Mapping[tuple[int, int], Tensor], alone: bool
-) -> bool:
-    """Whether the holders of a file's chosen value give one sketch of it."""
-    told = [sketches[w, file] for w in job.holders[file] if (w, file) in sketches]
-    if not told or (len(told) == 1 and not alone):
-        return False
-    return all(sketches_agree(told[0], other, tolerance=SAME) for other in told)
-
-
-def _compare_sketches(
-    job: Reveal, file: int, true: Tensor, sketches: Mapping[tuple[int, int], Tensor]
-) -> None:
-    """Catch the workers whose sketch is not that of the value to which they committed."""
-    for worker in job.holders[file]:
-        told = sketches.get((worker, file))
-        if told is not None and not sketches_agree(true, told, tolerance=SAME):
-            job.ledger.catch(worker, f"its sketch of file {file} is not that of its value")

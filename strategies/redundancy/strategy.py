@@ -3,143 +3,262 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from logging import WARNING
 from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common import log
 from flwr.serverapp import Grid
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedrobust import aggregation
-from fedrobust.experiment.schema import Experiment
-from fedrobust.flower import array_of, commit_reveal, tensor_of
-from fedrobust.redundancy import (
-    Assignment,
-    Corruption,
-    label_digests,
-    label_values,
-    rounds,
-    traffic,
-)
-from fedrobust.redundancy.commitments import sketch, sketches_agree
-from fedrobust.redundancy.decision import Verdict, judge
-from fedrobust.redundancy.draco import decode_cyclic
+from fedrobust.flower import array_of, commit_reveal
+from fedrobust.flower.commit_reveal import DOUBLE
+from fedrobust.redundancy import Assignment, Corruption, traffic
+from fedrobust.redundancy.decision import judge
+from fedrobust.redundancy.file_gradient import FileGradient, Loss
+from fedrobust.redundancy.plan import FilePlan
 from fedrobust.redundancy.uploads import DIGEST
 from fedrobust.redundancy.window import Window
-from fedrobust.seeds import generator
-from fedrobust.training import StepState
-from fedrobust.training.server_optimizer import server_step
+from fedrobust.secret import fresh
+from fedrobust.seeds import derive
+from fedrobust.spec import Spec
+from fedrobust.training import StepState, take_step
 from strategies.base import RecordedStrategy, Row
-from strategies.redundancy.exchange import Exchange, RoundLog, read_all
-from strategies.redundancy.reveal import (
-    SAME,
-    Reveal,
-    ask_sketches,
-    reveal_files,
-    reveal_slices,
-    reveal_sum,
-)
+from strategies.redundancy import decoding, report
+from strategies.redundancy.commitments import held_files, labels_of, read_commitments
+from strategies.redundancy.enrolment import ask_profiles, init_member
+from strategies.redundancy.exchange import Exchange, RoundLog
+from strategies.redundancy.layout import ModelLayout
+from strategies.redundancy.membership import Membership
+from strategies.redundancy.reveal import Reveal
+from strategies.redundancy.second_stage import SecondStage, build_rule
+from strategies.redundancy.settings import Settings, settled
 
-Truth = Callable[[int], Corruption | None]
+Truth = Callable[[int, Assignment], Corruption | None]
+Step = Callable[[Tensor, Tensor, StepState, int], tuple[Tensor, StepState]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What one round works with."""
+
+    exchange: Exchange
+    plan: FilePlan
+    asked: tuple[int, ...]
+    sent: list[Message]
+    arrays: ArrayRecord
+    model: Tensor
+    statistics: Tensor
+    began: float
 
 
 class RedundantStrategy(RecordedStrategy):
     """Train with files that several workers compute: only what they agree on is fetched.
 
+    The server owns the data; every worker has them all and computes the gradients of the files that
+    it is given (`clients.redundancy.FileWorker`).
+
     Parameters
     ----------
-    experiment
-        Its ``scheme`` says who computes what and how liars are found; its rule is the second stage,
-        over the files' voted gradients.
-    clients
-        Node id -> worker, from the roll call.
-    truth
-        Round -> what the liars really distort, for the report only (simulation).
-    on_row
-        Called with each round's row when it is complete.
-    shapes
-        The model's parameter tensors in order; a layer-wise server optimizer needs them.
+    model, loss, data
+        The workers' own: a module, or a function that returns one; (outputs, targets) -> scalar;
+        a map-style dataset of pairs (input, target). One gradient is computed at the start, so that
+        a mistake shows on the server. ``loss=None`` leaves that out.
+    workers, replication, q
+        K, r (odd), and the most Byzantine workers there can be, q < K/2.
+    scheme, m
+        See `fedrobust.redundancy.assign`.
+    detection
+        "contested" (default of "aspis"), "strict", "paper", "window" (of "aspis_plus"), "none": see
+        `fedrobust.redundancy.decision.judge`.
+    second, pre
+        The second stage, a rule over files or buckets of them, where the plain mean is not enough.
+    batch
+        Samples of one round over all files; 0: two a file.
+    permutation, window, tolerance, sketch, coordinates
+        See `fedrobust.experiment.schema.Redundancy`.
+    mixed
+        Where workers compute other bits: 0 leaves the minority out; in (0, 1) copies are compared
+        by this relative tolerance instead.
+    server_lr, server_momentum
+        v <- momentum v + aggregate; w <- w - lr v.
+    deadline, min_replies, largest
+        Seconds to wait in each stage; fewest workers heard (2q+1 at least); greatest magnitude.
+    seed
+        Of the files: workers are told.
     secret
-        What the server's draws follow from; None: the experiment's seed, which every node knows.
+        What the draws follow from that no worker may foresee; never sent, kept in the snapshot.
+        None: a new one from the system's entropy.
+    clients
+        Node id -> worker. None: the first K nodes that are connected, by id.
+    step
+        (model, aggregate, state, round) -> the next model and state, in the place of the SGD step.
+    truth
+        (round, assignment) -> what Byzantine workers really distort, for the rows; simulation only.
+    on_row
+        Called with each round's row after it, where Flower's own ``start`` leads the run.
+
+    Attributes
+    ----------
+    history
+        The rows so far.
+    kept
+        The files that the last step was made of.
 
     Notes
     -----
     A round: the model goes out; workers commit to a digest per file; agreement, cliques and votes
     are decided on digests; then only values that were voted for are fetched, one copy of each, or
-    one sum per worker where the mean is enough. Silence is no evidence against anybody. All state
-    but the window's and the rule's memory is of one round.
+    sums where the mean is enough. Silence is no evidence against anybody, and a copy that did not
+    come votes for nobody; the model is kept unless 2q+1 workers are heard. A worker that
+    contradicts its own commitment is out for good. A model with BatchNorm is trained with the
+    statistics that the workers agree on, aggregated like gradients.
     """
 
     def __init__(
         self,
-        experiment: Experiment,
         *,
-        clients: Mapping[int, int],
-        truth: Truth = lambda round: None,
-        on_row: Callable[[Row], None] = lambda row: None,
-        shapes: tuple[tuple[int, ...], ...] = (),
+        model: nn.Module | Callable[[], nn.Module],
+        loss: Loss | None,
+        data: Any,
+        workers: int,
+        replication: int,
+        q: int,
+        scheme: str = "aspis",
+        m: int = 0,
+        detection: str = "auto",
+        second: Spec = "median",
+        pre: Sequence[Spec] = (),
+        batch: int = 0,
+        permutation: str = "auto",
+        window: int = 15,
+        tolerance: float = 0.0,
+        mixed: float = 0.0,
+        sketch: int = 32,
+        coordinates: int = 0,
+        server_lr: float = 0.1,
+        server_momentum: float = 0.0,
+        deadline: float = 600.0,
+        min_replies: int = 1,
+        largest: float = 1e10,
+        seed: int = 0,
         secret: int | None = None,
+        clients: Mapping[int, int] | None = None,
+        step: Step | None = None,
+        truth: Truth | None = None,
+        on_row: Callable[[Row], None] = lambda row: None,
     ) -> None:
-        super().__init__(on_row)
-        self._experiment = experiment
-        self._secret = experiment.seed if secret is None else secret
-        self._shapes = shapes
-        self._clients = dict(clients)
+        super().__init__()
+        self._on_row = on_row
+        self._settings = settled(
+            Settings(
+                scheme=scheme, m=m, workers=workers, replication=replication, q=q, batch=batch,
+                examples=len(data), detection=detection, permutation=permutation, window=window,
+                tolerance=tolerance, mixed=mixed, sketch=sketch, coordinates=coordinates,
+                deadline=deadline, min_replies=min_replies, largest=largest, seed=seed,
+                rule=second, pre=tuple(pre),
+            )
+        )  # fmt: skip
+        self._layout = ModelLayout(model)
+        if loss is not None:
+            probe = FileGradient(ModelLayout(model).flat.module, loss, data)
+            probe(self._layout.flat.vector, probe.statistics, torch.arange(2), seed=0)
+        self._secret = fresh() if secret is None else secret
+        self._clients = None if clients is None else dict(clients)
+        self._step = step or self._sgd(server_lr, server_momentum)
         self._truth = truth
-        self._rule = aggregation.build(experiment.rule, pre=experiment.pre)
+        self._rule = build_rule(self._settings)
         self._memory = self._rule.init()
         self._window: Window | None = None
         self._state = StepState()
-        self._model: Tensor | None = None
-        self._matrix: Tensor | None = None
-        self._questions: Exchange | None = None
-        self._sent: list[Message] = []
-        worst = rounds.worst_case(experiment.redundancy)
-        self._bound = None if worst is None else round(worst.fraction, 6)
+        self._members = Membership()
+        self._tolerance = tolerance
+        self._enrolled = False
+        self._round: Round | None = None
+        self.history: list[Row] = []
+        self.kept: tuple[int, ...] = ()
+
+    def initial_arrays(self) -> ArrayRecord:
+        """Return the model as it was given, layer by layer, for ``start``."""
+        return ArrayRecord(self._layout.flat.module.state_dict())
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Send the model, and ask every worker to commit to its files."""
-        self._started = time.perf_counter()
-        self._model = tensor_of(arrays["model"])
-        deadline = self._experiment.server.deadline
-        self._questions = Exchange(grid, self._clients, server_round, deadline)
-        coded = self._experiment.redundancy.name == "draco_cyclic"
-        order = commit_reveal.order("code" if coded else "commit")
-        everyone = dict.fromkeys(self._clients.values(), order)
-        self._sent = self._questions.messages(everyone, arrays=arrays)
-        return self._sent
+        """Send the model, and ask every worker that takes part to commit to its files."""
+        began = time.perf_counter()
+        s = self._settings
+        model, statistics = self._layout.read(arrays)
+        if self._clients is None:
+            self._clients = init_member(grid, workers=s.workers, deadline=s.deadline)
+        exchange = Exchange(grid, self._clients, server_round, s.deadline)
+        plan = s.plan(server_round, derive(self._secret, "worker labels", round=server_round))
+        tracked = {"statistics": statistics} if self._layout.b else {}
+        sent_arrays = array_of(model=model, **tracked)
+        if not self._enrolled and not s.coded:
+            self._compare_profiles(exchange, plan, sent_arrays)
+        asked = tuple(self._members.asked(self._clients.values(), server_round))
+        order = self._first_order(plan)
+        sent = exchange.messages(dict.fromkeys(asked, order), arrays=sent_arrays)
+        self._round = Round(
+            exchange=exchange, plan=plan, asked=asked, sent=sent, arrays=arrays, model=model,
+            statistics=statistics, began=began,
+        )  # fmt: skip
+        return sent
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Decide on the commitments, fetch what is needed, and step."""
-        assert self._questions is not None and self._model is not None, (
-            "configure_train comes first"
-        )
-        ledger = RoundLog()
-        ledger.bytes_down["model"] = self._model.nbytes * len(self._sent)
-        heard = self._questions.heard(self._sent, replies)
-        self._row = {"round": server_round, "replies": len(heard)}
-        self._row |= {"seconds_commit": round(time.perf_counter() - self._started, 4)}
-        coded = self._experiment.redundancy.name == "draco_cyclic"
+        assert self._round is not None, "configure_train comes first"
+        now, ledger = self._round, RoundLog()
+        heard = now.exchange.heard(now.sent, replies)
+        ledger.bytes_down["model"] = (now.model.nbytes + now.statistics.nbytes) * len(now.sent)
+        row: Row = {"round": server_round, "replies": len(heard)}
+        row["seconds_commit"] = round(time.perf_counter() - now.began, 4)
+        stepped: ArrayRecord | None = None
+        self.kept = ()
         try:
-            step = self._decode(heard, ledger) if coded else self._vote(heard, ledger)
-            stepped = self._stepped(server_round, step)
+            part = self._decode if self._settings.coded else self._vote
+            value = part(now, heard, ledger, row)
+            stepped = self._stepped(now, value)
         except ValueError as error:  # nothing to step with, or the rule's own refusal
-            self._row["kept"] = str(error)
-            stepped = None
-        self._row |= self._costs(ledger)
-        return (None, None) if stepped is None else (array_of(model=stepped), None)
+            row["kept"] = str(error)
+        self._members = self._members.after(
+            asked=now.asked, caught=ledger.caught, silent=ledger.silent
+        )
+        for worker, why in ledger.caught.items():
+            log(WARNING, "worker %s is Byzantine and out for good: it %s", worker, why)
+        row |= self._members.row() | report.costs(ledger, now.exchange.clients)
+        row["bytes_naive"] = traffic(now.plan.base, parameters=self._layout.length).naive
+        self._row = row
+        self.history.append(row)
+        return stepped, None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Ask nobody; hand the row out, which ``Strategy.start`` leaves to us."""
+        self._on_row(self._row)
+        return []
 
     def snapshot(self) -> dict[str, Any]:
-        """Return what the next round depends on: the rule's memory, the moments and the window."""
+        """Return what the next round depends on."""
         window = None if self._window is None else asdict(self._window)
         step, moments = self._state.step, list(self._state.moments)
-        return {"memory": self._memory, "step": step, "moments": moments, "window": window}
+        return {
+            "memory": self._memory,
+            "step": step,
+            "moments": moments,
+            "window": window,
+            "members": self._members.tree(),
+            "tolerance": self._tolerance,
+            "enrolled": self._enrolled,
+            "secret": self._secret,
+        }
 
     def restore(self, tree: Mapping[str, Any]) -> None:
         """Take a snapshot over."""
@@ -149,212 +268,113 @@ class RedundantStrategy(RecordedStrategy):
         if window is not None:
             window = Window(**{**window, "flagged": tuple(window["flagged"])})
         self._window = window
+        self._members = Membership(**tree["members"])
+        self._tolerance, self._enrolled = tree["tolerance"], tree["enrolled"]
+        self._secret = tree["secret"]
 
-    def _vote(self, heard: Mapping[int, Message], ledger: RoundLog) -> Tensor:
+    def _first_order(self, plan: FilePlan) -> ConfigRecord:
+        """Return the order that opens a round: one for all workers."""
+        nodes = [""] * self._settings.workers
+        for node, worker in (self._clients or {}).items():
+            nodes[worker] = str(node)
+        told = {**plan.settings(), "nodes": nodes}
+        if self._settings.coded:
+            size = 2 * DOUBLE * self._layout.length
+            return commit_reveal.order("code", arrays=1, size=size, **told)
+        return commit_reveal.order("commit", size=max(plan.base.loads) * DIGEST, **told)
+
+    def _compare_profiles(self, exchange: Exchange, plan: FilePlan, arrays: ArrayRecord) -> None:
+        """Ask once a run which workers compute the same bits."""
+        self._enrolled = True
+        told = {**self._first_order(plan), "stage": "profile", "reply-bytes": DIGEST}
+        self._members, self._tolerance = ask_profiles(
+            exchange,
+            ConfigRecord(told),
+            arrays,
+            settings=self._settings,
+            members=self._members,
+        )
+
+    def _vote(self, now: Round, heard: Mapping[int, Message], ledger: RoundLog, row: Row) -> Tensor:
         """Commitments -> labels -> verdict -> values -> the second stage's aggregate."""
-        settings = self._experiment.redundancy
-        files = rounds.assignment(self._experiment, round=self._questions.round)  # type: ignore[union-attr]
-        promised = _read_commitments(heard, files, self._clients.values(), ledger)
-        held = {w: files.matrix[w].nonzero().flatten().tolist() for w, _ in promised}
-        labels, accept = self._labels(promised, held, files, ledger)
+        s, files = self._settings, now.plan.assignment
+        assigned = report.without_rows(files, self._members.out)
+        q = self._members.left(s.q)
+        promised = read_commitments(heard, held_files(files, now.asked), ledger)
+        present = sorted({worker for worker, _ in promised})
+        self._enough(present, q)
+        labels, accept = labels_of(
+            promised, files, now.exchange, ledger,
+            tolerance=self._tolerance, size=s.sketch, secret=self._secret,
+        )  # fmt: skip
         begin = time.perf_counter()
         verdict, self._window = judge(
-            labels,
-            q=settings.q,
-            detection=settings.detection,
-            length=settings.window,
-            window=self._window,
-        )
-        self._row["seconds_detect"] = round(time.perf_counter() - begin, 4)
-        self._row |= {
-            "flagged": list(verdict.flagged),
-            "accepted": verdict.accepted,
-            "cliques": verdict.cliques,
-            "capped": verdict.capped,
-        }
-        server = self._experiment.server
+            labels, q=q, detection=s.detection, length=s.window, window=self._window,
+            copies=assigned.copies,
+        )  # fmt: skip
+        row["seconds_detect"] = round(time.perf_counter() - begin, 4)
+        row |= report.verdict(verdict)
+        wrong = report.bound_of(verdict, assigned, present, settings=s, q=q)
         job = Reveal(
-            self._questions,  # type: ignore[arg-type]
-            ledger,
-            promised,
-            verdict.holders(labels),
-            self._model.numel(),  # type: ignore[union-attr]
-            server.largest,
-        )
-        step, origin = self._second_stage(job, verdict, held, accept)
-        self._row |= self._report(verdict, origin, files, ledger)
-        return step
+            questions=now.exchange, ledger=ledger, promised=promised,
+            holders=verdict.holders(labels), length=self._layout.length, largest=s.largest,
+            late=self._members.late,
+        )  # fmt: skip
+        stage = SecondStage(
+            settings=s, rule=self._rule, memory=self._memory, secret=self._secret, q=q,
+            round=now.plan.round,
+        )  # fmt: skip
+        done = stage.apply(job, verdict, wrong=wrong, accept=accept)
+        self._memory, self.kept = done.memory, tuple(sorted(done.origin))
+        truth = None if self._truth is None else self._truth(now.plan.round, files)
+        row |= report.outcome(done, verdict, ledger, files=files, wrong=wrong, truth=truth)
+        return done.value
 
-    def _labels(
-        self,
-        promised: Mapping[tuple[int, int], bytes],
-        held: Mapping[int, list[int]],
-        files: Assignment,
-        ledger: RoundLog,
-    ) -> tuple[Tensor, Callable[[int, int, Tensor], bool]]:
-        """Tell which copies agree: by their digests, or with a tolerance by their sketches.
-
-        The sketches' seed is drawn after everybody has committed to a digest of the whole vector.
-        Also returned: a check of a revealed value against its sender's sketch.
-        """
-        shape = {"workers": files.workers, "files": files.files}
-        tolerance, size = self._experiment.redundancy.tolerance, self._experiment.redundancy.sketch
-        if not tolerance:
-            return label_digests(promised, **shape), lambda worker, file, value: True
-        questions = self._questions
-        assert questions is not None
-        sketches, seed = ask_sketches(questions, held, size=size, ledger=ledger)
-
-        def accept(worker: int, file: int, value: Tensor) -> bool:
-            own = sketch(value, seed=seed, size=size)
-            return sketches_agree(own, sketches[worker, file], tolerance=SAME)
-
-        return label_values(sketches, tolerance=tolerance, **shape), accept
-
-    def _second_stage(
-        self,
-        job: Reveal,
-        verdict: Verdict,
-        held: Mapping[int, list[int]],
-        accept: Callable[[int, int, Tensor], bool],
-    ) -> tuple[Tensor, dict[int, int]]:
-        """Return the aggregate (d,), and file -> the worker its value came from."""
-        e, files = self._experiment, sorted(job.holders)
-        if not files:
-            raise ValueError("no file was voted for")
-        mean = verdict.plain or (e.rule["name"] == "mean" and not e.pre)
-        self._row["path"] = "sum" if mean else "files"
-        if mean and not e.redundancy.tolerance:
-            total, origin = reveal_sum(job, held, size=e.redundancy.sketch, alone=verdict.plain)
-            if not origin:
-                raise ValueError("no file could be revealed")
-            return total / len(origin), origin
-        if e.redundancy.coordinates and not mean:
-            return reveal_slices(
-                job,
-                files,
-                width=e.redundancy.coordinates,
-                combine=lambda rows: self._rule.apply(rows).aggregate,
+    def _enough(self, present: Sequence[int], q: int) -> None:
+        """Raise a ValueError unless enough workers were heard."""
+        s = self._settings
+        if q < 0:
+            raise ValueError(
+                f"more than q={s.q} workers contradicted themselves or compute other bits: q is too"
+                " small"
             )
-        values, origin = reveal_files(job, files, accept)
-        if not values:
-            raise ValueError("no file could be revealed")
-        order = self._shuffled(sorted(values))
-        rows = self._stacked([values[file] for file in order])
-        if mean:
-            return rows.mean(0), origin
-        source = generator(self._secret, "rule", round=job.questions.round)
-        outcome = self._rule.apply(rows, self._memory, source, clients=order)
-        self._memory = outcome.state
-        return outcome.aggregate, origin
+        least = max(s.min_replies, 2 * q + 1)
+        if len(present) < least:
+            raise ValueError(
+                f"{len(present)} workers were heard, at least {least} are needed"
+                f" (2 q + 1 with q={q}, min_replies={s.min_replies})"
+            )
 
-    def _stacked(self, values: list[Tensor]) -> Tensor:
-        """Stack vectors in the memory of the last round, where it fits: fresh pages cost more."""
-        shape = (len(values), values[0].numel())
-        if self._matrix is None or tuple(self._matrix.shape) != shape:
-            self._matrix = torch.empty(shape)
-        return torch.stack(values, out=self._matrix)
-
-    def _shuffled(self, files: list[int]) -> list[int]:
-        """Shuffle the files, as DETOX does before its buckets."""
-        source = generator(self._secret, "buckets", round=self._questions.round)  # type: ignore[union-attr]
-        return [files[i] for i in torch.randperm(len(files), generator=source).tolist()]
-
-    def _decode(self, heard: Mapping[int, Message], ledger: RoundLog) -> Tensor:
+    def _decode(
+        self, now: Round, heard: Mapping[int, Message], ledger: RoundLog, row: Row
+    ) -> Tensor:
         """DRACO's cyclic code: the exact mean of all files, whatever s workers send."""
-        e, d = self._experiment, self._model.numel()  # type: ignore[union-attr]
-        received = torch.zeros(e.clients, d, dtype=torch.complex64)
-
-        def read(message: Message, worker: int) -> Tensor | str:
-            largest = e.server.largest
-            return commit_reveal.read_values(message, ["code"], shape=(2, d), largest=largest)[
-                "code"
-            ]
-
-        asked = dict.fromkeys(sorted(self._clients.values()))
-        for worker, value in read_all(heard, asked, read, ledger).items():
-            if isinstance(value, str):
-                ledger.refuse(worker, value)
-                continue
-            ledger.up("code", value.nbytes)
-            received[worker] = torch.complex(value[0], value[1])
-        rounds = self._questions.round  # type: ignore[union-attr]
-        source = generator(self._secret, "code", round=rounds)
-        found = decode_cyclic(received, s=(e.redundancy.replication - 1) // 2, generator=source)
-        self._row |= {"path": "code", "flagged": list(found.byzantine)}
-        self._row |= self._quality(set(found.byzantine))
+        s = self._settings
+        found = decoding.decode(
+            heard, now.asked, ledger,
+            workers=s.workers, replication=s.replication, length=self._layout.length,
+            largest=s.largest, secret=self._secret, round=now.plan.round,
+        )  # fmt: skip
+        row |= {"path": "code", "flagged": list(found.byzantine)}
+        truth = None if self._truth is None else self._truth(now.plan.round, now.plan.assignment)
+        row |= report.quality(set(found.byzantine), truth)
         if not found.consistent:
-            raise ValueError("more workers lie than the code corrects")
-        return found.total / e.clients
+            raise ValueError("more workers are Byzantine than the code corrects")
+        return (found.total / s.workers).float()
 
-    def _stepped(self, server_round: int, aggregate: Tensor) -> Tensor:
-        """Take the experiment's server step."""
-        stepped, self._state = server_step(
-            self._experiment,
-            self._model,  # type: ignore[arg-type]
-            aggregate,
-            self._state,
-            round=server_round,
-            shapes=self._shapes,
-            sizes=tuple(torch.Size(shape).numel() for shape in self._shapes),
-        )
-        return stepped
+    def _stepped(self, now: Round, value: Tensor) -> ArrayRecord:
+        """Take the server's step along the gradient; the statistics are taken over as they are."""
+        gradient, statistics = value[: self._layout.d], value[self._layout.d :]
+        model, self._state = self._step(now.model, gradient, self._state, now.plan.round)
+        return self._layout.write(now.arrays, model, statistics)
 
-    def _report(
-        self, verdict: Verdict, origin: Mapping[int, int], files: Assignment, ledger: RoundLog
-    ) -> Row:
-        """Say what was detected, and in simulation how much of it was true."""
-        row: Row = {
-            "caught": {str(worker): why for worker, why in sorted(ledger.caught.items())},
-            "files": files.files,
-            "dropped": files.files - len(origin),
-            "wrong_bound": self._bound,
-        }
-        truth = self._truth(self._questions.round)  # type: ignore[union-attr]
-        if truth is not None:
-            lies = self._experiment.redundancy.lies == "commit"
-            wrong = sum(bool(truth.distorted[w, file]) for file, w in origin.items()) if lies else 0
-            row["wrong_files"] = round(wrong / files.files, 6)
-        return row | self._quality({*verdict.flagged, *ledger.caught})
+    def _sgd(self, lr: float, momentum: float) -> Step:
+        def step(
+            model: Tensor, aggregate: Tensor, state: StepState, server_round: int
+        ) -> tuple[Tensor, StepState]:
+            return take_step(
+                model, aggregate, state, optimizer={"name": "sgd"}, lr=lr, momentum=momentum,
+                schedule={"name": "constant"}, warmup=0, shapes=self._layout.shapes,
+            )  # fmt: skip
 
-    def _quality(self, flagged: set[int]) -> Row:
-        """Precision and recall of the flagged workers; None where there is nothing to divide by."""
-        truth = self._truth(self._questions.round)  # type: ignore[union-attr]
-        if truth is None:
-            return {}
-        liars = set(truth.adversaries)
-        hits = len(flagged & liars)
-        return {
-            "byzantine": sorted(liars),
-            "precision": round(hits / len(flagged), 6) if flagged else None,
-            "recall": round(hits / len(liars), 6) if liars else None,
-        }
-
-    def _costs(self, ledger: RoundLog) -> Row:
-        """Bytes by stage, without headers, and what sending every copy would have cost."""
-        files = rounds.assignment(self._experiment, round=self._questions.round)  # type: ignore[union-attr]
-        node_of = {client: node for node, client in self._clients.items()}
-        rejected = [{"node": node_of.get(e["client"]), **e} for e in ledger.refused]
-        return {
-            "rejected": sorted(rejected, key=lambda e: e["client"]),
-            "bytes_up": sum(ledger.bytes_up.values()),
-            "bytes_down": sum(ledger.bytes_down.values()),
-            "bytes_by_stage": dict(ledger.bytes_up),
-            "bytes_naive": traffic(files, parameters=self._model.numel()).naive,  # type: ignore[union-attr]
-        }
-
-
-def _read_commitments(
-    heard: Mapping[int, Message], files: Assignment, workers: Iterable[int], ledger: RoundLog
-) -> dict[tuple[int, int], bytes]:
-    """Read who committed to what: (worker, file) -> digest."""
-    held = {worker: files.matrix[worker].nonzero().flatten().tolist() for worker in sorted(workers)}
-
-    def read(message: Message, worker: int) -> tuple[bytes, ...]:
-        return commit_reveal.read_digests(message, files=len(held[worker]))
-
-    promised: dict[tuple[int, int], bytes] = {}
-    for worker, digests in read_all(heard, held, read, ledger).items():
-        ledger.up("commit", DIGEST * len(digests))
-        promised |= {(worker, f): d for f, d in zip(held[worker], digests, strict=True)}
-    return promised
+        return step

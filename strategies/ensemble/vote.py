@@ -1,83 +1,50 @@
-"""A run of an ensemble: rounds of training, then the vote on clean and on attacked images."""
+"""How an ensemble is evaluated: the members' vote on clean and on attacked images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from functools import cache, partial
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedrobust import data
-from fedrobust.adversarial.frozen import predict
 from fedrobust.ensemble import combine
 from fedrobust.ensemble.attacker import PROBES, Crafted
-from fedrobust.ensemble.image_store import obtain
-from fedrobust.ensemble.measures import CLEAN, by_member, by_vote, measure
+from fedrobust.ensemble.measures import CLEAN, by_member, by_vote
 from fedrobust.ensemble.similarity import cotangent, mean_logit, similarities
 from fedrobust.evaluation import pixels
 from fedrobust.experiment.schema import Experiment
 from fedrobust.spec import Spec
 from strategies.base import Row
 from strategies.ensemble.query import Heard, ask
-from strategies.ensemble.strategy import EnsembleStrategy
 
 
-def run_ensemble(
-    grid: Grid,
-    experiment: Experiment,
-    dataset: data.Dataset,
-    clients: Mapping[int, int],
-    *,
-    attacks: Path | None = None,
-    device: str = "cpu",
-    on_row: Callable[[Row], None] = lambda row: None,
-) -> ArrayRecord:
-    """Train an ensemble over the grid and vote; the row of a round holds what was measured.
+@dataclass(frozen=True)
+class Vote:
+    """The evaluator of an ensemble: the members vote on clean and on attacked images.
 
-    Parameters
+    Attributes
     ----------
     clients
         Node id -> member.
-    attacks
-        Where the attacker's images lie, or shall lie.
-    device
-        Where the attacker trains its surrogates and makes its images.
-
-    Returns
-    -------
-    An empty record: there is no global model.
+    images
+        The attacker's images.
     """
-    strategy = EnsembleStrategy(
-        experiment, clients=clients, most_examples=len(dataset.train_labels), on_row=on_row
-    )
 
-    images = cache(partial(obtain, experiment, dataset, attacks, device=device))
+    grid: Grid
+    experiment: Experiment
+    dataset: data.Dataset
+    clients: Mapping[int, int]
+    images: Callable[[], Crafted]
 
-    def evaluate_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        last = server_round == experiment.rounds
-        if server_round and (last or server_round % experiment.server.evaluate_every == 0):
-            crafted = images() if experiment.transfer.attacks else None
-            strategy.close_round(
-                server_round, vote(grid, experiment, dataset, clients, server_round, crafted)
-            )
-        elif server_round:
-            strategy.close_round(server_round, {})
-        return None
-
-    strategy.start(
-        grid=grid,
-        initial_arrays=ArrayRecord(),
-        num_rounds=experiment.rounds,
-        timeout=experiment.server.deadline,
-        evaluate_fn=evaluate_round,
-    )
-    return ArrayRecord()
+    def __call__(self, server_round: int, model: None) -> dict[str, Any]:
+        """Ask the members, and measure what the votes make of their answers."""
+        crafted = self.images() if self.experiment.transfer.attacks else None
+        where = (self.grid, self.experiment, self.dataset, self.clients)
+        return vote(*where, server_round, crafted)
 
 
 def vote(
@@ -125,18 +92,6 @@ def vote(
             metrics["probes"] = probe(grid, experiment, dataset, clients, crafted)
     named = {entry["client"]: entry for entry in reversed(missing)}
     return metrics | {"rejected": [named[c] for c in sorted(named)]}
-
-
-def transfer_of_model(
-    module: nn.Module, experiment: Experiment, images: Callable[[], Crafted], device: str
-) -> dict[str, Any]:
-    """Measure one model on the attacker's images, in the form of a vote's row (FedAvg)."""
-    if not experiment.transfer.attacks:
-        return {}
-    crafted = images()
-    sets = {CLEAN: crafted.clean, **crafted.images}
-    found = {name: predict(module, pixels(x.to(device))).cpu() for name, x in sets.items()}
-    return {"votes": dict.fromkeys(experiment.ensemble.votes, measure(found, crafted.labels))}
 
 
 def probe(

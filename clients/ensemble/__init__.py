@@ -1,0 +1,1 @@
+"""Members of an ensemble: each trains its own model and answers queries with predictions."""

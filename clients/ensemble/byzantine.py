@@ -1,0 +1,118 @@
+"""A Byzantine member of an ensemble: it trains honestly, and spoils its answers to queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from torch import Tensor, nn
+
+from clients.node import ROLE
+from fedrobust.attacks import place
+from fedrobust.ensemble.validate import LIES
+from fedrobust.experiment.schema import Experiment
+from fedrobust.flower import array_of, read_setting
+from fedrobust.seeds import generator
+
+LAST = "last-answer"
+
+
+def is_byzantine(experiment: Experiment, context: Context) -> bool:
+    """Whether this member is Byzantine: on a real node its owner says so, else the experiment."""
+    role = context.node_config.get(ROLE)
+    if role is not None:
+        return role == "malicious"
+    return int(context.node_config["partition-id"]) in members(experiment)
+
+
+def members(experiment: Experiment) -> tuple[int, ...]:
+    """Return which members are Byzantine at inference, in simulation."""
+    return tuple(
+        place(
+            experiment.placement,
+            clients=experiment.clients,
+            byzantine=experiment.byzantine,
+            seed=experiment.seed,
+            round=0,
+        )
+    )
+
+
+def reply_of(message: Message, answer: Tensor) -> Message:
+    """Build the reply to a query."""
+    query = ConfigRecord({"query": str(read_setting(message.content, "query", "name"))})
+    content = RecordDict({"arrays": array_of(answer=answer), "reply": query})
+    return Message(content, reply_to=message)
+
+
+@dataclass(frozen=True)
+class HonestAnswer:
+    """An honest answer, and everything that a Byzantine member has at hand to spoil it."""
+
+    reply: Message
+    answer: Tensor
+    what: str
+    classes: int
+    message: Message
+    context: Context
+
+
+def _flip(honest: HonestAnswer) -> Message:
+    """Answer the next class with full confidence, the same for all Byzantine members."""
+    if honest.what == "labels":
+        return reply_of(honest.message, (honest.answer + 1) % honest.classes)
+    wrong = nn.functional.one_hot((honest.answer.argmax(1) + 1) % honest.classes, honest.classes)
+    return reply_of(honest.message, wrong.float() * (1e3 if honest.what == "logits" else 1))
+
+
+def _random(honest: HonestAnswer) -> Message:
+    name = str(read_setting(honest.message.content, "query", "name"))
+    source = generator(0, name, client=int(honest.context.node_config["partition-id"]))
+    shape = honest.answer.shape
+    if honest.what == "labels":
+        return reply_of(
+            honest.message, torch.randint(honest.classes, shape, generator=source).float()
+        )
+    return reply_of(honest.message, torch.rand(shape, generator=source).softmax(1))
+
+
+def _nan(honest: HonestAnswer) -> Message:
+    return reply_of(honest.message, torch.full_like(honest.answer, torch.nan))
+
+
+def _silence(honest: HonestAnswer) -> None:
+    return None
+
+
+def _garbage(honest: HonestAnswer) -> Message:
+    bad = Array("float32", tuple(honest.answer.shape), "numpy.ndarray", b"\x93NUMPY garbage")
+    record = ArrayRecord()
+    record["answer"] = bad
+    honest.reply.content["arrays"] = record
+    return honest.reply
+
+
+def _stale(honest: HonestAnswer) -> Message:
+    """Be late by one: what comes back now belongs to the query before."""
+    state, reply = honest.context.state, honest.reply
+    before = state[LAST] if LAST in state else ConfigRecord({"query": ""})
+    state[LAST], reply.content["reply"] = reply.content["reply"], before
+    return reply
+
+
+def _exception(honest: HonestAnswer) -> Message:
+    raise RuntimeError("a malicious member raises on purpose")
+
+
+BYZANTINE: dict[str, Callable[[HonestAnswer], Message | None]] = {
+    "flip": _flip,
+    "random": _random,
+    "nan": _nan,
+    "silence": _silence,
+    "garbage": _garbage,
+    "stale": _stale,
+    "exception": _exception,
+}
+assert set(BYZANTINE) == set(LIES), "each declared answer needs its member"

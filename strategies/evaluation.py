@@ -1,0 +1,153 @@
+"""What is measured of a model on the server: a list of functions ``(round, model) -> metrics``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedrobust.adversarial import catastrophic_overfitting, examine, overfitting_probe
+from fedrobust.adversarial.frozen import predict
+from fedrobust.attacks import threat_model
+from fedrobust.attacks.alie_backdoor import success_rate
+from fedrobust.data import Dataset
+from fedrobust.ensemble.attacker import Crafted
+from fedrobust.ensemble.measures import CLEAN, measure
+from fedrobust.evaluation import evaluate, pixels
+from fedrobust.experiment.schema import Adversarial, Experiment
+from fedrobust.seeds import generator
+
+Metrics = dict[str, Any]
+Evaluator = Callable[[int, Any], Metrics]  # (round, model); None where there is no global model
+Images = Callable[[], Crafted]
+
+
+@dataclass(frozen=True)
+class CleanAccuracy:
+    """Accuracy and loss on the test set."""
+
+    dataset: Dataset
+
+    def __call__(self, server_round: int, model: nn.Module) -> Metrics:
+        """Evaluate a model."""
+        score = evaluate(model, self.dataset.test_images, self.dataset.test_labels)
+        return {"accuracy": score.accuracy, "loss": score.loss}
+
+
+@dataclass(frozen=True)
+class RobustAccuracy:
+    """Accuracy under attack on the first test images, with alarms about what is suspicious."""
+
+    settings: Adversarial
+    seed: int
+    dataset: Dataset
+
+    def __call__(self, server_round: int, model: nn.Module) -> Metrics:
+        """Attack a model."""
+        settings, count = self.settings, self.settings.eval_images
+        return examine(
+            model,
+            pixels(self.dataset.test_images[:count]),
+            self.dataset.test_labels[:count],
+            eps=settings.eps,
+            steps=settings.eval_steps,
+            restarts=settings.eval_restarts,
+            attacks=settings.eval_attacks,
+            generator=generator(self.seed, "robust evaluation"),
+        )
+
+
+@dataclass(frozen=True)
+class OverfittingProbe:
+    """Accuracy under attack on some training images: it falls where single-step training collapses.
+
+    Attributes
+    ----------
+    probes
+        The accuracies so far: part of a checkpoint.
+    """
+
+    settings: Adversarial
+    seed: int
+    dataset: Dataset
+    probes: list[float]
+
+    def __call__(self, server_round: int, model: nn.Module) -> Metrics:
+        """Attack a model on training images, and compare with the rounds before."""
+        count = self.settings.probe_images
+        found = overfitting_probe(
+            model,
+            pixels(self.dataset.train_images[:count]),
+            self.dataset.train_labels[:count],
+            eps=self.settings.eps,
+            count=count,
+            generator=generator(self.seed, "probe"),
+        )
+        self.probes.append(found)
+        if not catastrophic_overfitting(self.probes):
+            return {"probe_accuracy": found}
+        best = max(self.probes)
+        text = f"catastrophic overfitting: the probe fell from {best:.3f} to {found:.3f}"
+        return {"probe_accuracy": found, "alarms": [text]}
+
+
+@dataclass(frozen=True)
+class TransferAccuracy:
+    """A model's accuracy on the attacker's images, in the form of a vote's row (FedAvg)."""
+
+    votes: tuple[str, ...]
+    images: Images
+    device: str
+
+    def __call__(self, server_round: int, model: nn.Module) -> Metrics:
+        """Ask a model about the attacker's images."""
+        crafted = self.images()
+        sets = {CLEAN: crafted.clean, **crafted.images}
+        found = {name: predict(model, pixels(x.to(self.device))).cpu() for name, x in sets.items()}
+        return {"votes": dict.fromkeys(self.votes, measure(found, crafted.labels))}
+
+
+@dataclass(frozen=True)
+class BackdoorSuccess:
+    """Share of the test images that the pattern of a backdoor turns into its target."""
+
+    pattern: dict[str, Any]
+    dataset: Dataset
+
+    def __call__(self, server_round: int, model: nn.Module) -> Metrics:
+        """Show a model the pattern."""
+        held_out: tuple[Tensor, Tensor] = (self.dataset.test_images, self.dataset.test_labels)
+        return {"attack_success": success_rate(model, *held_out, **self.pattern)}
+
+
+def evaluators_of(
+    experiment: Experiment, dataset: Dataset, *, images: Images, device: str, probes: list[float]
+) -> list[Evaluator]:
+    """Return what an experiment measures of its global model, in the order of a row's columns.
+
+    ``probes`` is what they remember between rounds: it is theirs to append to.
+    """
+    e, settings = experiment, experiment.adversarial
+    found: list[Evaluator] = [CleanAccuracy(dataset)]
+    if settings.eps:
+        found.append(RobustAccuracy(settings, e.seed, dataset))
+        if settings.probe_images:
+            found.append(OverfittingProbe(settings, e.seed, dataset, probes))
+    if e.transfer.attacks:
+        found.append(TransferAccuracy(tuple(e.ensemble.votes), images, device))
+    if (pattern := threat_model.pattern(e.attack)) is not None:
+        found.append(BackdoorSuccess(pattern, dataset))
+    return found
+
+
+def evaluated(evaluators: list[Evaluator], server_round: int, model: Any) -> Metrics:
+    """Return the metrics of all evaluators; alarms of several are put one behind the other."""
+    metrics: Metrics = {}
+    for evaluator in evaluators:
+        found = evaluator(server_round, model)
+        if "alarms" in metrics and "alarms" in found:
+            found = found | {"alarms": [*metrics["alarms"], *found["alarms"]]}
+        metrics |= found
+    return metrics

@@ -1,0 +1,136 @@
+"""An experiment's federated mode as a ``RobustStrategy``: its values, and what is added to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedrobust import aggregation
+from fedrobust.adversarial import slack_weights
+from fedrobust.experiment.schema import Experiment
+from fedrobust.flower.screening import Reply
+from fedrobust.models.batchnorm import variances
+from fedrobust.simulation import stragglers
+from fedrobust.training import StepState
+from fedrobust.training.server_optimizer import head_size, server_step
+from fedrobust.vector import FlatModel
+from strategies.base import Row
+from strategies.communication_cost import traffic
+from strategies.flat_vectors import FlatVectors
+from strategies.impact import honest_loss, impact_row
+from strategies.robust import Aggregated, Parts, RobustStrategy, Round
+from strategies.root_dataset import OwnData
+
+Members = Callable[[int], Iterable[int]]
+
+
+def federated_strategy(
+    experiment: Experiment,
+    *,
+    clients: Mapping[int, int],
+    model: FlatModel,
+    most_examples: int,
+    members: Members,
+    own_data: OwnData | None = None,
+    secret: int,
+) -> RobustStrategy:
+    """Turn an experiment into the values and functions of its strategy.
+
+    Parameters
+    ----------
+    clients
+        Node id -> client, from the roll call.
+    model
+        The freshly drawn model: its last layer is put back after pre-training.
+    most_examples
+        Size of the whole training set; no reply may claim more.
+    members
+        Round -> the clients known to be Byzantine, for the report only.
+    own_data
+        What the server knows itself, for rules that trust it.
+    secret
+        What the rule's draws follow from.
+    """
+    shapes, sizes = model.shapes, model.sizes
+    transport = FlatVectors(
+        experiment, sizes=sizes, most_examples=most_examples, variances=variances(model.module)
+    )
+    offers = {} if own_data is None else {"offers": own_data.offers}
+    return RobustStrategy.from_parts(
+        Parts(
+            rule=aggregation.build(experiment.rule, pre=experiment.pre),
+            transport=transport,
+            asked=partial(participants, experiment, dict(clients)),
+            step=partial(_step, experiment, shapes, sizes),
+            seed=secret,
+            deadline=stragglers.wall(experiment),
+            min_replies=experiment.server.min_replies,
+            restart=partial(_restart, experiment, model.vector.clone(), head_size(sizes)),
+            weigh=partial(_slack, experiment),
+            costs=partial(_costs, experiment),
+            report=partial(_report, members, sorted(clients.values())),
+            **offers,
+        )
+    )
+
+
+def participants(
+    experiment: Experiment, clients: Mapping[int, int], server_round: int, grid: Grid
+) -> dict[int, int]:
+    """Return the nodes that an experiment asks in a round."""
+    asked = set(stragglers.participants(experiment, server_round))
+    return {node: client for node, client in clients.items() if client in asked}
+
+
+def _step(
+    experiment: Experiment,
+    shapes: tuple[tuple[int, ...], ...],
+    sizes: tuple[int, ...],
+    vector: Tensor,
+    aggregate: Tensor,
+    state: StepState,
+    server_round: int,
+) -> tuple[Tensor, StepState]:
+    settings: dict[str, Any] = {"round": server_round, "shapes": shapes, "sizes": sizes}
+    return server_step(experiment, vector, aggregate, state, **settings)
+
+
+def _restart(
+    experiment: Experiment, fresh: Tensor, head: int, server_round: int, vector: Tensor
+) -> Tensor | None:
+    """Put the freshly drawn last layer back where pre-training ends."""
+    rounds = experiment.pretrain.rounds
+    if not rounds or server_round != rounds + 1:
+        return None
+    return torch.cat([vector[:-head], fresh[-head:]])
+
+
+def _slack(experiment: Experiment, updates: Tensor, replies: Sequence[Reply]) -> Tensor:
+    """Scale rows so that their mean is SFAT's weighted one; rows as they are without slack."""
+    settings = experiment.adversarial.federated
+    if not settings.slack:
+        return updates
+    losses = torch.tensor([reply.loss for reply in replies])
+    top = min(settings.slack_top, len(losses))
+    weights = slack_weights(losses, torch.ones(len(losses)), alpha=settings.slack, top=top)
+    return updates * (len(losses) * weights)[:, None]
+
+
+def _costs(experiment: Experiment, sent: Round, replies: Collection[Reply]) -> Row:
+    return traffic(experiment.server, replies, sent.bytes_down, sent.clients)
+
+
+def _report(members: Members, places: Sequence[int], aggregated: Aggregated) -> Row:
+    """Describe who counted how much, and how much of that was the attackers'."""
+    clients, outcome = aggregated.clients, aggregated.outcome
+    bad = set(members(aggregated.server_round))
+    row: Row = {"train_loss": honest_loss(clients, aggregated.replies, bad)}
+    if outcome.weights is not None:
+        weight = dict(zip(clients, outcome.weights.tolist(), strict=True))
+        row["weights"] = [round(weight[c], 6) if c in weight else None for c in places]
+    return row | impact_row(clients, bad, aggregated.updates, outcome.aggregate, outcome.weights)

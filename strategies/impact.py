@@ -1,0 +1,62 @@
+"""How much of a round was the attackers': known in simulation alone, and for the report alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedrobust.attacks import bypass, impact, spread
+from strategies.base import Row
+
+FARTHEST = 1e9  # a deviation beyond this says nothing more, and has no place in a table
+
+
+def honest_loss(
+    clients: Sequence[int], replies: Sequence[Any], bad: Collection[int]
+) -> float | None:
+    """Return the mean training loss that the honest clients report; None without any."""
+    losses = [
+        reply.loss for client, reply in zip(clients, replies, strict=True) if client not in bad
+    ]
+    return round(sum(losses) / len(losses), 6) if losses else None
+
+
+def impact_row(
+    clients: Sequence[int],
+    bad: Collection[int],
+    updates: Tensor,
+    aggregate: Tensor,
+    weights: Tensor | None = None,
+) -> Row:
+    """Say who was Byzantine and how far they got; nothing where nobody was.
+
+    Parameters
+    ----------
+    clients, updates
+        Whose the rows (n, d) are.
+    aggregate
+        What the server steps with, (d,).
+    weights
+        How much each row counted, (n,); None where a rule has no weights.
+    """
+    if not bad:
+        return {}
+    malicious = torch.tensor([client in bad for client in clients], dtype=torch.bool)
+    row: Row = {"byzantine": sorted(bad)}
+    if weights is not None:
+        row["bypass"] = bypass(weights, malicious)
+    if not bool(malicious.all()):
+        row["impact"] = _impact_of(aggregate, updates[~malicious])
+    return row
+
+
+def _impact_of(aggregate: Tensor, honest: Tensor) -> dict[str, float]:
+    """How far the aggregate is from the honest mean, in honest spreads, and its direction."""
+    measured = impact(aggregate, honest.mean(0), spread=spread(honest))
+    return {
+        "deviation": round(min(measured.deviation, FARTHEST), 6),
+        "cosine": round(measured.cosine, 6),
+    }

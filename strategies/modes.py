@@ -1,0 +1,242 @@
+"""The modes of an experiment: one table, one builder a mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import nn
+
+from fedrobust import models
+from fedrobust.attacks import threat_model
+from fedrobust.data import Dataset
+from fedrobust.ensemble.attacker import Crafted
+from fedrobust.ensemble.image_store import obtain
+from fedrobust.experiment.schema import ConfigError, Experiment
+from fedrobust.flower import AdversaryGrid, array_of, tensor_of, wire_of
+from fedrobust.models.batchnorm import load_statistics, read_statistics
+from fedrobust.simulation import stragglers
+from fedrobust.vector import FlatModel
+from strategies.base import RecordedStrategy, Row
+from strategies.ensemble.strategy import EnsembleStrategy
+from strategies.ensemble.vote import Vote
+from strategies.evaluation import Evaluator, evaluators_of
+from strategies.federated import federated_strategy
+from strategies.flower_strategy import StockStrategy
+from strategies.redundancy.from_experiment import redundant_strategy
+from strategies.root_dataset import OwnData
+from strategies.stragglers import in_time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a mode is built from.
+
+    Attributes
+    ----------
+    clients
+        Node id -> client, from the roll call.
+    device
+        Where the server's model and test images live.
+    attacks
+        Where the images of a transfer attack lie, or shall lie; None: they are not kept.
+    stock
+        A Flower strategy that leads the run in the place of ours.
+    secret
+        What the server's draws follow from.
+    """
+
+    grid: Grid
+    experiment: Experiment
+    dataset: Dataset
+    clients: Mapping[int, int]
+    secret: int
+    device: str = "cpu"
+    attacks: Path | None = None
+    stock: Strategy | None = None
+
+    def members(self, server_round: int) -> tuple[int, ...]:
+        """Return the clients that are Byzantine in a round."""
+        return threat_model.members(self.experiment, round=server_round)
+
+    def images(self) -> Callable[[], Crafted]:
+        """Return the attacker's images, made or found when they are first asked for."""
+        made = partial(obtain, self.experiment, self.dataset, self.attacks, device=self.device)
+        return cache(made)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """One experiment in its mode, ready to run.
+
+    Attributes
+    ----------
+    strategy
+        Leads the rounds.
+    grid
+        Carries them: with colluders and stragglers in between, where there are any.
+    arrays
+        The initial model; empty where there is no global model.
+    evaluators
+        What is measured.
+    load
+        Arrays -> the model that the evaluators get.
+    notes
+        Round -> columns that the grid adds to its row.
+    probes
+        What the evaluators remember between rounds: part of a checkpoint.
+    """
+
+    strategy: RecordedStrategy
+    grid: Grid
+    arrays: ArrayRecord
+    evaluators: list[Evaluator]
+    load: Callable[[ArrayRecord], nn.Module | None] = lambda arrays: None
+    notes: Callable[[int], Row] = lambda server_round: {}
+    probes: list[float] = field(default_factory=list)
+
+
+def federated(setup: Setup) -> Mode:
+    """Every client answers with an update; a rule aggregates them."""
+    e, dataset, model = setup.experiment, setup.dataset.to(setup.device), _model(setup)
+    own = OwnData(e, dataset, model, setup.secret) if e.server.root_images else None
+    strategy = federated_strategy(
+        e, model=model, own_data=own, secret=setup.secret, **_known(setup)
+    )
+    return _with_model(setup, strategy, model, dataset, colludes=True)
+
+
+def stock(setup: Setup) -> Mode:
+    """Build the federated mode with a Flower strategy in the place of ours.
+
+    Raises
+    ------
+    ConfigError
+        For what a stock strategy cannot read: quantised updates, running statistics.
+    """
+    e, model = setup.experiment, _model(setup)
+    if e.mode != "federated":
+        raise ConfigError([f"a Flower strategy leads federated runs, this one is of {e.mode}"])
+    if e.compression.on:
+        raise ConfigError(["a stock Flower strategy averages arrays: set compression.bits = 32"])
+    if len(read_statistics(model.module)):
+        text = "a stock Flower strategy needs a model without BatchNorm, got"
+        raise ConfigError([f"{text} {e.model}"])
+    assert setup.stock is not None
+    strategy = StockStrategy(
+        setup.stock,
+        server_lr=e.server.lr,
+        deadline=stragglers.wall(e),
+        largest=e.server.largest,
+        shapes={name: tuple(p.shape) for name, p in model.module.named_parameters()},
+        **_known(setup),
+    )
+    return _with_model(setup, strategy, model, setup.dataset.to(setup.device), colludes=True)
+
+
+def redundancy(setup: Setup) -> Mode:
+    """Build the mode in which every file is computed by several workers, who are compared."""
+    setup = replace(setup, device="cpu")  # digests are compared: files are computed on the CPU
+    model = _model(setup)
+    strategy = redundant_strategy(
+        setup.experiment,
+        model,
+        examples=len(setup.dataset.train_labels),
+        clients=setup.clients,
+        secret=setup.secret,
+        simulated=setup.secret == setup.experiment.seed,
+    )
+    # Every worker has the data: a Byzantine one computes what the others will send, and needs no
+    # side channel.
+    return _with_model(setup, strategy, model, setup.dataset, colludes=False)
+
+
+def ensemble(setup: Setup) -> Mode:
+    """Build the mode in which every node trains its own model, and they vote."""
+    e, dataset, clients = setup.experiment, setup.dataset, dict(setup.clients)
+    strategy = EnsembleStrategy(e, clients=clients, most_examples=len(dataset.train_labels))
+    vote = Vote(setup.grid, e, dataset, clients, setup.images())
+    return Mode(strategy=strategy, grid=setup.grid, arrays=ArrayRecord(), evaluators=[vote])
+
+
+MODES: dict[str, Callable[[Setup], Mode]] = {
+    "federated": federated,
+    "redundancy": redundancy,
+    "ensemble": ensemble,
+    "stock": stock,
+}
+
+
+def build(setup: Setup) -> Mode:
+    """Build an experiment's mode; a stock strategy leads in the place of the federated one."""
+    return MODES["stock" if setup.stock is not None else setup.experiment.mode](setup)
+
+
+def _model(setup: Setup) -> FlatModel:
+    """Build the freshly drawn model."""
+    e = setup.experiment
+    module = models.build_for(e.model, setup.dataset, seed=e.seed)
+    return FlatModel(models.with_policy(module, e.batchnorm).to(setup.device))
+
+
+def _known(setup: Setup) -> dict[str, Any]:
+    """Return what the strategies of federated runs know of their clients."""
+    return {
+        "clients": setup.clients,
+        "most_examples": len(setup.dataset.train_labels),
+        "members": setup.members,
+    }
+
+
+def _with_model(
+    setup: Setup, strategy: RecordedStrategy, model: FlatModel, dataset: Dataset, *, colludes: bool
+) -> Mode:
+    """Put the parts of a run with one global model together."""
+    e, clients = setup.experiment, setup.clients
+    labels = setup.dataset.train_labels
+    grid, notes = in_time(setup.grid, e, clients, labels, setup.members)
+    statistics = read_statistics(model.module)
+    beside = {"statistics": statistics} if len(statistics) else {}
+
+    def load(arrays: ArrayRecord) -> nn.Module:
+        model.load(tensor_of(arrays["model"]))
+        if "statistics" in arrays:
+            load_statistics(model.module, tensor_of(arrays["statistics"]))
+        return model.module
+
+    probes: list[float] = []
+    images, device = setup.images(), setup.device
+    return Mode(
+        strategy=strategy,
+        grid=_with_adversary(setup, grid, model.sizes) if colludes else grid,
+        arrays=array_of(model=model.vector.clone(), **beside),
+        evaluators=evaluators_of(e, dataset, images=images, device=device, probes=probes),
+        load=load,
+        notes=notes,
+        probes=probes,
+    )
+
+
+def _with_adversary(setup: Setup, grid: Grid, sizes: tuple[int, ...]) -> Grid:
+    """Wrap the grid with the colluders' side channel where the attack needs one."""
+    e = setup.experiment
+    if threat_model.kind(e.attack["name"]) not in ("craft", "trained"):
+        return grid
+    level = threat_model.knowledge(e.attack)
+    if level == "own" or not setup.members(1):
+        return grid
+    wire = wire_of(e, sizes)
+    return AdversaryGrid(
+        grid,
+        clients=setup.clients,
+        members=setup.members,
+        knowledge=level,
+        read=wire.read,
+        write=wire.write,
+    )
