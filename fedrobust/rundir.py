@@ -18,6 +18,7 @@ import torch
 from fedrobust import checkpoint
 from fedrobust.checkpoint import CheckpointError
 from fedrobust.config import Experiment, slug
+from fedrobust.text import printables
 
 CHECKPOINT = "checkpoint.npz"
 PACKAGES = ("flwr", "numba", "numpy", "ray", "scipy", "torch", "torchvision")
@@ -131,7 +132,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return rows
     for line in path.read_text().splitlines():
         try:
-            rows.append(json.loads(line))
+            rows.append(printables(json.loads(line)))
         except json.JSONDecodeError:
             break
     return rows

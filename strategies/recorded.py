@@ -10,6 +10,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedrobust.text import printables
+
 Row = dict[str, Any]
 
 
@@ -45,7 +47,10 @@ class RecordedStrategy(Strategy):
         return None
 
     def close_round(self, server_round: int, metrics: Mapping[str, Any]) -> None:
-        """Complete the round's row with the central evaluation and hand it out."""
+        """Complete the round's row with the central evaluation and hand it out.
+
+        Its texts are printable: some of them quote what a client wrote.
+        """
         self._row |= {**metrics, "seconds": round(time.perf_counter() - self._started, 4)}
-        self._on_row(self._row)
+        self._on_row(printables(self._row))
         self._row = {"round": server_round + 1}

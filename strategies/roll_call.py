@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from fedrobust import __version__
 from fedrobust.flower import read_setting
 from fedrobust.flower.wire import PROTOCOL
+from fedrobust.text import printable
 
 
 class ProtocolError(RuntimeError):
@@ -59,12 +60,14 @@ def roll_call(
         if node is None:
             continue
         if reply.has_error():
-            silent.append(str(reply.error.reason))
+            silent.append(printable(reply.error.reason, limit=500))
             continue
         protocol = read_setting(reply.content, "hello", "protocol")
         if isinstance(protocol, int) and protocol != PROTOCOL:
             version = read_setting(reply.content, "hello", "version")
-            strangers.append(f"node {node} runs fedrobust {version!r:.30} (protocol {protocol})")
+            strangers.append(
+                f"node {node} runs fedrobust {printable(version, limit=30)} (protocol {protocol})"
+            )
             del claims[node]
         else:
             claims[node] = read_setting(reply.content, "hello", "client")

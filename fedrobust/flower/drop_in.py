@@ -17,6 +17,7 @@ from fedrobust.flower.layers import STATISTICS, read_layers
 from fedrobust.secret import fresh
 from fedrobust.seeds import generator
 from fedrobust.spec import Spec
+from fedrobust.text import printable
 
 
 class Robust(Strategy):
@@ -87,7 +88,7 @@ class Robust(Strategy):
                 (metrics,) = reply.content.metric_records.values()
                 heard[node] = self._read(reply), metrics
             except Exception as error:  # a hostile reply may break any accessor: it loses its vote
-                log(INFO, "reply of node %s refused: %s", node, str(error)[:200])
+                log(INFO, "reply of node %s refused: %s", node, printable(error, limit=200))
         votes = [heard[node] for node in sorted(heard)]  # the order of replies must not matter
         try:
             aggregate = self._aggregate([model for model, _ in votes], server_round)

@@ -33,6 +33,7 @@ from fedrobust.flower._compat import (
 )
 from fedrobust.flower.salt import salted, take_ids
 from fedrobust.flower.wrapping import WrappedGrid
+from fedrobust.text import printable
 
 UNREADABLE = 11  # a code of our own, beyond Flower's
 SLACK = 2**20  # bytes of a reply beside its arrays
@@ -139,7 +140,7 @@ class GuardedGrid(WrappedGrid):
         except ObjectUnavailableError:
             return None
         except Exception as error:  # whatever a hostile reply breaks, it costs only its own vote
-            reason = f"unreadable reply ({type(error).__name__}: {str(error)[:160]})"
+            reason = f"unreadable reply ({type(error).__name__}: {printable(error, limit=160)})"
             reply = Message(Error(code=UNREADABLE, reason=reason), reply_to=asked)
         confirm = ConfirmMessageReceivedRequest(
             node=node, run_id=run, message_object_id=arriving.message_id

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedrobust.flower.packets import payload
 from fedrobust.flower.wire import tensor_of
+from fedrobust.text import printable
 
 RECORDS = {"arrays", "metrics"}
 ARRAYS = {"update"}
@@ -21,7 +22,10 @@ LONGEST = 1e6  # seconds
 
 
 class Rejected(ValueError):
-    """Why a reply lost its vote."""
+    """Why a reply lost its vote: one printable line, whatever the sender wrote into it."""
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(printable(reason))
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def _screened(
     times: bool,
 ) -> Reply:
     if message.has_error():
-        raise Rejected(f"error reply: {' '.join(str(message.error.reason).split())[:200]}")
+        raise Rejected(f"error reply: {str(message.error.reason)[:200]}")
     content = message.content
     _keys("records", set(content.keys()), RECORDS)
     arrays, metrics = content["arrays"], content["metrics"]
