@@ -13,9 +13,8 @@ from flwr.serverapp import Grid
 
 from fedrobust.config import Experiment
 from fedrobust.distributed import nodes_of
-from fedrobust.flower import Rejected
 from fedrobust.flower.answers import Progress, screen_progress
-from strategies.listening import SILENT
+from fedrobust.flower.replies import SILENT, collect
 from strategies.recorded import RecordedStrategy, Row
 
 
@@ -98,22 +97,15 @@ class EnsembleStrategy(RecordedStrategy):
     def _screen(
         self, replies: Iterable[Message]
     ) -> tuple[dict[int, Progress], list[dict[str, Any]]]:
-        node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in self._sent}
-        heard: dict[int, Progress] = {}
-        reasons = dict.fromkeys(self._clients, SILENT)
-        for reply in replies:
-            node = node_of.get(reply.metadata.reply_to_message_id)
-            if node is None or reasons.get(node) != SILENT:
-                continue
-            try:
-                heard[self._clients[node]] = screen_progress(
-                    reply, most_examples=self._most_examples
-                )
-                del reasons[node]
-            except Rejected as reason:
-                reasons[node] = str(reason)
+        most = self._most_examples
+        found = collect(
+            self._sent, replies, lambda reply: screen_progress(reply, most_examples=most)
+        )
+        reasons = dict.fromkeys(self._clients, SILENT) | found.refused
         rejected = [
-            {"node": node, "client": self._clients[node], "reason": reason}
-            for node, reason in reasons.items()
+            {"node": node, "client": self._clients[node], "reason": reasons[node]}
+            for node in self._clients
+            if node not in found.accepted
         ]
+        heard = {self._clients[node]: told for node, told in found.accepted.items()}
         return heard, sorted(rejected, key=lambda entry: entry["client"])

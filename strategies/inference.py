@@ -11,11 +11,10 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedrobust.flower import Rejected, array_of
+from fedrobust.flower import array_of
 from fedrobust.flower.answers import screen_answer
+from fedrobust.flower.replies import collect
 from fedrobust.inference import one_hot
-
-SILENT = "no answer before the deadline"
 
 
 @dataclass
@@ -132,14 +131,5 @@ def _screened(
     sent: list[Message], replies: Iterable[Message], query: str, shape: tuple[int, ...]
 ) -> dict[int, Tensor | str]:
     """Return node -> its answer, or why there is none; one answer a node counts."""
-    node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
-    result: dict[int, Tensor | str] = {}
-    for reply in replies:
-        node = node_of.get(reply.metadata.reply_to_message_id)
-        if node is None or node in result:
-            continue
-        try:
-            result[node] = screen_answer(reply, query=query, shape=shape)
-        except Rejected as reason:
-            result[node] = str(reason)
-    return dict.fromkeys(node_of.values(), SILENT) | result
+    found = collect(sent, replies, lambda reply: screen_answer(reply, query=query, shape=shape))
+    return {**found.accepted, **found.refused}

@@ -10,10 +10,11 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
-from fedrobust.flower import Rejected, screen
+from fedrobust.flower import screen
+from fedrobust.flower.replies import SILENT, collect
 from fedrobust.flower.screening import Reply
 
-SILENT = "no reply before the deadline"
+__all__ = ["SILENT", "Round", "listen"]
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Round:
 
     accepted: dict[int, Reply] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
+    silent: set[int] = field(default_factory=set)
 
     def matrix(self, buffer: Tensor | None = None) -> Tensor:
         """Return the accepted updates (n, d), by client; inside ``buffer`` where it fits."""
@@ -62,25 +64,11 @@ def listen(
     d, most_examples, largest, **more
         See ``fedrobust.flower.screen``.
     """
-    node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
-    missing, heard = set(node_of.values()), Round()
-
-    def refuse(node: int, reason: str) -> None:
+    settings = {"d": d, "most_examples": most_examples, "largest": largest, **more}
+    found = collect(sent, replies, lambda reply: screen(reply, **settings))
+    heard = Round({clients[node]: reply for node, reply in found.accepted.items()})
+    heard.silent = {clients[node] for node in found.silent}
+    for node, reason in found.refused.items():
         heard.rejected.append({"node": node, "client": clients[node], "reason": reason})
-
-    for reply in replies:
-        node = node_of.get(reply.metadata.reply_to_message_id)
-        if node is None or node not in missing:
-            continue
-        if not reply.has_error() and reply.metadata.src_node_id != node:
-            continue  # in another's name: the node itself may still answer
-        missing.discard(node)
-        try:
-            checked = screen(reply, d=d, most_examples=most_examples, largest=largest, **more)
-            heard.accepted[clients[node]] = checked
-        except Rejected as reason:
-            refuse(node, str(reason))
-    for node in missing:
-        refuse(node, SILENT)
     heard.rejected.sort(key=lambda entry: entry["client"])
     return heard

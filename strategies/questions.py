@@ -10,8 +10,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrobust.flower.promises import SCHEME
+from fedrobust.flower.replies import SILENT, collect
 from fedrobust.flower.screening import Rejected
-from strategies.listening import SILENT
 
 
 @dataclass
@@ -82,13 +82,8 @@ class Questions:
 
     def heard(self, sent: list[Message], replies: Any) -> dict[int, Message]:
         """Match replies with what was sent: one a node, in the workers' order."""
-        node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
-        found: dict[int, Message] = {}
-        for reply in replies:
-            node = node_of.get(reply.metadata.reply_to_message_id)
-            if node is not None:
-                found.setdefault(self.clients[node], reply)
-        return dict(sorted(found.items()))
+        found = collect(sent, replies, lambda reply: reply).accepted
+        return dict(sorted((self.clients[node], reply) for node, reply in found.items()))
 
 
 def read_all(

@@ -69,11 +69,10 @@ def drill(tmp_path_factory):
 
 
 def test_the_run_is_that_of_the_simulation(drill):
+    keys = ("accuracy", "loss", "train_loss", "rejected")
+
     def numbers(rows):
-        return [
-            {key: row.get(key) for key in ("accuracy", "loss", "train_loss", "rejected")}
-            for row in rows
-        ]
+        return [{key: row.get(key) for key in keys} for row in rows]
 
     assert [row["replies"] for row in drill["rows"][1:]] == [6] * 4
     assert numbers(drill["rows"]) == numbers(run_one(drill["e"]))

@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedrobust import aggregation
+from fedrobust.flower.evaluations import evaluation_reply
 from fedrobust.flower.layers import STATISTICS, read_layers
 from fedrobust.secret import fresh
 from fedrobust.seeds import generator
@@ -48,7 +49,7 @@ class Robust(Strategy):
     finite, loses its vote and is logged. With too few left for the rule the model is kept. Running
     statistics of normalisation layers and integer arrays are no coordinates of an update: each
     entry becomes the median over the clients. What clients claim (``num-examples``) weighs nothing;
-    their other metrics reach the strategy as medians.
+    their other metrics reach the strategy as medians, those of the evaluation too.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Robust(Strategy):
         self._seed = fresh() if seed is None else seed
         self._global: dict[str, Tensor] = {}
         self._sent: list[Message] = []
+        self._evaluating: list[Message] = []
 
     def summary(self) -> None:
         """Log the strategy's own summary."""
@@ -103,13 +105,17 @@ class Robust(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask whom the strategy asks."""
-        return self._inner.configure_evaluate(server_round, arrays, config, grid)
+        asked = self._inner.configure_evaluate(server_round, arrays, config, grid)
+        self._evaluating = list(asked)
+        return self._evaluating
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Leave the clients' evaluation to the strategy."""
-        return self._inner.aggregate_evaluate(server_round, replies)
+        """Hand the strategy the medians of what the clients report as the reply of one of them."""
+        weight = getattr(self._inner, "weighted_by_key", "num-examples")
+        one = evaluation_reply(self._evaluating, replies, weight=weight)
+        return self._inner.aggregate_evaluate(server_round, one) if one else None
 
     def _read(self, reply: Message) -> dict[str, Tensor]:
         if reply.has_error():
