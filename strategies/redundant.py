@@ -15,6 +15,7 @@ from torch import Tensor
 from fedrobust import aggregation, scheme
 from fedrobust.config import Experiment
 from fedrobust.flower import array_of, promises, tensor_of
+from fedrobust.flower.quarantine import struck
 from fedrobust.redundancy import (
     Assignment,
     Corruption,
@@ -125,6 +126,9 @@ class RedundantStrategy(RecordedStrategy):
             self._row["kept"] = str(error)
             stepped = None
         self._row |= self._costs(ledger)
+        refused = {entry["client"]: entry["reason"] for entry in ledger.refused}
+        caught = {worker: f"lied: {how}" for worker, how in ledger.caught.items()}
+        self._row |= struck(self._questions.grid, refused | caught, self._clients)
         return (None, None) if stepped is None else (array_of(model=stepped), None)
 
     def snapshot(self) -> dict[str, Any]:

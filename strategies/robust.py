@@ -16,6 +16,7 @@ from fedrobust.adversarial import slack_weights
 from fedrobust.attacks import bypass, impact, spread
 from fedrobust.config import Experiment
 from fedrobust.flower import array_of, payload, tensor_of, wire_of
+from fedrobust.flower.quarantine import struck
 from fedrobust.seeds import generator
 from fedrobust.stepping import head_size, server_step
 from fedrobust.training import StepState
@@ -98,12 +99,14 @@ class RobustStrategy(RecordedStrategy):
         self._matrix: Tensor | None = None  # kept: fresh pages cost more than the copy
         self._sent: list[Message] = []
         self._down = 0
+        self._grid: Grid | None = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Send every asked node what it lacks; messages of the same kind share one content."""
         self._started = time.perf_counter()
+        self._grid = grid
         self._model = tensor_of(arrays["model"])
         self._statistics = tensor_of(arrays["statistics"]) if "statistics" in arrays else None
         if (
@@ -149,6 +152,8 @@ class RobustStrategy(RecordedStrategy):
             "rejected": heard.rejected,
             **traffic(self._experiment.server, heard.accepted.values(), self._down, self._asked),
         }
+        refused = {entry["client"]: entry["reason"] for entry in heard.rejected}
+        self._row |= struck(self._grid, refused, self._clients)
         self._downlink.confirm(heard.accepted, self._state.step)
         try:
             stepped = self._step(server_round, heard)
