@@ -139,11 +139,14 @@ def run_on_nodes(
         home = Path(temporary)
         app = flower_run.write_app(home / "app", config, server=server)
         environment = connection(home, superlink, certificates=certificates, insecure=insecure)
+        target = RunFolder(output.resolve(), experiment)
+        before = () if resume else target.rows()
         answer = flower_run.flwr(["run", str(app)], environment)
         if "run-id" not in answer:
-            raise FlowerRunError(f"Flower did not accept the run: {answer}")
-        target = RunFolder(output.resolve(), experiment)
-        return flower_run.follow(str(answer["run-id"]), environment, target, on_row)
+            told = flower_run.refusal(answer)
+            raise FlowerRunError(f"the SuperLink did not accept the run: {told}")
+        run_id = str(answer["run-id"])
+        return flower_run.follow(run_id, environment, target, on_row, before=before)
 
 
 def connection(
