@@ -38,7 +38,7 @@ def drill(tmp_path_factory):
     home, e = tmp_path_factory.mktemp("federation"), Experiment.from_dict(EXPERIMENT)
     with federation(home, nodes=0, namespaces=False) as it:
         nodes: list[RawNode] = []
-        kinds = [None, None, None, raw_nodes.forger(lambda: nodes[:3]), raw_nodes.poisoner,
+        kinds = [None, None, None, raw_nodes.forger(lambda node: nodes[:3]), raw_nodes.poisoner,
                  raw_nodes.flooder]  # fmt: skip
         for number, kind in enumerate(kinds):
             it.register(number)

@@ -68,6 +68,7 @@ class RawNode(threading.Thread):
         )
         self.tried: Counter[str] = Counter()
         self.seen: list[Message] = []
+        self.team: list[RawNode] = []
         self.node_id, self.crash = 0, ""
         self._contexts: dict[int, Context] = {}
         self._over = threading.Event()
@@ -261,7 +262,7 @@ def guessed(message: Message) -> dict[str, bytes]:
     return {one.object_id: one.deflate() for one in found}
 
 
-def forger(victims: Callable[[], Iterable[RawNode]]) -> Behaviour:
+def forger(victims: Callable[[RawNode], Iterable[RawNode]]) -> Behaviour:
     """Return a node that answers for others, whose ids it has been told, and then for itself.
 
     It guesses the ids of the messages to them, as it would without a salt, and it also knows the
@@ -272,7 +273,7 @@ def forger(victims: Callable[[], Iterable[RawNode]]) -> Behaviour:
         reply = node.answer(message)
         if reply is None:
             return
-        for victim in victims():
+        for victim in victims(node):
             known = [m.metadata.message_id for m in victim.seen[-1:]]
             for asked in [*_other_ids(message, victim.node_id), *known]:
                 node.push(renamed(reply, victim.node_id, asked))

@@ -1,0 +1,100 @@
+"""What the gate costs: the same rounds and requests with it and without it, at the same time.
+
+``python -m experiments.benchmarks.gate`` starts two SuperLinks with eight honest nodes each, one
+behind the gate, and runs the same experiment on both at once, so that both see the same machine.
+Then it asks both for messages in turns. One JSON line a case.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from experiments.deploy import raw_nodes
+from experiments.deploy.federation import Federation, federation
+from experiments.deploy.hostile import EXPERIMENT, at_work
+from experiments.deploy.raw_nodes import RawNode
+from experiments.deployment import run_on_nodes
+from fedrobust.config import Experiment
+from fedrobust.flower import _compat as flower
+
+GOAL = 1.05
+REQUESTS, TURNS = 100, 10
+
+
+def main(rounds: int = 100, clients: int = 8) -> None:
+    """Measure both, and print the lines."""
+    server = EXPERIMENT["server"] | {"deadline": 300.0, "evaluate_every": 1000}
+    e = Experiment.from_dict(
+        EXPERIMENT | {"rounds": rounds, "clients": clients, "byzantine": 0, "server": server}
+    )
+    seconds: dict[bool, list[float]] = {}
+    with ExitStack() as stack:
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedrobust-gate-")))
+        sites: dict[bool, tuple[Federation, list[RawNode]]] = {}
+        for gate in (True, False):
+            home = temporary / str(gate)
+            it = stack.enter_context(federation(home, nodes=0, namespaces=False, gate=gate))
+            behaviours = [raw_nodes.honest] * clients
+            sites[gate] = it, stack.enter_context(at_work(it, behaviours))
+
+        def measure(gate: bool) -> None:
+            it = sites[gate][0]
+            rows = run_on_nodes(e, superlink=it.address, output=it.home / "results",
+                                certificates=it.home / "ca.crt")  # fmt: skip
+            seconds[gate] = [row["seconds"] for row in rows[1:]]
+
+        threads = [threading.Thread(target=measure, args=(gate,)) for gate in sites]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        asked = requests({gate: nodes[0] for gate, (_, nodes) in sites.items()})
+    rest = {"rounds": rounds, "mean_seconds": {str(k): mean(v) for k, v in seconds.items()}}
+    show("a round of 8 nodes", statistics.median(seconds[True]), statistics.median(seconds[False]),
+         **rest)  # fmt: skip
+    per_second = {str(gate): round(1 / each, 1) for gate, each in asked.items()}
+    show("a request for messages", asked[True], asked[False], requests_per_second=per_second)
+
+
+def requests(nodes: dict[bool, RawNode]) -> dict[bool, float]:
+    """Return the median seconds of one request to each SuperLink, asked in turns."""
+    for node in nodes.values():
+        node.stop()
+    found: dict[bool, list[float]] = {gate: [] for gate in nodes}
+    for _ in range(TURNS):
+        for gate, node in nodes.items():
+            request = flower.PullMessagesRequest()
+            request.node.node_id = node.node_id
+            began = time.perf_counter()
+            for _ in range(REQUESTS):
+                node.call("PullMessages", request)
+            found[gate].append((time.perf_counter() - began) / REQUESTS)
+    return {gate: statistics.median(each) for gate, each in found.items()}
+
+
+def mean(values: list[float]) -> float:
+    """Return the mean, rounded."""
+    return round(statistics.fmean(values), 3)
+
+
+def show(case: str, seconds: float, reference: float, **rest: Any) -> None:
+    """Print one line."""
+    line = {"case": case, "seconds": round(seconds, 4), "reference": "the same without the gate",
+            "reference_seconds": round(reference, 4), "ratio": round(seconds / reference, 3),
+            "goal": GOAL, "peak_bytes": None, **rest}  # fmt: skip
+    typer.echo(json.dumps(line))
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()
