@@ -2,7 +2,8 @@
 
 ``python -m experiments.benchmarks.gate`` starts two SuperLinks with eight honest nodes each, one
 behind the gate, and runs the same experiment on both at once, so that both see the same machine.
-Then it asks both for messages in turns. One JSON line a case.
+Then it asks both for messages in turns. ``--rounds 0`` only measures the CPU time of requests to
+Flower's web app in this process, which other load does not change. One JSON line a case.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import typer
 
 from experiments.deploy import raw_nodes
 from experiments.deploy.federation import Federation, federation
+from experiments.deploy.gate import Gate
 from experiments.deploy.hostile import EXPERIMENT, at_work
 from experiments.deploy.raw_nodes import RawNode
 from experiments.deployment import run_on_nodes
@@ -27,11 +29,19 @@ from fedrobust.config import Experiment
 from fedrobust.flower import _compat as flower
 
 GOAL = 1.05
-REQUESTS, TURNS = 100, 10
+REQUESTS, TURNS = 40, 5
+KINDS = {
+    "PullMessages": flower.PullMessagesRequest,
+    "SendNodeHeartbeat": lambda: flower.SendNodeHeartbeatRequest(heartbeat_interval=30.0),
+}
 
 
 def main(rounds: int = 100, clients: int = 8) -> None:
     """Measure both, and print the lines."""
+    for case, (with_gate, without) in in_process().items():
+        show(case, with_gate, without)
+    if not rounds:
+        return
     server = EXPERIMENT["server"] | {"deadline": 300.0, "evaluate_every": 1000}
     e = Experiment.from_dict(
         EXPERIMENT | {"rounds": rounds, "clients": clients, "byzantine": 0, "server": server}
@@ -65,6 +75,26 @@ def main(rounds: int = 100, clients: int = 8) -> None:
     show("a request for messages", asked[True], asked[False], requests_per_second=per_second)
 
 
+def in_process() -> dict[str, tuple[float, float]]:
+    """Return case -> CPU seconds of one request, through the gate and without it; in turns."""
+    apps = {gate: flower.superlink_app() for gate in (True, False)}
+    callers = {gate: flower.app_client(Gate(app) if gate else app) for gate, app in apps.items()}
+    nodes = {gate: flower.enrol(client) for gate, client in callers.items()}
+    found: dict[str, dict[bool, list[float]]] = {}
+    for _ in range(TURNS):
+        for gate, client in callers.items():
+            for name, kind in KINDS.items():
+                request = kind()
+                request.node.node_id = nodes[gate]
+                began = time.process_time()
+                for _ in range(REQUESTS):
+                    flower.call(client, name, request)
+                spent = (time.process_time() - began) / REQUESTS
+                cells = found.setdefault(f"CPU of {name}", {True: [], False: []})
+                cells[gate].append(spent)
+    return {case: (min(cells[True]), min(cells[False])) for case, cells in found.items()}
+
+
 def requests(nodes: dict[bool, RawNode]) -> dict[bool, float]:
     """Return the median seconds of one request to each SuperLink, asked in turns."""
     for node in nodes.values():
@@ -88,8 +118,8 @@ def mean(values: list[float]) -> float:
 
 def show(case: str, seconds: float, reference: float, **rest: Any) -> None:
     """Print one line."""
-    line = {"case": case, "seconds": round(seconds, 4), "reference": "the same without the gate",
-            "reference_seconds": round(reference, 4), "ratio": round(seconds / reference, 3),
+    line = {"case": case, "seconds": round(seconds, 6), "reference": "the same without the gate",
+            "reference_seconds": round(reference, 6), "ratio": round(seconds / reference, 3),
             "goal": GOAL, "peak_bytes": None, **rest}  # fmt: skip
     typer.echo(json.dumps(line))
 

@@ -80,9 +80,11 @@ __all__ = [
     "PushObjectResponse",
     "SendNodeHeartbeatRequest",
     "TaskIdentity",
+    "app_client",
     "call",
     "chunk_content",
     "cut",
+    "enrol",
     "fleet_client",
     "get_object_head_values_from_object_content",
     "inflate_object_from_contents",
@@ -95,6 +97,7 @@ __all__ = [
     "runtime_client",
     "set_message_id",
     "stranger_requests",
+    "superlink_app",
     "tree_of",
     "version",
 ]
@@ -176,6 +179,36 @@ def fleet_client(address: str, *, key: Path, verify: ssl.SSLContext, source: str
     transport = httpx.HTTPTransport(verify=verify, local_address=source)
     client._client = httpx.Client(transport=transport, timeout=120)
     return client
+
+
+def superlink_app() -> Any:
+    """Return the SuperLink's own web app with an empty state in memory, for measurements."""
+    from flwr.superlink.main import create_app
+
+    return create_app()
+
+
+def app_client(app: Any) -> Any:
+    """Return a Fleet client with a fresh key that calls a web app in this process."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+    from starlette.testclient import TestClient
+
+    private = ec.generate_private_key(ec.SECP384R1())
+    signing = NodeAuthHttpInterceptor(private, private.public_key())
+    client = FleetHttpClient("http://127.0.0.1", interceptors=[signing])
+    client._client = TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 1))
+    return client
+
+
+def enrol(client: Any) -> int:
+    """Register and activate the node of a Fleet client; return its id."""
+    from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
+
+    key = public_key(client)
+    client.RegisterNode(RegisterNodeFleetRequest(public_key=key))
+    return client.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=30.0)).node_id
 
 
 def public_key(client: Any) -> bytes:
