@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.deploy import raw_nodes
+from experiments.deploy import behaviours
+from experiments.deploy.behaviours import stranger
 from experiments.deploy.federation import federation
-from experiments.deploy.raw_nodes import RawNode, stranger
+from experiments.deploy.raw_nodes import RawNode
 from experiments.deployment import run_on_nodes
 from experiments.simulation import run_one
 from fedrobust import secret
@@ -38,8 +39,8 @@ def drill(tmp_path_factory):
     home, e = tmp_path_factory.mktemp("federation"), Experiment.from_dict(EXPERIMENT)
     with federation(home, nodes=0, namespaces=False) as it:
         nodes: list[RawNode] = []
-        kinds = [None, None, None, raw_nodes.forger(lambda node: nodes[:3]), raw_nodes.poisoner,
-                 raw_nodes.flooder]  # fmt: skip
+        kinds = [None, None, None, behaviours.forger(lambda node: nodes[:3]), behaviours.poisoner,
+                 behaviours.flooder]  # fmt: skip
         for number, kind in enumerate(kinds):
             it.register(number)
             nodes.append(RawNode(it, number, kind, source=f"127.0.1.{number + 1}"))

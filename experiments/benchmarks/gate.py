@@ -19,11 +19,10 @@ from typing import Any
 
 import typer
 
-from experiments.deploy import raw_nodes
 from experiments.deploy.federation import Federation, federation
 from experiments.deploy.gate import Gate
 from experiments.deploy.hostile import EXPERIMENT, at_work
-from experiments.deploy.raw_nodes import RawNode
+from experiments.deploy.raw_nodes import RawNode, honest
 from experiments.deployment import run_on_nodes
 from fedrobust.config import Experiment
 from fedrobust.flower import _compat as flower
@@ -53,7 +52,7 @@ def main(rounds: int = 100, clients: int = 8) -> None:
         for gate in (True, False):
             home = temporary / str(gate)
             it = stack.enter_context(federation(home, nodes=0, namespaces=False, gate=gate))
-            behaviours = [raw_nodes.honest] * clients
+            behaviours = [honest] * clients
             sites[gate] = it, stack.enter_context(at_work(it, behaviours))
 
         def measure(gate: bool) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 
 import typer
 
-from experiments.deploy import raw_nodes
+from experiments.deploy import behaviours
+from experiments.deploy.behaviours import stranger
 from experiments.deploy.federation import Federation, as_json, federation
-from experiments.deploy.raw_nodes import RawNode, stranger
+from experiments.deploy.raw_nodes import Behaviour, RawNode, honest
 from experiments.deployment import run_on_nodes
 from experiments.flower_run import FlowerRunError
 from experiments.simulation import run_one
@@ -40,6 +41,11 @@ HONEST = 4  # then a forger, a poisoner, a flooder, a silent node
 
 def main(rounds: int = 20, gate: bool = True, deadline: float = 40.0, seeds: int = 3) -> None:
     """Run the drill and say what came of it."""
+    raise typer.Exit(0 if held(rounds, gate=gate, deadline=deadline, seeds=seeds) else 1)
+
+
+def held(rounds: int, *, gate: bool = True, deadline: float = 40.0, seeds: int = 3) -> bool:
+    """Run the drill, print what came of it, and return whether all is as it should be."""
     server = EXPERIMENT["server"] | {"deadline": deadline}
     e = Experiment.from_dict(EXPERIMENT | {"rounds": rounds, "server": server})
     spread = [run_one(Experiment.from_dict(e.to_dict() | {"seed": s}))[-1]["accuracy"]
@@ -57,21 +63,21 @@ def main(rounds: int = 20, gate: bool = True, deadline: float = 40.0, seeds: int
     typer.echo(as_json(found))
     for node in nodes:
         typer.echo(as_json({"node": node.name, "tried": dict(sorted(node.tried.items()))}))
-    raise typer.Exit(0 if found["good"] else 1)
+    return bool(found["good"])
 
 
-def eight() -> list[raw_nodes.Behaviour]:
+def eight() -> list[Behaviour]:
     """Return what the eight nodes do; the forger knows two honest ones' ids."""
-    forger = raw_nodes.forger(lambda node: node.team[:2])
-    hostile = [forger, raw_nodes.poisoner, raw_nodes.flooder, raw_nodes.silent]
-    return [*[raw_nodes.honest] * HONEST, *hostile]
+    forger = behaviours.forger(lambda node: node.team[:2])
+    hostile = [forger, behaviours.poisoner, behaviours.flooder, behaviours.silent]
+    return [*[honest] * HONEST, *hostile]
 
 
 @contextmanager
-def at_work(it: Federation, behaviours: list[raw_nodes.Behaviour]) -> Iterator[list[RawNode]]:
+def at_work(it: Federation, kinds: list[Behaviour]) -> Iterator[list[RawNode]]:
     """Register and start nodes, each at an address of its own; stop them at the end."""
     nodes: list[RawNode] = []
-    for number, behaviour in enumerate(behaviours):
+    for number, behaviour in enumerate(kinds):
         it.register(number)
         nodes.append(RawNode(it, number, behaviour, source=f"127.0.1.{number + 1}"))
     for node in nodes:
