@@ -29,8 +29,7 @@ from fedrobust import __version__
 from fedrobust.config import Experiment
 from fedrobust.cores import VARIABLE
 from fedrobust.rundir import RunFolder
-from fedrobust.text import printable
-from strategies.server_app import FAILED
+from fedrobust.text import FAILED, printable
 
 Row = dict[str, Any]
 POLL = 0.5

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 LONGEST = 300
+FAILED = "the run failed: "  # how a server app's last sentence begins in its log
 
 
 def printable(text: object, *, limit: int = LONGEST) -> str:

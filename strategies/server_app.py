@@ -16,12 +16,10 @@ from fedrobust import adversary, secret
 from fedrobust.config import ConfigError, Experiment, from_run_config
 from fedrobust.flower import CohortGrid, GuardedGrid
 from fedrobust.rundir import RunFolder
-from fedrobust.text import printable
+from fedrobust.text import FAILED, printable
 from strategies.durable import Checkpoints
 from strategies.recorded import Row
 from strategies.session import run
-
-FAILED = "the run failed: "  # what a reader of the log looks for
 
 app = ServerApp()
 

@@ -13,8 +13,8 @@ from experiments.simulation import run_one
 from fedrobust.checkpoint import CheckpointError
 from fedrobust.config import Experiment
 from fedrobust.rundir import CHECKPOINT, PREVIOUS, FolderError, RunFolder, WriteError, read_rows
+from fedrobust.text import FAILED
 from strategies.roll_call import ProtocolError
-from strategies.server_app import FAILED
 
 
 @pytest.fixture
