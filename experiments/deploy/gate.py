@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.deploy.gate_ledger import MIB, Limits, Refused, RoundLog, Softly
+from fedrobust.flower import _compat as flower
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -116,7 +117,7 @@ class Gate:
                 outcome(done, seen.size, bytes(seen.body))
         except Softly as soft:
             self._tell(scope, Refused(200, soft.reason))
-            await answer(send, 200, soft.content, kind="application/x-protobuf")
+            await answer(send, 200, soft.content, kind=flower.MEDIA_TYPE)
         finally:
             self._waiting -= len(body)
 

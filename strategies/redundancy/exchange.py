@@ -10,8 +10,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrobust.flower.commit_reveal import SCHEME
+from fedrobust.flower.replies import SILENT
 from fedrobust.flower.screening import Rejected
-from strategies.replies import SILENT
 
 T = TypeVar("T")
 

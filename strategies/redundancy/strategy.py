@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedrobust.flower import array_of, commit_reveal
 from fedrobust.flower.commit_reveal import DOUBLE
+from fedrobust.flower.quarantine import struck
 from fedrobust.redundancy import Assignment, Corruption, traffic
 from fedrobust.redundancy.decision import judge
 from fedrobust.redundancy.file_gradient import FileGradient, Loss
@@ -29,7 +30,7 @@ from fedrobust.training import StepState, take_step
 from strategies.base import RecordedStrategy, Row
 from strategies.redundancy import decoding, report
 from strategies.redundancy.commitments import held_files, labels_of, read_commitments
-from strategies.redundancy.enrolment import ask_profiles, init_member
+from strategies.redundancy.enrolment import ask_profiles, enrol
 from strategies.redundancy.exchange import Exchange, RoundLog
 from strategies.redundancy.layout import ModelLayout
 from strategies.redundancy.membership import Membership
@@ -193,7 +194,7 @@ class RedundantStrategy(RecordedStrategy):
         s = self._settings
         model, statistics = self._layout.read(arrays)
         if self._clients is None:
-            self._clients = init_member(grid, workers=s.workers, deadline=s.deadline)
+            self._clients = enrol(grid, workers=s.workers, deadline=s.deadline)
         exchange = Exchange(grid, self._clients, server_round, s.deadline)
         plan = s.plan(server_round, derive(self._secret, "worker labels", round=server_round))
         tracked = {"statistics": statistics} if self._layout.b else {}
@@ -232,6 +233,8 @@ class RedundantStrategy(RecordedStrategy):
         )
         for worker, why in ledger.caught.items():
             log(WARNING, "worker %s is Byzantine and out for good: it %s", worker, why)
+        refused = {entry["client"]: entry["reason"] for entry in ledger.refused}
+        row |= struck(now.exchange.grid, refused | ledger.caught, now.exchange.clients)
         row |= self._members.row() | report.costs(ledger, now.exchange.clients)
         row["bytes_naive"] = traffic(now.plan.base, parameters=self._layout.length).naive
         self._row = row
