@@ -2,19 +2,20 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
+import torch
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from fedrobust.flower import InProcessGrid, Rejected, Robust, array_of
-from fedrobust.flower.evaluations import medians
 from fedrobust.flower.in_process import identify, stamp
 from fedrobust.flower.replies import SILENT, SUPERLINK, collect
-from strategies.ensemble.query import _screened
+from strategies.ensemble.query import ask
 from strategies.ensemble.strategy import EnsembleStrategy
 from strategies.handshake import roll_call
-from strategies.redundancy.exchange import Questions
+from strategies.redundancy.exchange import Exchange
 
 identify()
 NODES = (11, 12, 13)
@@ -74,20 +75,26 @@ def test_the_order_of_replies_does_not_matter():
     assert collect(sent, replies, number) == expected
 
 
-@pytest.mark.parametrize("channel", ["redundancy", "vote", "training of members", "roll call"])
+@pytest.mark.parametrize("channel", ["redundancy", "votes", "training of members", "roll call"])
 def test_no_channel_hears_a_node_in_anothers_name(channel):
     """Redundancy, votes and the roll call took the first reply to a message, whoever sent it."""
     sent = questions((11, 12))
     clients = {11: 0, 12: 1}
     boom = [reply(asked, source=99, error=Error(2, "forged")) for asked in sent]
     if channel == "redundancy":
-        assert not Questions(None, clients, 1, 1.0).heard(sent, boom)
-    elif channel == "vote":
-        assert set(_screened(sent, boom, "q", (1,)).values()) == {SILENT}
+        assert not Exchange(None, clients, 1, 1.0).heard(sent, boom)
+    elif channel == "votes":
+        forger = SimpleNamespace(send_and_receive=lambda messages, timeout: [
+            reply(asked, source=99, error=Error(2, "forged")) for asked in messages
+        ])  # fmt: skip
+        heard = ask(forger, torch.zeros(1, 1, 2, 2), clients=clients, name="q", classes=2,
+                    deadline=1.0)  # fmt: skip
+        assert {entry["reason"] for entry in heard.missing} == {SILENT}
     elif channel == "training of members":
         strategy = EnsembleStrategy.__new__(EnsembleStrategy)
         strategy._sent, strategy._clients, strategy._most_examples = sent, clients, 9
-        assert {entry["reason"] for entry in strategy._screen(boom)[1]} == {SILENT}
+        strategy.aggregate_train(1, boom)
+        assert {entry["reason"] for entry in strategy.row["rejected"]} == {SILENT}
     else:
 
         class Forged(InProcessGrid):
@@ -121,7 +128,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_one_evaluation_reply_does_not_end_a_run_or_become_its_loss(fault):
     """Each of these ended the run of an app around ``Robust``, or was its reported loss."""
-    arrays = array_of(w=__import__("torch").zeros(3))
+    arrays = array_of(w=torch.zeros(3))
     strategy = Robust(FedAvg(min_evaluate_nodes=3, min_available_nodes=3), rule="median")
     grid = InProcessGrid(lambda m, c: None, clients=3, run_config={})
     asked = strategy.configure_evaluate(1, arrays, ConfigRecord(), grid)
@@ -136,9 +143,3 @@ def test_one_evaluation_reply_does_not_end_a_run_or_become_its_loss(fault):
     assert told["accuracy"] == 0.9 and "strange" not in told
     alone = strategy.aggregate_evaluate(1, [Message(content, reply_to=asked[0])])
     assert alone is None or all(math.isfinite(value) for value in alone.values())
-
-
-def test_medians_are_of_what_most_report():
-    reports = [{"a": 1.0, "b": 5.0}, {"a": 2.0}, {"a": 9.0, "b": 6.0}, {"c": 0.0}]
-    assert medians(reports) == {"a": 2.0}
-    assert medians([]) == {}
