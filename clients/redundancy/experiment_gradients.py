@@ -52,7 +52,7 @@ def _alone(node: Node, place: Place, chosen: Tensor, file: int) -> Tensor:
             generator=draw("file order"),
             loss=_loss(e, draw("file perturbation")),
         )
-    return with_statistics(update.cpu(), module)
+    return with_statistics(update.cpu(), module) if len(place.statistics) else update.cpu()
 
 
 def _together(node: Node, place: Place, indices: Tensor, files: Sequence[int]) -> Sequence[Tensor]:
