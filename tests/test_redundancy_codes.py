@@ -10,6 +10,7 @@ import torch
 
 from fedrobust.redundancy import assign
 from fedrobust.redundancy.commitments import (
+    ROUNDING,
     check_sum,
     digest,
     sketch,
@@ -125,8 +126,10 @@ def test_sketches_are_linear_and_keep_distances():
     assert torch.equal(x, before)
     assert made.shape == (4, 256)
     assert made.dtype == torch.float64
-    assert torch.allclose(made[2], sketch(x[2], seed=5, size=256))
-    assert torch.allclose(made.sum(0), sketch(x.double().sum(0), seed=5, size=256), atol=1e-6)
+    # single precision within a block: equal up to ROUNDING relative to the norm
+    assert torch.allclose(made[2], sketch(x[2], seed=5, size=256), atol=ROUNDING * 316)
+    total = sketch(x.double().sum(0), seed=5, size=256)
+    assert torch.allclose(made.sum(0), total, atol=4 * ROUNDING * 316)
     assert torch.allclose(made.norm(dim=1), x.double().norm(dim=1), rtol=0.25)
     assert not torch.equal(made, sketch(x, seed=6, size=256))
     noisy = sketch(x[0] + 1e-2 * x[1], seed=5, size=256)
