@@ -23,7 +23,8 @@ from strategies.base import Row
 from strategies.communication_cost import traffic
 from strategies.flat_vectors import FlatVectors
 from strategies.impact import honest_loss, impact_row
-from strategies.robust import Aggregated, Parts, RobustStrategy, Round
+from strategies.parts import Aggregated, Parts, Round, no_offers
+from strategies.robust import RobustStrategy
 from strategies.root_dataset import OwnData
 
 Members = Callable[[int], Iterable[int]]
@@ -60,7 +61,6 @@ def federated_strategy(
     transport = FlatVectors(
         experiment, sizes=sizes, most_examples=most_examples, variances=variances(model.module)
     )
-    offers = {} if own_data is None else {"offers": own_data.offers}
     return RobustStrategy.from_parts(
         Parts(
             rule=aggregation.build(experiment.rule, pre=experiment.pre),
@@ -74,7 +74,7 @@ def federated_strategy(
             weigh=partial(_slack, experiment),
             costs=partial(_costs, experiment),
             report=partial(_report, members, sorted(clients.values())),
-            **offers,
+            offers=own_data.offers if own_data is not None else no_offers,
         )
     )
 

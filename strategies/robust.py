@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from logging import INFO, WARNING
 from typing import Any
@@ -15,122 +13,18 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from torch import Tensor
 
-from fedrobust import aggregation
-from fedrobust.aggregation import Aggregator, Outcome
-from fedrobust.experiment.load import parse_spec
-from fedrobust.flower import UpdateMatrix, matrix_of, payload
+from fedrobust.flower import UpdateMatrix, matrix_of
+from fedrobust.flower.chosen_rule import ChosenRule
+from fedrobust.flower.rule_spelling import Rule
+from fedrobust.secret import fresh
 from fedrobust.seeds import generator
 from fedrobust.spec import Spec, suggest
-from fedrobust.training import StepState, take_step
+from fedrobust.training import StepState
 from strategies.base import RecordedStrategy, Row
+from strategies.parts import ABSENT, Aggregated, Kept, Memory, Parts, Round, sgd
 from strategies.replies import collect
 from strategies.sampling import Sampling
-from strategies.transport import REPLIES, Model, NamedLayers, Reply, Transport
-
-Step = Callable[[Tensor, Tensor, StepState, int], tuple[Tensor, StepState]]
-Server = Mapping[str, Callable[[], Any]]  # what a rule may ask of the server's own data
-
-
-@dataclass(frozen=True, kw_only=True)
-class Aggregated:
-    """What a rule made of one round.
-
-    Attributes
-    ----------
-    nodes, clients
-        Whose replies were accepted, by client; ``clients`` are their places, which rules that
-        remember each client's past go by.
-    replies
-        What was read from them.
-    updates
-        Their updates, (n, d).
-    outcome
-        The aggregate, and each update's weight where the rule has weights.
-    """
-
-    server_round: int
-    nodes: Sequence[int]
-    clients: Sequence[int]
-    replies: Sequence[Any]
-    updates: Tensor
-    outcome: Outcome
-
-
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """One round that is under way: what was sent, to whom, and where the updates will lie."""
-
-    number: int
-    model: Model
-    clients: Mapping[int, int]
-    sent: tuple[Message, ...]
-    matrix: UpdateMatrix
-
-    @property
-    def bytes_down(self) -> int:
-        """Bytes of the arrays of all messages that were sent."""
-        return sum(payload(message.content) for message in self.sent)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What outlives a round: the rule's memory, and the server optimizer's moments."""
-
-    rule: Any = None
-    step: StepState = field(default_factory=StepState)
-
-
-def node_weights(aggregated: Aggregated) -> Row:
-    """Return how much each node counted; nothing where the rule has no weights."""
-    weights = aggregated.outcome.weights
-    if weights is None:
-        return {}
-    return {"weights": dict(zip(aggregated.nodes, weights.tolist(), strict=True))}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What a ``RobustStrategy`` is put together from; the laboratory brings its own.
-
-    Attributes
-    ----------
-    rule
-        Aggregates the updates.
-    transport
-        The form of models and updates.
-    asked
-        (round, grid) -> the nodes to ask, each with its place among the clients.
-    step
-        (model (d,), aggregate (d,), state, round) -> the stepped model and the next state.
-    seed
-        What the rule draws follows from it.
-    deadline
-        Seconds after which a message that nobody answered expires; None: Flower's default.
-    min_replies
-        With fewer accepted replies the model is kept.
-    restart
-        (round, model (d,)) -> another model where a new phase of training begins, with all memory
-        forgotten; else None.
-    offers
-        (model (d,), round) -> what a rule may ask of data that the server holds itself.
-    weigh
-        (updates (n, d), replies) -> the updates that the rule sees.
-    costs, report
-        Columns of the round's row: of every round, and of one that was aggregated.
-    """
-
-    rule: Aggregator
-    transport: Transport
-    asked: Callable[[int, Grid], Mapping[int, int]]
-    step: Step
-    seed: int
-    deadline: float | None = None
-    min_replies: int = 1
-    restart: Callable[[int, Tensor], Tensor | None] = lambda server_round, vector: None
-    offers: Callable[[Tensor, int], Server | None] = lambda vector, server_round: None
-    weigh: Callable[[Tensor, Sequence[Any]], Tensor] = lambda updates, replies: updates
-    costs: Callable[[Round, Sequence[Any]], Row] = lambda sent, replies: {}
-    report: Callable[[Aggregated], Row] = node_weights
+from strategies.transport import REPLIES, Model, NamedLayers, Reply
 
 
 class RobustStrategy(RecordedStrategy):
@@ -143,8 +37,8 @@ class RobustStrategy(RecordedStrategy):
     Parameters
     ----------
     rule, pre
-        A rule and its pre-aggregators, each a name, a text or a table: ``"median"``,
-        ``"krum:f=2"``, ``{"name": "krum", "f": 2}``.
+        A rule and its pre-aggregators: ``"median"``, ``"nnm+krum:f=2"``,
+        ``{"name": "krum", "f": 2}``, or a function (n, d) -> (d,).
     server_lr, server_momentum
         v <- momentum v + aggregate; w <- w - lr v, where an update is the global model minus the
         client's. With the defaults the model becomes the aggregate of the clients' models.
@@ -188,7 +82,7 @@ class RobustStrategy(RecordedStrategy):
     def __init__(
         self,
         *,
-        rule: Spec,
+        rule: Rule,
         pre: Sequence[Spec] = (),
         server_lr: float = 1.0,
         server_momentum: float = 0.0,
@@ -203,20 +97,22 @@ class RobustStrategy(RecordedStrategy):
         if replies not in REPLIES:
             raise ValueError(f"unknown replies {replies!r}; {suggest(replies, list(REPLIES))}")
         _check(server_lr, server_momentum, deadline, min_replies, largest)
-        spec, chain = parse_spec(rule), [parse_spec(one) for one in pre]
-        drawn = secrets.randbits(63) if seed is None else seed
+        chosen = ChosenRule.of(rule, pre)
+        drawn = fresh() if seed is None else seed
         self._take(
             Parts(
-                rule=aggregation.build(spec, pre=chain),
+                rule=chosen.built,
+                fitting=chosen.fitting,
+                own_function=callable(chosen.rule),
                 transport=NamedLayers(replies=replies, largest=largest),
                 asked=Sampling(
                     fraction=fraction_train,
                     available=min_available_nodes,
                     deadline=deadline,
                     seed=drawn,
-                    check=lambda n: aggregation.check(spec, n=n, pre=chain),
+                    check=chosen.check,
                 ),
-                step=partial(_sgd, server_lr, server_momentum),
+                step=partial(sgd, server_lr, server_momentum),
                 seed=drawn,
                 deadline=deadline,
                 min_replies=min_replies,
@@ -294,10 +190,13 @@ class RobustStrategy(RecordedStrategy):
         }
         metrics = parts.transport.metrics(read)
         parts.transport.heard([client for client, _ in accepted], self._memory.step.step)
+        malformed = sum(not reason.startswith(ABSENT) for reason in heard.refused.values())
         try:
-            aggregated = self._aggregated(sent, accepted, read)
+            aggregated = self._aggregated(sent, accepted, read, malformed)
             vector, self._memory = self._stepped(sent, aggregated)
         except ValueError as error:  # the rule's own refusal: too few updates, nothing finite
+            if parts.own_function and not isinstance(error, Kept):
+                raise
             self._close(row | {"kept": str(error)})
             return None, metrics
         self._close(row | parts.report(aggregated))
@@ -331,20 +230,27 @@ class RobustStrategy(RecordedStrategy):
         return Model(anew, model.beside)
 
     def _aggregated(
-        self, sent: Round, accepted: Sequence[tuple[int, int]], read: Sequence[Reply]
+        self,
+        sent: Round,
+        accepted: Sequence[tuple[int, int]],
+        read: Sequence[Reply],
+        malformed: int,
     ) -> Aggregated:
         """Apply the rule to the updates, which lie in the order of the clients."""
         parts, clients = self._parts, [client for client, _ in accepted]
         if len(read) < parts.min_replies:
-            raise ValueError(f"min_replies asks for {parts.min_replies}, got {len(read)}")
+            raise Kept(f"min_replies asks for {parts.min_replies}, got {len(read)}")
         updates = sent.matrix.gather([reply.update for reply in read])
-        outcome = parts.rule.apply(
+        rule = parts.fitting(len(read), malformed) if parts.fitting else parts.rule
+        outcome = rule.apply(
             parts.weigh(updates, read),
             self._memory.rule,
             generator(parts.seed, "rule", round=sent.number),
             clients=clients,
             server=parts.offers(sent.model.vector, sent.number),
         )
+        if parts.own_function and not bool(outcome.aggregate.isfinite().all()):
+            raise Kept("the rule returned values that are not finite")
         return Aggregated(
             server_round=sent.number,
             nodes=[node for _, node in accepted],
@@ -372,23 +278,6 @@ class RobustStrategy(RecordedStrategy):
             log(INFO, "reply of node %s refused: %s", entry["node"], entry["reason"])
         if "kept" in row:
             log(WARNING, "round %s keeps the model: %s", row["round"], row["kept"])
-
-
-def _sgd(
-    lr: float, momentum: float, vector: Tensor, aggregate: Tensor, state: StepState, _: int
-) -> tuple[Tensor, StepState]:
-    """Take one step of SGD at a constant rate."""
-    return take_step(
-        vector,
-        aggregate,
-        state,
-        optimizer="sgd",
-        lr=lr,
-        momentum=momentum,
-        schedule="constant",
-        warmup=0,
-        shapes=(),
-    )
 
 
 def _check(

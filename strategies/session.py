@@ -74,6 +74,7 @@ def run(
     n, least = experiment.clients, experiment.clients - experiment.byzantine
     dataset = data.load(experiment.data, root=data_root)
     clients = roll_call(grid, expected=n, needed=least, deadline=wall)
+    saved = None if checkpoints is None else checkpoints.saved
     setup = Setup(
         grid=grid,
         experiment=experiment,
@@ -82,7 +83,7 @@ def run(
         device=device,
         attacks=attacks,
         stock=stock,
-        secret=hidden.settled(secret, checkpoints and checkpoints.saved, seed=experiment.seed),
+        secret=hidden.settled(secret, saved, seed=experiment.seed),
     )
     mode = build(setup)
     after, arrays = resume(checkpoints, mode, experiment)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedrobust.flower import Rejected, payload
 from fedrobust.flower.layers import STATISTICS, read_layers
+from fedrobust.flower.reply_metrics import shared_metrics
 from fedrobust.training import StepState
 
 REPLIES = ("weights", "updates")
@@ -105,7 +106,7 @@ class LayersReply:
     update: Tensor
     beside: Tensor | None
     size: int
-    metrics: dict[str, float]
+    claims: RecordDict
 
 
 @dataclass(frozen=True)
@@ -219,12 +220,9 @@ class NamedLayers:
         return record
 
     def metrics(self, replies: Sequence[LayersReply]) -> MetricRecord | None:
-        """Return the median of each number that every accepted client reports."""
-        if not replies:
-            return None
-        shared = set.intersection(*(set(reply.metrics) for reply in replies))
-        rows = {key: torch.tensor([r.metrics[key] for r in replies]) for key in sorted(shared)}
-        return MetricRecord({key: float(values.median()) for key, values in rows.items()})
+        """Return the medians of what more than half of the accepted clients report."""
+        told = shared_metrics([reply.claims for reply in replies])
+        return MetricRecord({k: v for record in told.values() for k, v in record.items()})
 
     def forget(self) -> None:
         """Do nothing."""
@@ -248,10 +246,11 @@ class NamedLayers:
         beside = found.beside
         if beside is not None and model.beside is not None and not self._whole:
             beside = model.beside + beside
+        claims = RecordDict(dict(message.content.metric_records.items()))
         greatest = float(update.abs().max())
         if not greatest <= self._largest:  # also where the difference overflows
             raise Rejected(f"a value of magnitude {greatest:.3g}, beyond {self._largest:.3g}")
-        return LayersReply(update, beside, payload(message.content), _numbers(message.content))
+        return LayersReply(update, beside, payload(message.content), claims)
 
     def _model(self, values: Mapping[str, Tensor]) -> Model:
         coordinates, others = [], []
@@ -268,13 +267,3 @@ def _layer(name: str, value: Tensor) -> _Layer:
     dtype = str(value.dtype).removeprefix("torch.")
     counts = not value.is_floating_point() or name.rpartition(".")[2] in STATISTICS
     return _Layer(name, dtype, tuple(value.shape), not counts)
-
-
-def _numbers(content: RecordDict) -> dict[str, float]:
-    """Return the plain numbers of a reply's metrics."""
-    return {
-        key: float(value)
-        for record in content.metric_records.values()
-        for key, value in record.items()
-        if isinstance(value, int | float)
-    }

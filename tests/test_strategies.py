@@ -287,6 +287,29 @@ def test_krum_weighs_nodes_and_a_share_of_them_is_drawn_anew():
     assert all(len(nodes) == 4 for nodes in asked) and len(set(asked)) > 1
 
 
+def test_malformed_replies_cannot_freeze_the_model():
+    """Seven clients and krum with f=2: two Byzantine ones that send garbage are out already."""
+    strategy, arrays, _ = start([1, 1, 1, 1, 1, garbage, garbage], rule="krum:f=2")
+    assert "kept" not in strategy.history[0] and np.allclose(arrays["w"], START["w"] + 1)
+    strategy, _, _ = start([1, 1, 1, 1, 1, silent, silent], rule="krum:f=2")
+    assert "needs at least 7 updates, got 5" in strategy.history[0]["kept"], "silence is no proof"
+
+
+def test_a_rule_of_the_users_own():
+    _, arrays, _ = start([1, 2, 30], rule=lambda rows: rows.sort(dim=0).values[1])
+    assert np.allclose(arrays["w"], START["w"] + 2)
+    nothing = start([1, 2, 3], rule=lambda rows: rows[0] * float("nan"))[0]
+    assert nothing.history[0]["kept"] == "the rule returned values that are not finite"
+
+    def faulty(rows):
+        raise ValueError("a fault of my own")
+
+    with pytest.raises(ValueError, match="a fault of my own"):
+        start([1, 2, 3], rule=faulty)
+    chain = start([1, 1, 1, 1, 90], rule="nnm+krum:f=1")[1]
+    assert np.allclose(chain["w"], START["w"] + 1)
+
+
 def test_a_deadline_is_the_rounds_timeout():
     def slow(message, sent):
         time.sleep(0.3)

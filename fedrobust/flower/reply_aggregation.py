@@ -12,8 +12,8 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedrobust import aggregation
 from fedrobust.aggregation import Outcome
+from fedrobust.flower.chosen_rule import ChosenRule
 from fedrobust.flower.model_replies import (
     SECURE_AGGREGATION,
     Key,
@@ -29,10 +29,10 @@ from fedrobust.flower.model_replies import (
 )
 from fedrobust.flower.model_vectors import arrays_of, as_whole, matrix_of, starts_of, usual_dtype
 from fedrobust.flower.reply_metrics import own_configs, shared_metrics
-from fedrobust.flower.rule_spelling import Rule, read_rule, rule_name
+from fedrobust.flower.rule_spelling import Rule
 from fedrobust.secret import fresh
 from fedrobust.seeds import generator
-from fedrobust.spec import Spec, split
+from fedrobust.spec import Spec
 
 ABSENT = ("no reply", "error reply")
 COLUMNS = ["round", "node", "accepted", "weight", "reason"]
@@ -84,9 +84,9 @@ class ReplyAggregator:
     """
 
     def __init__(self, rule: Rule, pre: Sequence[Spec] = (), seed: int | None = None) -> None:
-        self.rule, self.pre = read_rule(rule, pre)
-        self.name = rule_name(self.rule, self.pre)
-        self._built = _build(self.rule, self.pre)
+        self._chosen = ChosenRule.of(rule, pre)
+        self.rule, self.pre = self._chosen.rule, self._chosen.pre
+        self.name, self._built = self._chosen.name, self._chosen.built
         self._seed = fresh() if seed is None else seed
         self._rows: list[dict[str, Any]] = []
         self._clients: dict[int, int] = {}
@@ -115,8 +115,7 @@ class ReplyAggregator:
         ValueError
             ``krum with f=5 needs at least 13 updates, got 12``.
         """
-        if not callable(self.rule):
-            aggregation.check(self.rule, n=n, pre=self.pre)
+        self._chosen.check(n)
 
     def rehearse(self, updates: Tensor) -> Tensor:
         """Return the rule's aggregate of some updates (n, d), with fresh memory: nothing is kept.
@@ -190,7 +189,7 @@ class ReplyAggregator:
         clients = [self._clients.setdefault(r.node, len(self._clients)) for r in accepted]
         source = generator(self._seed, "rule", round=server_round)
         try:
-            built = self._fitting(len(rows), malformed)
+            built = self._chosen.fitting(len(rows), malformed)
             outcome = built.apply(rows, self._memory, source, clients=clients)
         except ValueError as error:
             if callable(self.rule):  # a fault of the user's own function is no refusal
@@ -200,23 +199,6 @@ class ReplyAggregator:
             return None, f"{self.name} returned values that are not finite"
         self._memory = outcome.state
         return outcome, ""
-
-    def _fitting(self, n: int, malformed: int) -> aggregation.Aggregator:
-        """Return the rule, with a smaller f where n would be too few for the one it has.
-
-        No honest client sends a malformed reply, so up to f of them are Byzantine clients that are
-        out already. Else f malformed replies would keep a rule with little room from ever running.
-        Silent clients and those with an error may be honest: they do not lower f.
-        """
-        try:
-            self.check(n)
-        except ValueError:
-            if callable(self.rule) or not 0 < malformed <= split(self.rule)[1].get("f", 0):
-                raise
-            rule, *pre = (with_fewer(one, malformed) for one in (self.rule, *self.pre))
-            aggregation.check(rule, n=n, pre=pre)
-            return _build(rule, pre)
-        return self._built
 
     def _median(self, key: Key, accepted: list[ModelReply]) -> np.ndarray:
         stack = np.stack([reply.values[key] for reply in accepted])
@@ -248,31 +230,6 @@ def refuse_secure_aggregation(messages: Iterable[Message]) -> None:
             "secure aggregation shows the server nothing but the sum of the updates, and a robust "
             "rule has to see each of them: use one or the other"
         )
-
-
-def with_fewer(spec: Spec, out: int) -> Spec:
-    """Lower the f of a spec, where it has one, by the Byzantine clients that are out already."""
-    name, given = split(spec)
-    return {"name": name, **given, **({"f": max(0, given["f"] - out)} if "f" in given else {})}
-
-
-def _build(rule: Rule, pre: Sequence[Spec]) -> aggregation.Aggregator:
-    if not callable(rule):
-        return aggregation.build(rule, pre=pre)
-    chain = [aggregation.build("mean", pre=[one]) for one in pre]  # checks their names
-    function = rule
-
-    def apply(updates: Tensor, state: Any = None, source: Any = None, **_: Any) -> Outcome:
-        rows = updates
-        for one in pre[: len(chain)]:
-            rows = aggregation.preaggregate(rows, one, generator=source)
-        result = function(rows)
-        if not isinstance(result, Tensor) or result.shape != rows.shape[1:]:
-            found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-            raise ValueError(f"the rule returned {found}, expected a tensor {(rows.shape[1],)}")
-        return Outcome(result, None, None)
-
-    return aggregation.Aggregator(lambda: None, apply)
 
 
 def _replies(

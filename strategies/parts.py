@@ -1,0 +1,155 @@
+"""What a ``RobustStrategy`` is put together from, and the values that its rounds are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedrobust.aggregation import Aggregator, Outcome
+from fedrobust.flower import UpdateMatrix, payload
+from fedrobust.training import StepState, take_step
+from strategies.base import Row
+from strategies.transport import Model, Transport
+
+ABSENT = ("no reply", "error reply")  # honest clients may be silent or fail: no evidence
+Step = Callable[[Tensor, Tensor, StepState, int], tuple[Tensor, StepState]]
+Server = Mapping[str, Callable[[], Any]]  # what a rule may ask of the server's own data
+
+
+class Kept(ValueError):
+    """Why a round keeps the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregated:
+    """What a rule made of one round.
+
+    Attributes
+    ----------
+    nodes, clients
+        Whose replies were accepted, by client; ``clients`` are their places, which rules that
+        remember each client's past go by.
+    replies
+        What was read from them.
+    updates
+        Their updates, (n, d).
+    outcome
+        The aggregate, and each update's weight where the rule has weights.
+    """
+
+    server_round: int
+    nodes: Sequence[int]
+    clients: Sequence[int]
+    replies: Sequence[Any]
+    updates: Tensor
+    outcome: Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One round that is under way: what was sent, to whom, and where the updates will lie."""
+
+    number: int
+    model: Model
+    clients: Mapping[int, int]
+    sent: tuple[Message, ...]
+    matrix: UpdateMatrix
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes of the arrays of all messages that were sent."""
+        return sum(payload(message.content) for message in self.sent)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What outlives a round: the rule's memory, and the server optimizer's moments."""
+
+    rule: Any = None
+    step: StepState = field(default_factory=StepState)
+
+
+def node_weights(aggregated: Aggregated) -> Row:
+    """Return how much each node counted; nothing where the rule has no weights."""
+    weights = aggregated.outcome.weights
+    if weights is None:
+        return {}
+    return {"weights": dict(zip(aggregated.nodes, weights.tolist(), strict=True))}
+
+
+def no_offers(vector: Tensor, server_round: int) -> None:
+    """Offer a rule no data of the server's own: there are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a ``RobustStrategy`` is put together from; the laboratory brings its own.
+
+    Attributes
+    ----------
+    rule
+        Aggregates the updates.
+    transport
+        The form of models and updates.
+    asked
+        (round, grid) -> the nodes to ask, each with its place among the clients.
+    step
+        (model (d,), aggregate (d,), state, round) -> the stepped model and the next state.
+    seed
+        What the rule draws follows from it.
+    deadline
+        Seconds after which a message that nobody answered expires; None: Flower's default.
+    min_replies
+        With fewer accepted replies the model is kept.
+    fitting
+        (accepted, malformed replies) -> the rule to apply to so few; None: always ``rule``.
+    own_function
+        Whether the rule is a function of the user's own: what it raises is a fault of it, and no
+        refusal.
+    restart
+        (round, model (d,)) -> another model where a new phase of training begins, with all memory
+        forgotten; else None.
+    offers
+        (model (d,), round) -> what a rule may ask of data that the server holds itself.
+    weigh
+        (updates (n, d), replies) -> the updates that the rule sees.
+    costs, report
+        Columns of the round's row: of every round, and of one that was aggregated.
+    """
+
+    rule: Aggregator
+    transport: Transport
+    asked: Callable[[int, Grid], Mapping[int, int]]
+    step: Step
+    seed: int
+    deadline: float | None = None
+    min_replies: int = 1
+    fitting: Callable[[int, int], Aggregator] | None = None
+    own_function: bool = False
+    restart: Callable[[int, Tensor], Tensor | None] = lambda server_round, vector: None
+    offers: Callable[[Tensor, int], Server | None] = no_offers
+    weigh: Callable[[Tensor, Sequence[Any]], Tensor] = lambda updates, replies: updates
+    costs: Callable[[Round, Sequence[Any]], Row] = lambda sent, replies: {}
+    report: Callable[[Aggregated], Row] = node_weights
+
+
+def sgd(
+    lr: float, momentum: float, vector: Tensor, aggregate: Tensor, state: StepState, _: int
+) -> tuple[Tensor, StepState]:
+    """Take one step of SGD at a constant rate."""
+    return take_step(
+        vector,
+        aggregate,
+        state,
+        optimizer="sgd",
+        lr=lr,
+        momentum=momentum,
+        schedule="constant",
+        warmup=0,
+        shapes=(),
+    )
