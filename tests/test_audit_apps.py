@@ -207,3 +207,19 @@ def test_one_audit_from_python(tmp_path, monkeypatch):
     again = fedrobust.audit(APPS / "fedavg", quick=True, cell="alie/2/none/grid/1/in_process")
     assert list(again.cells.attack)[-1] == "alie"
     assert not list(tmp_path.iterdir()), "nothing is written where it is called"
+
+
+def test_flowers_own_engine_says_the_same(tmp_path):
+    pytest.importorskip("ray", reason="needs Flower's simulation engine")
+    made = fedrobust.audit(
+        APPS / "fedavg", attacks=["sign_flip:scale=4.0"], defences=[], seeds=2, quick=True,
+        grid="flower",
+    )  # fmt: skip
+    cells = made.cells.set_index(["engine", "k", "seed"])
+    engines = {(engine, k): cells.loc[(engine, k, 1)] for engine in ("in_process", "flower")
+               for k in (0, 2)}  # fmt: skip
+    assert engines["flower", 2].replaced == engines["in_process", 2].replaced == 6
+    for k, outcome in ((0, "holds"), (2, "degrades")):
+        assert engines["flower", k].outcome == engines["in_process", k].outcome == outcome
+        close = pytest.approx(engines["in_process", k].value, abs=0.15)
+        assert engines["flower", k].value == close, "Ray's runs are not seeded"

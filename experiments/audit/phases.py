@@ -247,6 +247,7 @@ class Phases:
         if worst is not None:
             held = worst.run.cell
             cells.append(Cell(attack=held.attack, k=held.k, engine="flower"))
+        self.cells.limit = self.options.limit or max(self.cells.limit, FIRST_LIMIT)  # Ray is slow
         for cell in cells:  # one engine at a time
             self._attacked(REPEAT, [cell])
 
