@@ -23,9 +23,9 @@ from fedrobust.attacks import (
     POISONS,
     TRAINED,
     attack_record,
-    craft,
     knowledge,
     poison,
+    step,
     threat_model,
 )
 from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
@@ -39,6 +39,7 @@ from fedrobust.spec import parameters, resolve, split
 from fedrobust.training import one_thread
 
 LAST = "last-model"
+STATE = "attack-state"
 OWN_VIEWS = 4  # disjoint parts of its own data that a lone attacker estimates the spread from
 
 
@@ -105,7 +106,7 @@ def _crafted(node: Node, task: Task, view: Tensor, f: int, context: Context) -> 
     experiment = node.experiment
     if threat_model.kind(experiment.attack["name"]) == "trained":
         return _trained(node, task, view).expand(f, -1)
-    return craft(
+    crafted = step(
         view,
         experiment.attack,
         n=stragglers.sample_size(experiment),
@@ -114,7 +115,18 @@ def _crafted(node: Node, task: Task, view: Tensor, f: int, context: Context) -> 
         rule=lambda rows: _guess(experiment, task.server_round, rows, view),
         generator=generator(experiment.seed, "attack", round=task.server_round, client=task.client),
         previous=_last_step(experiment, task, context),
+        state=_recalled(context),
     )
+    if crafted.state is not None:
+        context.state[STATE] = array_of(**crafted.state)
+    return crafted.updates
+
+
+def _recalled(context: Context) -> dict[str, Tensor] | None:
+    """Return what the attack remembered in this node's last round; None at first."""
+    if STATE not in context.state:
+        return None
+    return {key: read_tensor(context.state, STATE, key) for key in context.state[STATE]}
 
 
 def _trained(node: Node, task: Task, view: Tensor) -> Tensor:

@@ -208,11 +208,23 @@ def check(file: File, override: Overrides = None, data_root: DataRoot = None) ->
     experiments = experiments_of(file, override)
     check_data(experiments, data_root, download=False)
     table = Table(title=f"{len(experiments)} run(s)", title_justify="left")
-    for column in ("run", "attack", "defence", "n", "byzantine", "tolerated f", "rounds", "seed"):
+    for column in (
+        "run",
+        "attack",
+        "defence",
+        "n",
+        "byzantine",
+        "tolerated f",
+        "kappa",
+        "rounds",
+        "seed",
+    ):
         table.add_column(column, overflow="fold")
     for e in experiments:
         row = [e.run_id, _spec(e.attack), listing.defence(e), e.clients, e.byzantine]
-        table.add_row(*map(str, [*row, listing.tolerated(e), e.rounds, e.seed]))
+        table.add_row(
+            *map(str, [*row, listing.tolerated(e), listing.coefficient(e), e.rounds, e.seed])
+        )
     console.print(table)
     for nodes in node_tables.tables(experiments, data_root):
         console.print(nodes)

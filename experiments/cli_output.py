@@ -16,7 +16,7 @@ from experiments.sweep import Sweep
 
 def write_summary(results: Results, output: Path) -> list[Path]:
     """Write the table (Markdown, CSV, LaTeX) and the picture; return what was written."""
-    (output / "table.csv").write_text((results.table() * 100).round(2).to_csv())
+    (output / "table.csv").write_text(tables.csv((results.table() * 100).round(2)))
     (output / "table.md").write_text(results.table("markdown"))
     (output / "table.tex").write_text(results.table("latex"))
     picture = output / ("heat_map.png" if len(results.runs) > 1 else "accuracy.png")

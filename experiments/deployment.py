@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import sys
 import tempfile
 from collections.abc import Callable
@@ -139,11 +140,14 @@ def run_on_nodes(
         home = Path(temporary)
         app = flower_run.write_app(home / "app", config, server=server)
         environment = connection(home, superlink, certificates=certificates, insecure=insecure)
+        target = RunFolder(output.resolve(), experiment)
+        before = () if resume else target.rows()
         answer = flower_run.flwr(["run", str(app)], environment)
         if "run-id" not in answer:
-            raise FlowerRunError(f"Flower did not accept the run: {answer}")
-        target = RunFolder(output.resolve(), experiment)
-        return flower_run.follow(str(answer["run-id"]), environment, target, on_row)
+            told = flower_run.refusal(answer)
+            raise FlowerRunError(f"the SuperLink did not accept the run: {told}")
+        run_id = str(answer["run-id"])
+        return flower_run.follow(run_id, environment, target, on_row, before=before)
 
 
 def connection(
@@ -154,7 +158,7 @@ def connection(
     if insecure:
         place["insecure"] = True
     elif certificates is not None:
-        place["root-certificates"] = str(_there(certificates).resolve())
+        place["root-certificates"] = str(trusted(certificates).resolve())
     else:
         raise ConfigError(["TLS needs --root-certificates; --insecure does without"])
     settings = {"superlink": {"default": "own", "own": place}}
@@ -185,10 +189,40 @@ def node_command(
     command = ["flower-supernode", "--superlink", superlink, "--node-config", words]
     command += ["--port", str(port)]
     if certificates is not None:
-        command += ["--root-certificates", str(_there(certificates))]
+        command += ["--root-certificates", str(trusted(certificates))]
     if key is not None:
         command += ["--auth-supernode-private-key", str(_there(key))]
     return [*command, "--insecure"] if insecure else command
+
+
+def trusted(path: Path) -> Path:
+    """Check that a file holds a certificate that TLS can trust; return its path.
+
+    Flower reads it in a thread: what is none ends there, and the process stays without a word.
+
+    Raises
+    ------
+    ConfigError
+        If it is not there, or holds no certificate in PEM.
+    """
+    try:
+        text = _there(path).read_bytes()
+    except OSError as error:
+        raise ConfigError([f"cannot read {str(path)!r}: {error.strerror}"]) from None
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text.decode("ascii"))
+    except (ssl.SSLError, ValueError):  # ValueError: empty, or bytes that are no ASCII
+        raise ConfigError([_no_certificate(path, text)]) from None
+    return path
+
+
+def _no_certificate(path: Path, text: bytes) -> str:
+    found = "it is empty" if not text.strip() else "it is DER or damaged"
+    if b"PRIVATE KEY" in text:
+        found = "it is a private key, which belongs to nobody but its owner"
+    elif text.startswith(b"-----BEGIN"):
+        found = "it begins like PEM, but holds no whole certificate"
+    return f"--root-certificates {str(path)!r} is no certificate in PEM: {found}"
 
 
 def _there(path: Path) -> Path:

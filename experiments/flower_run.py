@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,14 @@ import strategies
 from fedrobust.cores import VARIABLE
 from fedrobust.experiment.schema import Experiment
 from fedrobust.runs.folder import RunFolder
+from fedrobust.text import FAILED, printable
 from fedrobust.version import __version__
 
 Row = dict[str, Any]
 POLL = 0.5
 ASK = 10.0  # seconds between two questions after a run's state: each is a process of a second
 START_LIMIT = 60.0
+ATTEMPTS = 5
 SERVER = "strategies.server_app:app"
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -152,7 +154,7 @@ def _submit(app: Path, environment: dict[str, str], hosts: int, device: str) -> 
         nodes += f" client-resources-num-gpus={gpus / hosts:g}"
     answer = flwr(["run", str(app), "--federation-config", nodes], environment)
     if "run-id" not in answer:
-        raise FlowerRunError(f"Flower did not accept the run: {answer}")
+        raise FlowerRunError(f"Flower did not accept the run: {refusal(answer)}")
     return str(answer["run-id"])
 
 
@@ -161,11 +163,18 @@ def follow(
     environment: dict[str, str],
     target: RunFolder,
     on_row: Callable[[Row], None],
+    *,
+    before: Sequence[Row] = (),
 ) -> list[Row]:
     """Report rows as they are written; return when the run has ended.
 
     The SuperLink is asked, each time by a new ``flwr`` process, once the last round is written,
     else after 1, 2, 4, ... and at most ``ASK`` seconds.
+
+    Parameters
+    ----------
+    before
+        Rows of an earlier run in the same folder, which lie there again if this one cannot begin.
     """
     rows: list[Row] = []
     status, wait = "", 1.0
@@ -176,17 +185,33 @@ def follow(
             status = _status(run_id, environment)
             wait = min(ASK, 2 * wait)
             ask = time.monotonic() + wait
-        seen, rows = len(rows), target.rows()
+        seen, found = len(rows), target.rows()
+        rows = found if found != list(before) else rows
         for row in rows[seen:]:
             on_row(row)
     if status != "finished:completed":
-        raise FlowerRunError(f"the run ended as {status!r}:\n{_log(run_id, environment)}")
+        told = _log(run_id, environment)
+        raise FlowerRunError(f"{told}\nthe run ended as {status!r}: {reason_in(told)}")
     return rows
 
 
+def reason_in(log: str) -> str:
+    """Return the server app's own sentence in a run's log, or the last error in it."""
+    lines = [line.strip() for line in log.splitlines()]
+    for mark in (FAILED, "Error: "):
+        for line in reversed(lines):
+            if mark in line:
+                return line.rpartition(mark)[2] if mark == FAILED else line
+    return "no reason is in the log above"
+
+
 def _status(run_id: str, environment: dict[str, str]) -> str:
-    answer = flwr(["ls", "--run-id", run_id], environment)
-    return str(answer["runs"][0]["status"])
+    for attempt in range(ATTEMPTS):
+        answer = flwr(["ls", "--run-id", run_id], environment)
+        if answer.get("runs"):
+            return str(answer["runs"][0]["status"])
+        time.sleep(2**attempt)  # a SuperLink that is busy, or starts again
+    raise FlowerRunError(f"the SuperLink does not say how the run is: {refusal(answer)}")
 
 
 def _log(run_id: str, environment: dict[str, str]) -> str:
@@ -218,6 +243,14 @@ def flwr(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
         return json.loads(done.stdout[start:])
     except json.JSONDecodeError as error:
         raise FlowerRunError(f"flwr {arguments[0]}: {done.stdout}{done.stderr}") from error
+
+
+def refusal(answer: Mapping[str, Any]) -> str:
+    """Return the sentence in an answer of ``flwr`` that is not what was asked for."""
+    for key in ("error-message", "error", "message", "detail"):
+        if isinstance(answer.get(key), str) and answer[key].strip():
+            return printable(answer[key])
+    return printable(json.dumps(answer))
 
 
 def free_port() -> int:

@@ -56,6 +56,8 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
         title: [entry(n, f, SUPPLIED.get(title, set())) for n, f in table.items()]
         for title, table in every.items()
     }
+    for line in result["rules"] + result["pre-aggregators"]:
+        line["what"] += _published(line["name"])
     result["faults"] = [_line(name, what) for name, what in threat_model.FAULTS.items()]
     if kind is None:
         return result
@@ -79,12 +81,30 @@ def entry(name: str, function: Callable[..., Any], supplied: set[str]) -> Entry:
     }
 
 
+def _published(name: str) -> str:
+    """Say what is published of a plug-in's robustness, at n = 20 and f = 4."""
+    if name in aggregation.PREAGGREGATORS:
+        known = aggregation.preaggregator_record(name).kappa
+        return "" if known is None else " (f, kappa)-robust behind it: 8 f / (n - f) (kappa + 1)."
+    kappa = aggregation.rule_record(name).kappa
+    return "" if kappa is None else f" (f, kappa)-robust; kappa = {kappa(20, 4):.3g} at n=20, f=4."
+
+
 def defence(experiment: Experiment) -> str:
     """Write pre-aggregators and rule with their settings."""
     chain = experiment.stages
     return " + ".join(
         s["name"] + "".join(f" {k}={v}" for k, v in s.items() if k != "name") for s in chain
     )
+
+
+def coefficient(experiment: Experiment) -> str:
+    """Return the defence's published kappa at its n and number of Byzantine clients, or "-"."""
+    n = operands(experiment)
+    found = aggregation.coefficient(
+        experiment.rule, n=n, f=min(experiment.byzantine, n), pre=experiment.pre
+    )
+    return "-" if found is None else f"{found:.3g}"
 
 
 def tolerated(experiment: Experiment) -> str:

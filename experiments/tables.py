@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 from scipy import special
 
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.spec import suggest
+from fedrobust.text import printable
 
 CONFIDENCE = 0.95
 
@@ -60,9 +62,9 @@ def markdown(means: pd.DataFrame, intervals: pd.DataFrame) -> str:
 
 def pipes(table: pd.DataFrame) -> str:
     """Write any frame of words as a Markdown pipe table, its index as the first column."""
-    head = ["", *map(str, table.columns)]
+    head = ["", *map(_pipe, table.columns)]
     body = [
-        [str(name), *map(str, row)] for name, row in zip(table.index, table.values, strict=True)
+        [_pipe(name), *map(_pipe, row)] for name, row in zip(table.index, table.values, strict=True)
     ]
     lines = [head, ["---"] * len(head), *body]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
@@ -89,6 +91,15 @@ def latex(means: pd.DataFrame, intervals: pd.DataFrame) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
+def csv(frame: pd.DataFrame, *, index: bool = True) -> str:
+    """Write a frame as CSV in which no text is a formula to a spreadsheet.
+
+    A text that begins with ``=``, ``+``, ``-`` or ``@`` and is no number gets an apostrophe.
+    """
+    named = frame.rename(index=_no_formula, columns=_no_formula)
+    return named.map(_no_formula).to_csv(index=index)
+
+
 def text(means: pd.DataFrame, intervals: pd.DataFrame) -> str:
     """Write aligned columns for a terminal."""
     return cells(means, intervals).to_string() + "\n"
@@ -104,5 +115,24 @@ TEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"},
        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}  # fmt: skip
 
 
+FORMULAS = ("=", "+", "-", "@")
+MARKUP = {"|": r"\|", "<": "&lt;", ">": "&gt;", "`": "'", "[": r"\[", "]": r"\]"}
+
+
 def _tex(word: object) -> str:
-    return "".join(TEX.get(letter, letter) for letter in str(word))
+    return "".join(TEX.get(letter, letter) for letter in printable(word))
+
+
+def _pipe(word: object) -> str:
+    return "".join(MARKUP.get(letter, letter) for letter in printable(word))
+
+
+def _no_formula(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    words = printable(value)
+    try:
+        float(words)
+    except ValueError:
+        return f"'{words}" if len(words) > 1 and words.startswith(FORMULAS) else words
+    return words

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from fedrobust.flower import array_of, screen, tensor_of
 from fedrobust.flower.layers import Shapes, from_layers, to_layers
+from fedrobust.flower.replies import collect
 from fedrobust.flower.screening import Reply
 from strategies.base import RecordedStrategy, Row
 from strategies.impact import honest_loss, impact_row
-from strategies.replies import collect
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,15 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedrobust.flower import read_setting
+from fedrobust.flower import Rejected, read_setting
+from fedrobust.flower.replies import collect
 from fedrobust.flower.serialization import PROTOCOL
+from fedrobust.text import printable
 from fedrobust.version import __version__
+
+
+class Foreign(str):
+    """The version of a node that declares another protocol."""
 
 
 class ProtocolError(RuntimeError):
@@ -51,25 +57,25 @@ def roll_call(
     same = RecordDict()  # one content: a cohort host gets one message for all its clients
     asked = [Message(same, node, "query.hello", ttl=deadline) for node in sorted(nodes)]
     replies = list(grid.send_and_receive(asked, timeout=deadline))
-    node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in asked}
-    claims: dict[int, Any] = dict.fromkeys(node_of.values())
-    strangers, silent = [], []
-    for reply in replies:
-        node = node_of.get(reply.metadata.reply_to_message_id)
-        if node is None:
-            continue
-        if reply.has_error():
-            silent.append(str(reply.error.reason))
-            continue
-        protocol = read_setting(reply.content, "hello", "protocol")
-        if isinstance(protocol, int) and protocol != PROTOCOL:
-            version = read_setting(reply.content, "hello", "version")
-            strangers.append(f"node {node} runs fedrobust {version!r:.30} (protocol {protocol})")
-            del claims[node]
-        else:
-            claims[node] = read_setting(reply.content, "hello", "client")
+    found = collect(asked, replies, _claim)
+    claims = dict.fromkeys(nodes) | found.accepted
+    foreign = {node: claim for node, claim in claims.items() if isinstance(claim, Foreign)}
+    strangers = [f"node {node} runs fedrobust {claim}" for node, claim in foreign.items()]
+    claims = {node: claim for node, claim in claims.items() if node not in foreign}
+    silent = [found.refused[node] for node in claims if node in found.refused]
     _enough(claims, needed, strangers, silent)
     return _places(claims, expected, registered(grid))
+
+
+def _claim(reply: Message) -> Any:
+    """Return the place that a node claims, or which other protocol it speaks."""
+    if reply.has_error():
+        raise Rejected(printable(reply.error.reason, limit=500))
+    protocol = read_setting(reply.content, "hello", "protocol")
+    if isinstance(protocol, int) and protocol != PROTOCOL:
+        told = printable(read_setting(reply.content, "hello", "version"), limit=30)
+        return Foreign(f"{told} (protocol {protocol})")
+    return read_setting(reply.content, "hello", "client")
 
 
 def registered(grid: Grid) -> dict[int, int]:

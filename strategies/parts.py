@@ -59,6 +59,7 @@ class Round:
     clients: Mapping[int, int]
     sent: tuple[Message, ...]
     matrix: UpdateMatrix
+    grid: Grid | None = None
 
     @property
     def bytes_down(self) -> int:

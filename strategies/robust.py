@@ -15,6 +15,8 @@ from torch import Tensor
 
 from fedrobust.flower import UpdateMatrix, matrix_of
 from fedrobust.flower.chosen_rule import ChosenRule
+from fedrobust.flower.quarantine import struck
+from fedrobust.flower.replies import collect
 from fedrobust.flower.rule_spelling import Rule
 from fedrobust.secret import fresh
 from fedrobust.seeds import generator
@@ -22,7 +24,6 @@ from fedrobust.spec import Spec, suggest
 from fedrobust.training import StepState
 from strategies.base import RecordedStrategy, Row
 from strategies.parts import ABSENT, Aggregated, Kept, Memory, Parts, Round, sgd
-from strategies.replies import collect
 from strategies.sampling import Sampling
 from strategies.transport import REPLIES, Model, NamedLayers, Reply
 
@@ -169,6 +170,7 @@ class RobustStrategy(RecordedStrategy):
             clients=clients,
             sent=tuple(sent),
             matrix=matrix_of(grid) or self._own,
+            grid=grid,
         )
         return sent
 
@@ -185,8 +187,9 @@ class RobustStrategy(RecordedStrategy):
         row = {
             "round": server_round,
             "replies": len(read),
-            "rejected": heard.rejected(dict(sent.clients)),
+            "rejected": heard.rejected(sent.clients),
             **parts.costs(sent, read),
+            **struck(sent.grid, heard.reasons(sent.clients), sent.clients),
         }
         metrics = parts.transport.metrics(read)
         parts.transport.heard([client for client, _ in accepted], self._memory.step.step)

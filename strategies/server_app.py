@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from logging import INFO
+from logging import ERROR, INFO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fedrobust.experiment.load import from_run_config
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import CohortGrid, GuardedGrid
 from fedrobust.runs.folder import RunFolder
+from fedrobust.text import FAILED, printable
 from strategies.base import Row
 from strategies.checkpointing import Checkpoints
 from strategies.session import run
@@ -31,7 +32,14 @@ def main(grid: Grid, context: Context) -> None:
 
     Nodes are cohort hosts; with ``nodes = "clients"`` each is one client, as on real machines.
     """
-    config = context.run_config
+    try:
+        _run(grid, context.run_config)
+    except Exception as error:
+        log(ERROR, "%s%s: %s", FAILED, type(error).__name__, printable(error, limit=2000))
+        raise
+
+
+def _run(grid: Grid, config: Mapping[str, Any]) -> None:
     experiment = from_run_config(config)
     log(INFO, "fedrobust: %s, %s clients", experiment.name, experiment.clients)
     carried = carry(grid, experiment, config)

@@ -14,6 +14,7 @@ from fedrobust import data
 from fedrobust import secret as hidden
 from fedrobust.experiment.schema import Experiment
 from fedrobust.simulation import stragglers
+from fedrobust.text import printables
 from fedrobust.training import one_thread
 from strategies.base import Row
 from strategies.checkpointing import Checkpoints, keep, resume
@@ -95,7 +96,7 @@ def run(
         if server_round >= mode.strategy.first_row:
             row = _merged(mode.strategy.row, metrics)
             seconds = {"seconds": round(time.perf_counter() - started, 4)}
-            on_row({**row, **seconds, **mode.notes(server_round)})
+            on_row(printables({**row, **seconds, **mode.notes(server_round)}))
             keep(checkpoints, mode, server_round, arrays, setup)
         started = time.perf_counter()
     return arrays

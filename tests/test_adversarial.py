@@ -16,6 +16,7 @@ from fedrobust.adversarial import (
     adversarial_loss,
     fgsm,
     frozen,
+    mi_fgsm,
     perturb,
     pgd,
     predict,
@@ -26,6 +27,8 @@ from fedrobust.adversarial import (
     trades_kl,
 )
 from fedrobust.adversarial.losses import mart, masked_cross_entropy, standard, trades
+from fedrobust.experiment.load import from_dict
+from fedrobust.experiment.schema import ConfigError
 
 EPS = 8 / 255
 SPECS = {
@@ -548,3 +551,34 @@ def test_quantised_images_off_the_grid_stay_within_eps() -> None:
     assert float((tight - base).abs().max()) <= 0.5 / 255 + 1e-6
     with pytest.raises(ValueError, match="together"):
         quantise_images(base, eps=0.1)
+
+
+@pytest.mark.parametrize("eps", [8, 1.01, 300])
+def test_a_radius_beyond_the_images_range_is_refused(eps):
+    net, x, y = torch.nn.Flatten(), torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
+    wanted = f"did you mean {eps:g}/255" if eps <= 255 else f"at most 1 on images .* got {eps}$"
+    for attack in (
+        lambda: pgd(net, x, y, eps=eps, step_size=0.1, steps=1),
+        lambda: fgsm(net, x, y, eps=eps),
+        lambda: trades_kl(net, x, eps=eps, step_size=0.1, steps=1),
+        lambda: mi_fgsm(net, x, y, eps=eps),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            attack()
+
+
+def test_a_radius_in_l2_may_reach_across_all_pixels():
+    net, x, y = torch.nn.Flatten(), torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
+    found = pgd(net, x, y, eps=4, step_size=1, steps=2, norm="l2")
+    assert float(found.min()) >= 0 and float(found.max()) <= 1
+    with pytest.raises(ValueError, match="at most 4 on images"):
+        pgd(net, x, y, eps=4.1, step_size=1, steps=2, norm="l2")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [{"perturbation": {"name": "pgd", "eps": 8, "step_size": 2, "steps": 3}}, {"eps": 8}],
+)
+def test_an_experiment_with_such_a_radius_does_not_start(small, table):
+    with pytest.raises(ConfigError, match="did you mean 8/255"):
+        from_dict(small | {"adversarial": table})

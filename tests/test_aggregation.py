@@ -39,6 +39,8 @@ NEEDED = {
     "flame": {"noise": 0.0},
     "zeno": {"loss": towards_ones, "rho": 0.001},
     "safeguard": {"window": 6, "threshold": 20.0, "short_window": 3, "short_threshold": 20.0},
+    "rlr": {"threshold": 4},
+    "huber": {"threshold": 6.0},
     "bucketing": {"size": 2},
     "clip": {"bound": 3.0},
 }
@@ -60,6 +62,9 @@ TEXTBOOK = [
     "mda",
     "smea",
     "caf",
+    "rlr",
+    "fednga",
+    "huber",
 ]
 # Not moved beyond the honest spread by f = 3 of 15 far rows.
 ROBUST = [
@@ -117,7 +122,7 @@ ORDERED = {"median_of_means", "sign_guard"}  # groups by place, coordinates by d
 def test_the_table_is_the_one_tested():
     assert set(TEXTBOOK) | set(OTHERS) == set(RULES)
     assert set(PREAGGREGATORS) == {"nnm", "bucketing", "clip", "arc"}
-    assert len(RULES) == 28
+    assert len(RULES) == 31
 
 
 @pytest.mark.parametrize("name", sorted(set(RULES) - ORDERED))
@@ -188,7 +193,7 @@ def test_scattered_giants_do_not_blind_the_distances(name):
     assert aggregate(x, spec(name)).abs().max() < 10
 
 
-@pytest.mark.parametrize("name", sorted(set(RULES) - {"fltrust", "foolsgold", "rsa"}))
+@pytest.mark.parametrize("name", sorted(set(RULES) - {"fltrust", "foolsgold", "rsa", "fednga"}))
 def test_equal_rows_give_that_row(name):
     row = sample(1, 40)
     if name in ("sign_majority", "centered_clipping", "norm_clipping"):

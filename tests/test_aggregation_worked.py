@@ -46,6 +46,9 @@ WORKED = [
     ({"name": "mda", "f": 1}, (4.166667, 4.5)),
     ({"name": "smea", "f": 1}, (4.166667, 4.5)),
     ("sign_majority", (1, 1)),
+    ({"name": "rlr", "threshold": 6}, (7.857143, -1)),  # votes: 6 and 4
+    ({"name": "rlr", "threshold": 4}, (7.857143, 1)),
+    ("fednga", (0.665867, 0.418862)),
 ]
 
 

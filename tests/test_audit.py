@@ -15,9 +15,11 @@ from experiments.audit.cell import Cell, Run
 from experiments.audit.classification import classify
 from experiments.audit.outcomes import Finding, judge
 from experiments.audit.page import page
-from experiments.audit.phases import Defence, Options, Outcome, Phases, check_options
+from experiments.audit.phases import Phases
+from experiments.audit.plan import Defence, Options, Outcome, check_options
 from experiments.audit.quality import CLIENTS, DISTANCE, SERVER, Judge, choose, direction
-from experiments.audit.report import Audit, plain
+from experiments.audit.report import Audit
+from experiments.audit.text import plain
 from experiments.audit.verdict import verdict
 from experiments.cli import app as command
 from fedrobust.experiment.schema import ConfigError
@@ -311,7 +313,7 @@ def audit_of(tmp_path, outcome="degrades", reason=EVIL):
 def test_nothing_of_the_app_reaches_terminal_page_or_json_as_it_is(tmp_path):
     made = audit_of(tmp_path)
     assert plain(EVIL) == "<script>alert(1)</script>[bold red] next31m"
-    text = page(made)
+    text = page(made.document())
     assert "<script" not in text and "&lt;script&gt;" in text and "\x1b" not in text
     assert "http" not in text.replace("http-equiv", ""), "self-contained"
     console = Console(record=True, force_terminal=True, width=100, file=io.StringIO())

@@ -11,7 +11,8 @@ import fedrobust
 from experiments.audit.application import read, tree_hash
 from experiments.audit.cell import Cell
 from experiments.audit.classification import classify
-from experiments.audit.phases import Options, Phases
+from experiments.audit.phases import Phases
+from experiments.audit.plan import Options
 from experiments.audit.processes import Cells
 from experiments.audit.quality import choose, values
 from experiments.audit.table import STRATEGIES
@@ -162,7 +163,7 @@ def test_a_hostile_app_is_contained(tmp_path):
         command, ["audit", str(path), *given, "--defence", RULE, "--seeds", "2", "--time-limit",
                   "60", "--output", str(out)],
     )  # fmt: skip
-    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit) and result.exit_code == 1, result.exception
     assert tree_hash(path) == before and not (path / "result.txt").exists()
     document = json.loads((out / "audit.json").read_text())
     assert document["app"]["sha256_before"] == document["app"]["sha256_after"] == before

@@ -1,7 +1,11 @@
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fedrobust.data import DATASETS, PARTITIONERS, DataError, load, partition
+from fedrobust.data.dirichlet import DirichletPartitioner, dirichlet
+from fedrobust.data.own import load_own
 from fedrobust.spec import SpecError
 
 SPECS = {
@@ -109,3 +113,95 @@ def test_wrong_partition_settings(labels):
         partition(labels, "dirichlet", clients=3, seed=1)
     with pytest.raises(DataError, match="alpha > 0"):
         partition(labels, {"name": "dirichlet", "alpha": -1}, clients=3, seed=1)
+
+
+@pytest.mark.parametrize("alpha", [5e-324, 1e-300, 1e-3, 0.05, 1e6])
+@pytest.mark.parametrize("clients", [2, 20, 60])
+def test_a_dirichlet_partition_always_exists(alpha, clients):
+    labels = np.arange(600) % 10
+    for minimum, seed in ((1, 0), (5, 1), (10, 2)):
+        shares = DirichletPartitioner(clients, alpha, minimum, seed).split(labels)
+        assert sorted(place for share in shares for place in share) == list(range(600))
+        assert min(map(len, shares)) >= minimum
+        assert shares == DirichletPartitioner(clients, alpha, minimum, seed).split(labels)
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_warning_of_another_package_and_infinity_is_iid():
+    labels = torch.arange(300) % 10
+    tiny = partition(labels, {"name": "dirichlet", "alpha": 0.001}, clients=50, seed=3)
+    assert min(map(len, tiny)) >= 1
+    fair = partition(labels, {"name": "dirichlet", "alpha": float("inf")}, clients=50, seed=3)
+    for share, iid in zip(fair, partition(labels, "iid", clients=50, seed=3), strict=True):
+        assert torch.equal(share, iid)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 100.0])
+@pytest.mark.parametrize("minimum", [1, 30])
+def test_dirichlet_is_flowers_own_where_that_one_finds_a_partition(alpha, minimum):
+    from datasets import Dataset as Table
+    from flwr_datasets.partitioner import DirichletPartitioner as FlowersPartitioner
+
+    labels = torch.arange(900) % 10
+    reference = FlowersPartitioner(
+        num_partitions=10, partition_by="label", alpha=alpha, min_partition_size=minimum, seed=4
+    )
+    ours = dirichlet(alpha=alpha, clients=10, seed=4, minimum=minimum)
+    for one in (reference, ours):
+        one.dataset = Table.from_dict({"label": labels.tolist(), "index": range(len(labels))})
+    for k in range(10):
+        assert ours.load_partition(k)["index"] == reference.load_partition(k)["index"]
+
+
+def test_a_minimum_that_the_images_do_not_allow_is_refused(labels):
+    spec = {"name": "dirichlet", "alpha": 1.0, "minimum": len(labels)}
+    with pytest.raises(DataError, match=rf"over 2 clients needs {2 * len(labels)} images"):
+        partition(labels, spec, clients=2, seed=1)
+
+
+def write_pictures(folder, pictures):
+    for label, picture in enumerate(pictures):
+        (folder / str(label)).mkdir()
+        picture.save(folder / str(label) / "a.png")
+
+
+def test_pictures_of_every_depth_keep_their_brightness(tmp_path):
+    levels = np.linspace(0, 1, 64).reshape(8, 8)
+    eight = np.round(levels * 255).astype(np.uint8)
+    sixteen = np.round(levels * 65535).astype(np.uint16)
+    grey = Image.fromarray(eight)
+    black = grey.point(lambda value: 255 * (value > 127), "1")
+    depths = [grey, Image.fromarray(sixteen), grey.convert("RGB"), grey.convert("LA"), black]
+    write_pictures(tmp_path, depths)
+    images = load_own(tmp_path, name="digits").train_images[:, 0].int()
+    for k in (1, 2, 3):
+        assert int((images[k] - torch.from_numpy(eight).int()).abs().max()) <= 1, k
+    assert set(images[4].flatten().tolist()) == {0, 255}
+
+
+def test_a_picture_whose_range_is_not_known_is_refused_by_name(tmp_path):
+    (tmp_path / "0").mkdir()
+    Image.new("F", (8, 8), 0.5).save(tmp_path / "0" / "a.tiff")
+    (tmp_path / "0" / "a.tiff").rename(tmp_path / "0" / "a.png")  # Pillow looks inside
+    with pytest.raises(DataError, match=r"a\.png' has pixels of mode 'F'"):
+        load_own(tmp_path, name="digits")
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0.5, 1.7], "the label 0.5, needs whole numbers"),
+        ([1, float("nan")], "the label nan"),
+        (["0", "1"], "labels of <U1"),
+    ],
+)
+def test_labels_that_are_no_whole_numbers_are_refused(tmp_path, labels, words):
+    images = np.zeros((2, 8, 8), np.uint8)
+    np.savez(tmp_path / "own.npz", images=images, labels=np.array(labels))
+    with pytest.raises(DataError, match=words):
+        load_own(tmp_path / "own.npz", name="digits")
+    np.savez(tmp_path / "own.npz", images=images, labels=np.array([0.0, 1.0]))
+    assert load_own(tmp_path / "own.npz", name="digits").train_labels.tolist() == [0, 1]
+    np.savez(tmp_path / "own.npz", images=images.astype(float), labels=np.array([0, 1]))
+    with pytest.raises(DataError, match="images of float64, needs uint8"):
+        load_own(tmp_path / "own.npz", name="digits")

@@ -127,8 +127,10 @@ def test_real_nodes_do_not_collude(small):
 
 
 def test_a_node_has_tls_or_says_that_it_has_none(tmp_path):
+    subprocess.run(
+        ["sh", str(DEPLOY / "make_certificates.sh"), str(tmp_path), "server"], check=True
+    )
     ca = tmp_path / "ca.crt"
-    ca.touch()
     given = {"config": {"partition-id": 2, "role": "honest"}, "key": None, "port": 9100}
     command = node_command("server:9092", certificates=ca, insecure=False, **given)
     assert command[command.index("--node-config") + 1] == 'partition-id=2 role="honest"'
@@ -141,6 +143,34 @@ def test_a_node_has_tls_or_says_that_it_has_none(tmp_path):
         node_command("s:1", certificates=tmp_path / "x", insecure=False, **given)
     with pytest.raises(ConfigError, match="TLS needs"):
         connection(tmp_path, "s:1")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is empty"),
+        (b"\x30\x82\x03\xff", "it is DER or damaged"),
+        (b"hello", "it is DER or damaged"),
+        (b"-----BEGIN EC PRIVATE KEY-----\nx\n-----END EC PRIVATE KEY-----\n", "a private key"),
+        (b"-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n", "no whole certificate"),
+    ],
+)
+def test_a_file_that_is_no_certificate_is_one_line(tmp_path, content, words):
+    """It was a traceback in a thread, and the process stayed: no service manager restarted it."""
+    path = tmp_path / "ca.crt"
+    path.write_bytes(content)
+    given = {"config": {}, "key": None, "port": 9100, "insecure": False}
+    for call in (
+        lambda: node_command("s:1", certificates=path, **given),
+        lambda: connection(tmp_path, "s:1", certificates=path),
+    ):
+        with pytest.raises(ConfigError, match=words) as told:
+            call()
+        assert len(str(told.value).splitlines()) == 1
+    command = ["-m", "experiments.cli", "node", "--superlink", "s:1", "--partition", "0"]
+    done = subprocess.run([sys.executable, *command, "--root-certificates", str(path)],
+                          capture_output=True, text=True, check=False, timeout=60)  # fmt: skip
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
 
 
 def test_the_certificates_verify_and_keys_are_private(tmp_path):

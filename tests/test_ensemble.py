@@ -166,7 +166,7 @@ def test_a_dead_node_reduces_the_vote_and_is_named():
     row = run_on(grid, e)[-1]
     assert row["voters"] == 2
     assert row["rejected"] == [
-        {"node": 2, "client": 1, "reason": "no answer before the deadline"}
+        {"node": 2, "client": 1, "reason": "no reply before the deadline"}
     ]  # fmt: skip
     images = pixels(load_data(e.data).test_images[:60])
     heard = ask(grid, {1: 0, 2: 1, 3: 2}, images, name="again")

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 import time
 
 import httpx
@@ -12,7 +13,7 @@ from flwr.proto.node_pb2 import Node
 
 from experiments.deploy.gate import BODY, SMALL_BODY, Gate, network
 from experiments.deploy.gate_ledger import MIB, Limits
-from experiments.deploy.superlink import _parser, main, settings_of
+from experiments.deploy.superlink import _parser, main, own_log, settings_of
 from fedrobust.flower import _compat as flower
 
 HERE, STRANGER, OPERATOR = "127.0.0.1", "127.0.0.2", "10.1.2.3"
@@ -364,3 +365,20 @@ def test_the_settings_are_checked(monkeypatch, capsys):
     assert settings_of(given)["limits"] == Limits()
     with pytest.raises(ValueError, match=r"'x' is no address"):
         network("x")
+
+
+def test_the_gates_log_leaves_flowers_as_it_is(monkeypatch):
+    root = list(logging.getLogger().handlers)
+    logger = logging.getLogger("fedrobust.gate")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "level", logger.level)
+    assert own_log() is logger and len(logger.handlers) == 1 and not logger.propagate
+    assert logging.getLogger().handlers == root
+
+
+def test_a_setting_in_the_environment_that_is_no_number_is_a_wrong_call(monkeypatch, capsys):
+    monkeypatch.setenv("FEDROBUST_OBJECTS", "many")
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2 and "invalid int value: 'many'" in capsys.readouterr().err

@@ -26,9 +26,9 @@ from clients.honest import Trained
 from fedrobust.flower import array_of, screen
 from fedrobust.flower.guarded_grid import CHUNK, GuardedGrid, TooLarge, limited, read_reply
 from fedrobust.flower.in_process import stamp
+from fedrobust.flower.replies import SILENT, collect
 from fedrobust.flower.screening import Reply
 from strategies.handshake import roll_call
-from strategies.replies import SILENT, collect
 
 ROOT = Path(__file__).parents[1]
 

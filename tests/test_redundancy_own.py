@@ -135,6 +135,10 @@ import os
 os.environ["REDUNDANCY_OUTPUT"] = {home!r}
 from flwr.simulation import run_simulation
 from tests.test_redundancy_own import client, server
-run_simulation(server_app=server, client_app=client, num_supernodes=7,
-               backend_config={{"client_resources": {{"num_cpus": 1}}, "init_args": {{"num_cpus": 2}}}})
+run_simulation(
+    server_app=server,
+    client_app=client,
+    num_supernodes=7,
+    backend_config={{"client_resources": {{"num_cpus": 1}}, "init_args": {{"num_cpus": 2}}}},
+)
 """

@@ -336,6 +336,9 @@ def test_nobody_answers_for_another():
 
     def spoofing(message, context):
         reply = app(message, context)
+        if context.node_id == 6 and message.metadata.message_type == "train":
+            reply = Message(Error(code=1, reason="in node 5's name"), reply_to=message)
+            reply.metadata.__dict__["_src_node_id"] = 5
         if context.node_id == 7 and message.metadata.message_type == "train":
             reply.metadata.__dict__["_src_node_id"] = 1
             reply.content["arrays"] = record(w=np.full(4, 1e6, np.float32))
@@ -343,8 +346,8 @@ def test_nobody_answers_for_another():
 
     robust = Robust(FedAvg(), rule="mean")
     result = lead(robust, spoofing, record(w=np.zeros(4, np.float32)), rounds=1)
-    assert result.arrays["w"].numpy()[-1] == pytest.approx(2.5), "nodes 1 to 6 alone"
-    assert list(robust.history[~robust.history.accepted].node) == [7]
+    assert result.arrays["w"].numpy()[-1] == pytest.approx(2), "nodes 1 to 5 alone"
+    assert list(robust.history[~robust.history.accepted].node) == [6, 7]
 
 
 def test_evaluations_reach_the_strategy_as_medians():

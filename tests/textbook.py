@@ -153,3 +153,27 @@ def caf(x, f):
         weights = np.where(weights > 0, weights * np.maximum(0, 1 - scores / max(alive)), 0)
         weights[weights < 1e-12] = 0
     return best if best is not None else x.mean(0)
+
+
+def rlr(x, threshold):
+    out = []
+    for column in x.T:
+        votes = abs(sum(1 if v > 0 else -1 if v < 0 else 0 for v in column))
+        out.append(column.mean() if votes >= threshold else -column.mean())
+    return np.array(out)
+
+
+def fednga(x):
+    return sum(row / np.linalg.norm(row) for row in x) / len(x)
+
+
+def huber(x, threshold):
+    """Descend the sum of Huber losses by small steps; it is convex and smooth."""
+    point = np.median(x, axis=0)
+    for _ in range(20000):
+        slope = 0
+        for row in x:
+            away = np.linalg.norm(point - row)
+            slope = slope + (point - row) * min(1, threshold / away if away else 1)
+        point = point - 0.5 * slope / len(x)
+    return point

@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.audit.outcomes import HOLDS, NO_RESULT, Finding
-from experiments.audit.phases import ATTACK, BROKEN_REPLY, DEFENCE, REPEAT
-from experiments.audit.report import Audit, plain
+from experiments.audit.plan import ATTACK, BROKEN_REPLY, DEFENCE, REPEAT
+from experiments.audit.report import Audit
+from experiments.audit.text import plain
 
 COLOURS = {"holds": "bold green", "weak": "bold red", "not audited": "bold yellow"}
 SHOWN = 4  # defences, beside the bare app

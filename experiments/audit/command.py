@@ -60,7 +60,7 @@ def audit(
     """Report what happens to a Flower app when some of its clients are Byzantine."""
     from experiments.audit.card import show
     from experiments.audit.conduct import audit as conduct  # torch and Flower take their time
-    from experiments.audit.phases import ABOUT
+    from experiments.audit.plan import ABOUT
 
     terminal = Console(stderr=True)
     settings: dict[str, Any] = {

@@ -10,7 +10,8 @@ from typing import Any
 
 from experiments.audit.application import read, tree_hash
 from experiments.audit.cell import Cell
-from experiments.audit.phases import Options, Phases, check_options
+from experiments.audit.phases import Phases
+from experiments.audit.plan import Options, check_options
 from experiments.audit.processes import Cells
 from experiments.audit.report import Audit
 from fedrobust.experiment.schema import ConfigError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from experiments.audit.report import Audit, plain
+from experiments.audit.text import plain
 
 STYLE = """
 :root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem
@@ -20,9 +20,8 @@ COLUMNS = ("phase", "attack", "k", "defence", "seam", "seed", "outcome", "value"
 CLASSES = {"holds": "holds", "no result": "none", "weak": "weak", "not audited": "none"}
 
 
-def page(audit: Audit) -> str:
-    """Write the page."""
-    document = audit.document()
+def page(document: dict[str, Any]) -> str:
+    """Write the page of an audit's document, see ``Audit.document``."""
     made = document["verdict"]
     app = document["app"]
     parts = [

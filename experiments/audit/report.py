@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,15 +13,12 @@ import pandas as pd
 from experiments.audit.application import Application
 from experiments.audit.cell import GRID, WRAPPER
 from experiments.audit.outcomes import Finding
-from experiments.audit.phases import ATTACK, BROKEN_REPLY, Defence, Options, Outcome
+from experiments.audit.page import page
+from experiments.audit.plan import ATTACK, BROKEN_REPLY, Defence, Options, Outcome
+from experiments.audit.text import plain
 from experiments.audit.verdict import Verdict, not_audited, verdict
 
 SCHEMA = 1
-ESCAPES = re.compile(
-    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles and links
-    r"|\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-_]"  # colours, cursor
-    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-)
 LINES = {
     WRAPPER: 'from fedrobust.flower import Robust\nstrategy = Robust(strategy, rule="{rule}")',
     GRID: 'from fedrobust.flower import RobustGrid\ngrid = RobustGrid(grid, rule="{rule}")',
@@ -33,11 +29,6 @@ app = ServerApp()
 def main(grid, context):
     with whole_rounds():
         ServerApp(server_fn=server_fn)(RobustGrid(grid, rule="{rule}"), context)"""
-
-
-def plain(text: object) -> str:
-    """Return text without escape sequences and control characters: it may come from the app."""
-    return ESCAPES.sub("", str(text).replace("\n", " ").replace("\r", " "))
 
 
 @dataclass(frozen=True)
@@ -167,9 +158,7 @@ class Audit:
 
     def to_html(self, path: str | Path | None = None) -> str:
         """Return one self-contained page; write it where a path is given."""
-        from experiments.audit.page import page
-
-        text = page(self)
+        text = page(self.document())
         if path is not None:
             Path(path).write_text(text)
         return text

@@ -32,7 +32,7 @@ COORDINATE_WISE = ("mean", "median", "trimmed_mean", "meamed", "phocas", "sign_m
 # What a rule goes over the matrix for, one by one: norms, weighted sums, signs, finite values.
 OWN_PASSES = {
     "rfa": 8, "centered_clipping": 3, "norm_clipping": 3, "cge": 3, "fltrust": 4, "rsa": 2,
-    "sign_guard": 3,
+    "sign_guard": 3, "rlr": 3, "fednga": 3,
 }  # fmt: skip
 PRODUCTS = {"nnm": 2, "safeguard": 2}  # a second gives the mixed rows, or is the second window's
 COPIES = ("clip", "arc", "bucketing")  # the result is a matrix: its norms are read, it is written
@@ -46,6 +46,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "safeguard": {
         "window": 10, "threshold": 1e3, "short_window": 5, "short_threshold": 1e3,
     },
+    "rlr": {"threshold": 20},
+    "huber": {"threshold": 300.0},
     "zeno": {"loss": lambda step: float(step[0])},
 }  # fmt: skip
 

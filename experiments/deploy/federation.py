@@ -25,6 +25,7 @@ from experiments.deployment import connection, node_command
 HERE = Path(__file__).parent
 SUBNET = "10.97.{}"
 STARTED = "Starting Flower SuperNode"
+BARE = "flower-superlink"
 
 
 class FederationError(RuntimeError):
@@ -45,6 +46,8 @@ class Federation:
         In which ``flwr`` finds the SuperLink.
     bridge
         Name of the namespaces' bridge; empty on loopback.
+    gate
+        Whether the SuperLink is started behind the gate.
     processes
         What runs, by name.
     """
@@ -53,13 +56,17 @@ class Federation:
     address: str
     environment: dict[str, str]
     bridge: str = ""
+    gate: bool = True
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
 
     def start_superlink(self) -> None:
-        """Start the SuperLink with TLS, node authentication, and a state that survives it."""
+        """Start the SuperLink with TLS, node authentication, and a state that survives it.
+
+        It is behind the gate; without one where a drill shows what strangers do there.
+        """
         host, port = self.address.split(":")
         command = [
-            *(sys.executable, "-m", "experiments.deploy.superlink"),
+            *((sys.executable, "-m", "experiments.deploy.superlink") if self.gate else (BARE,)),
             *("--host", host, "--port", port, "--enable-supernode-auth"),
             *("--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "server.crt"),
             *("--ssl-keyfile", "server.key", "--database", "state.db"),
@@ -152,7 +159,9 @@ class Federation:
 
 
 @contextmanager
-def federation(home: Path, *, nodes: int, namespaces: bool | None = None) -> Iterator[Federation]:
+def federation(
+    home: Path, *, nodes: int, namespaces: bool | None = None, gate: bool = True
+) -> Iterator[Federation]:
     """Lay a network, make certificates, start a SuperLink; clean everything up at the end.
 
     Parameters
@@ -161,6 +170,8 @@ def federation(home: Path, *, nodes: int, namespaces: bool | None = None) -> Ite
         How many network namespaces; two more serve those who are refused.
     namespaces
         None uses them where the machine allows it.
+    gate
+        Whether the SuperLink is behind the gate.
     """
     home.mkdir(parents=True, exist_ok=True)
     allowed = namespaces_allowed() if namespaces is None else namespaces
@@ -178,7 +189,7 @@ def federation(home: Path, *, nodes: int, namespaces: bool | None = None) -> Ite
         (home / "cli").mkdir(exist_ok=True)
         environment = connection(home / "cli", address, certificates=home / "ca.crt")
         environment.pop("OMP_NUM_THREADS", None)
-        it = Federation(home, address, environment, bridge, processes)
+        it = Federation(home, address, environment, bridge, gate, processes)
         it.start_superlink()
         yield it
     finally:

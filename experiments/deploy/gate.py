@@ -16,7 +16,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.deploy.gate_ledger import MIB, Limits, Refused, RoundLog, Softly
+from experiments.deploy.gate_ledger import MIB, Ledger, Limits, Refused, Softly
+from fedrobust.flower import _compat as flower
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -69,7 +70,7 @@ class Gate:
 
     def __post_init__(self) -> None:
         self._networks = [network(text) for text in self.operators]
-        self._ledger = RoundLog(self.limits)
+        self._ledger = Ledger(self.limits)
         self._waiting = 0
         self._refusals: Counter[tuple[str, str]] = Counter()
 
@@ -116,7 +117,7 @@ class Gate:
                 outcome(done, seen.size, bytes(seen.body))
         except Softly as soft:
             self._tell(scope, Refused(200, soft.reason))
-            await answer(send, 200, soft.content, kind="application/x-protobuf")
+            await answer(send, 200, soft.content, kind=flower.MEDIA_TYPE)
         finally:
             self._waiting -= len(body)
 

@@ -98,7 +98,7 @@ class Node:
             del self.pushed[key]
 
 
-class RoundLog:
+class Ledger:
     """Judge nodes' requests by what they were told and have pushed.
 
     Node ids are those that the requests claim. Flower, behind the gate, holds them against the key

@@ -11,6 +11,8 @@ mkdir -p "$folder"
 names=""
 for name in "$@"; do
     case $name in
+        *[!0-9A-Za-z.:*-]* | "") echo "$name is no host name or address" >&2; exit 2 ;;
+        *:*) kind=IP ;;
         *[!0-9.]*) kind=DNS ;;
         *) kind=IP ;;
     esac

@@ -1,7 +1,8 @@
 """The rehearsal: a SuperLink, four nodes, TLS, registered keys, one attacker; strangers refused.
 
 ``make rehearse``, or ``python -m experiments.deploy.rehearse``. Ends with exit code 1 if anything
-is not as it should be.
+is not as it should be. Then eight nodes, half of them hostile, and a stranger at the door
+(``experiments.deploy.hostile``; ``--hostile 0`` leaves that out).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 import typer
 
 from experiments.deploy.federation import STARTED, Federation, as_json, federation
+from experiments.deploy.hostile import held
 from experiments.deployment import run_on_nodes
 from experiments.simulation import run_one
 from fedrobust.attacks import threat_model
@@ -27,8 +29,8 @@ REFUSED = {  # what each stranger must have said, beside Flower's exit code 305 
 NO_CONNECTION = "Exit Code: 305"
 
 
-def main(rounds: int = 5, loopback: bool = False) -> None:
-    """Rehearse a deployment on this machine and clean up."""
+def main(rounds: int = 5, loopback: bool = False, hostile: int = 20) -> None:
+    """Rehearse a deployment on this machine and clean up; then rounds with hostile nodes."""
     (experiment,) = expand(override(read(FILE), {"rounds": rounds}))
     here = run_one(experiment)
     say("simulation", accuracy=[round(row["accuracy"], 4) for row in here])
@@ -38,6 +40,8 @@ def main(rounds: int = 5, loopback: bool = False) -> None:
             say("network", kind="namespaces" if it.bridge else "loopback", superlink=it.address)
             good = rehearse(it, experiment, here)
     say("clean", left=str(home.exists()))
+    if hostile:
+        good &= held(hostile)
     raise typer.Exit(0 if good else 1)
 
 

@@ -28,12 +28,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s : [%(name)s] %(message)s")
+    log = own_log()
     if flower.version() not in flower.TRIED:
         tried = ", ".join(flower.TRIED)
-        logging.warning("the gate was tried with flwr %s, this is %s", tried, flower.version())
-    logging.getLogger("fedrobust.gate").info("operators: %s", ", ".join(given.operators))
+        log.warning("the gate was tried with flwr %s, this is %s", tried, flower.version())
+    log.info("operators: %s", ", ".join(given.operators))
     flower.run_superlink(rest, Gate, **settings)
+
+
+def own_log() -> logging.Logger:
+    """Let the gate's lines appear beside Flower's, whose own loggers stay as they are."""
+    log = logging.getLogger("fedrobust.gate")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s : gate: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False  # a handler at the root would print all of Flower's debugging
+    return log
 
 
 def settings_of(given: argparse.Namespace) -> dict[str, object]:
@@ -65,10 +76,10 @@ def _parser() -> argparse.ArgumentParser:
         default=[word for word in words.split(",") if word] or list(OPERATORS),
         help="Addresses or networks, by commas, that may submit runs and register nodes.",
     )
-    mib = os.environ.get("FEDROBUST_REPLY_MIB", Limits.reply_bytes // MIB)
-    parser.add_argument("--reply-mib", type=int, default=int(mib), help="Most MiB of a reply.")
-    objects = os.environ.get("FEDROBUST_OBJECTS", Limits.objects)
-    parser.add_argument("--objects", type=int, default=int(objects), help="Most objects of one.")
+    mib = os.environ.get("FEDROBUST_REPLY_MIB", str(Limits.reply_bytes // MIB))
+    parser.add_argument("--reply-mib", type=int, default=mib, help="Most MiB of a reply.")
+    objects = os.environ.get("FEDROBUST_OBJECTS", str(Limits.objects))
+    parser.add_argument("--objects", type=int, default=objects, help="Most objects of one.")
     return parser
 
 

@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 
 from experiments import listing
 from experiments.cli import app
-from fedrobust.aggregation.aggregator import check
+from fedrobust.aggregation import check
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -14,6 +14,7 @@ import pandas as pd
 import tomli_w
 from markupsafe import Markup
 
+from experiments import tables
 from experiments.report import figures
 from experiments.report.heat import heat_table
 from experiments.report.load import (
@@ -285,5 +286,5 @@ def _table(frame: pd.DataFrame) -> Markup:
 
 def _csv(frame: pd.DataFrame) -> str:
     """Return a frame as a link that holds its own CSV."""
-    text = frame.to_csv().encode()
+    text = tables.csv(frame).encode()
     return "data:text/csv;base64," + base64.b64encode(text).decode()

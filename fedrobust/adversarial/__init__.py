@@ -20,6 +20,7 @@ from fedrobust.adversarial.objective import (
     TRANSFER_ATTACKS,
     adversarial_loss,
     adversarial_objective,
+    check_perturbation,
     perturb,
     perturb_on_surrogates,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "attacks_at",
     "auto_attack",
     "catastrophic_overfitting",
+    "check_perturbation",
     "epochs_at",
     "evaluate_attacks",
     "evaluation_names",

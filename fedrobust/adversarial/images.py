@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,25 @@ def as_images(x: Tensor, y: Tensor | None = None) -> Tensor:
             raise ValueError(f"images need values in [0, 1], got [{low:g}, {high:g}]")
     with torch.inference_mode(False):
         return x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
+
+
+def check_radius(eps: float, *, norm: str = "linf", pixels: int = 1) -> None:
+    """Refuse a radius beyond which images in [0, 1] have no others: 1, or sqrt(pixels) in L2.
+
+    Raises
+    ------
+    ValueError
+        With the radius that was meant, if it looks like one in levels of 0..255.
+    """
+    largest = math.sqrt(pixels) if norm == "l2" else 1.0
+    if eps > largest:
+        said = f"{eps:g}{radius_hint(eps)}"
+        raise ValueError(f"eps needs at most {largest:g} on images in [0, 1], got {said}")
+
+
+def radius_hint(eps: float) -> str:
+    """Return "; did you mean ..." for a radius that looks like one in levels of 0..255."""
+    return f"; did you mean {eps:g}/255?" if 1 < eps <= 255 else ""
 
 
 def quantise_images(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedrobust.adversarial.frozen import Model
-from fedrobust.adversarial.images import as_images
+from fedrobust.adversarial.images import as_images, check_radius
 from fedrobust.adversarial.losses import mart, natural, standard, trades
 from fedrobust.adversarial.transfer import mi_cse, mi_cwa, mi_fgsm, mi_sam
 from fedrobust.adversarial.white_box import fgsm, pgd, trades_kl, unperturbed
@@ -58,6 +58,19 @@ def perturb(
     """
     function, settings = resolve(PERTURBATIONS, spec, kind="perturbation", supplied=_SUPPLIED)
     return _call(function, model, x, y, settings, generator)
+
+
+def check_perturbation(spec: Spec) -> None:
+    """Check a spec of ``PERTURBATIONS`` before any image is there.
+
+    Raises
+    ------
+    ValueError
+        If it is unknown or does not fit, or no image in [0, 1] is as far as its radius.
+    """
+    _, settings = resolve(PERTURBATIONS, spec, kind="perturbation", supplied=_SUPPLIED)
+    if settings.get("norm", "linf") == "linf" and "eps" in settings:
+        check_radius(float(settings["eps"]))
 
 
 def perturb_on_surrogates(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fedrobust.adversarial.frozen import Model, frozen
+from fedrobust.adversarial.images import check_radius
 from fedrobust.adversarial.surrogates import View, look, unit
 from fedrobust.spec import suggest
 
@@ -282,4 +283,5 @@ def _scale(eps: float, steps: int, step_scaling: str) -> float:
         )
     if not (eps >= 0 and steps >= 0):
         raise ValueError(f"a transfer attack needs eps and steps of at least 0, got {eps}, {steps}")
+    check_radius(eps)
     return _CODE_EPS if step_scaling == "fixed" else eps

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedrobust.adversarial.criteria import CRITERIA, Criterion, kl
 from fedrobust.adversarial.frozen import Model, frozen, input_gradient
-from fedrobust.adversarial.images import as_images, as_labels, column
+from fedrobust.adversarial.images import as_images, as_labels, check_radius, column
 from fedrobust.spec import suggest
 
 NORMS = ("linf", "l2")
@@ -85,6 +85,7 @@ def pgd(
     """
     images = as_images(x, y)
     _check(eps=eps, step_size=step_size, steps=steps, restarts=restarts)
+    check_radius(eps, norm=norm, pixels=images.shape[1:].numel())
     if restarts > 1 and (start is not None or not random_start):
         raise ValueError(f"restarts={restarts} need a random start, else all of them are the same")
     objective = _objective(model, y, loss, targeted)
@@ -142,6 +143,7 @@ def fgsm(
     images = as_images(x, y)
     size = 1.25 * eps if step_size is None else step_size
     _check(eps=eps, step_size=size)
+    check_radius(eps, norm=norm, pixels=images.shape[1:].numel())
     objective = _objective(model, y, loss, targeted)
     source = generator or torch.Generator().manual_seed(0)
     with frozen(model, mode=mode):
@@ -181,6 +183,7 @@ def trades_kl(
     """
     images = as_images(x, y)
     _check(eps=eps, step_size=step_size, steps=steps, noise=noise)
+    check_radius(eps, norm=norm, pixels=images.shape[1:].numel())
     source = generator or torch.Generator().manual_seed(0)
     with frozen(model, mode=mode):
         with torch.no_grad():

@@ -1,14 +1,9 @@
 """Aggregation rules and pre-aggregators: (n, d) -> (d,)."""
 
-from fedrobust.aggregation.aggregator import (
-    Aggregator,
-    aggregate,
-    build,
-    check,
-    preaggregate,
-    tolerated,
-)
+from fedrobust.aggregation.aggregator import Aggregator, aggregate, build, preaggregate
+from fedrobust.aggregation.bounds import measured
 from fedrobust.aggregation.outcome import Outcome
+from fedrobust.aggregation.preconditions import check, check_weighable, coefficient, tolerated
 from fedrobust.aggregation.record import PreAggregator, Rule
 from fedrobust.aggregation.tables import (
     PREAGGREGATORS,
@@ -30,8 +25,11 @@ __all__ = [
     "aggregate",
     "build",
     "check",
+    "check_weighable",
+    "coefficient",
     "installed",
     "is_coordinate_wise",
+    "measured",
     "needs_own_data",
     "preaggregate",
     "preaggregator_record",

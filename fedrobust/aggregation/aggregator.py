@@ -13,16 +13,19 @@ from torch import Tensor
 from fedrobust.aggregation import scaling
 from fedrobust.aggregation.columns import by_blocks
 from fedrobust.aggregation.outcome import Outcome
-from fedrobust.aggregation.record import FROM_SERVER, SUPPLIED, mixed, weighted
-from fedrobust.aggregation.tables import (
-    PREAGGREGATORS,
-    RULES,
-    preaggregator_record,
-    rule_record,
+from fedrobust.aggregation.preconditions import (
+    check,
+    check_pre,
+    check_weighable,
+    resolve_pre,
+    resolve_rule,
+    with_fewer,
 )
+from fedrobust.aggregation.record import FROM_SERVER, mixed, weighted
+from fedrobust.aggregation.tables import preaggregator_record, rule_record
+from fedrobust.aggregation.weighting import shares
 from fedrobust.matrix import computable, matrix, narrowed
-from fedrobust.ranges import whole
-from fedrobust.spec import Spec, parameters, resolve, split
+from fedrobust.spec import Spec, parameters, split
 
 Given = dict[str, Callable[[], Any]]
 Server = Mapping[str, Callable[[], Any]]
@@ -39,10 +42,11 @@ class Aggregator:
     init
         ``() -> state``.
     apply
-        ``(updates, state=None, generator=None, *, clients=None, server=None) -> Outcome``. Rules
-        that remember each client's past need ``clients``, the rows' clients, where rows may be
-        missing. ``server`` maps "root" and "loss" to functions that compute what ``fltrust``,
-        ``zeno`` and ``rsa`` know from data of the server's own.
+        ``(updates, state=None, generator=None, *, clients=None, server=None, weights=None) ->
+        Outcome``. Rules that remember each client's past need ``clients``, the rows' clients, where
+        rows may be missing. ``server`` maps "root" and "loss" to functions that compute what
+        ``fltrust``, ``zeno`` and ``rsa`` know from data of the server's own. ``weights`` (n,) are
+        how much each client counts: the operator's, never a claim (see ``weighting.truncated``).
     """
 
     init: Callable[[], Any]
@@ -57,9 +61,9 @@ def build(spec: Spec, *, pre: Sequence[Spec] = ()) -> Aggregator:
     SpecError
         For an unknown rule, pre-aggregator or parameter.
     """
-    _resolve_rule(spec)
+    resolve_rule(spec)
     for one in pre:
-        _resolve_pre(one)
+        resolve_pre(one)
 
     def apply(
         updates: Any,
@@ -68,10 +72,15 @@ def build(spec: Spec, *, pre: Sequence[Spec] = ()) -> Aggregator:
         *,
         clients: Sequence[int] | None = None,
         server: Server | None = None,
+        weights: Tensor | Sequence[float] | None = None,
     ) -> Outcome:
         rows = matrix(updates)
         numbers = torch.arange(len(rows)) if clients is None else torch.tensor(list(clients))
         given = {"memory": lambda: state, "generator": lambda: generator, **(server or {})}
+        if weights is not None:
+            check_weighable(spec, pre=pre)
+            counted = shares(weights, len(rows))
+            given["weights"] = lambda: counted
         return _apply(rows, spec, tuple(pre), numbers, given)
 
     return Aggregator(lambda: None, apply)
@@ -84,6 +93,7 @@ def aggregate(
     pre: Sequence[Spec] = (),
     state: Any = None,
     generator: torch.Generator | None = None,
+    weights: Tensor | Sequence[float] | None = None,
 ) -> Tensor:
     """Aggregate once: (n, d) -> (d,).
 
@@ -97,6 +107,10 @@ def aggregate(
         The rule, and pre-aggregators applied before it in order.
     state
         What the rule remembers; fresh memory unless given. Never modified.
+    weights
+        How much each client counts (n,), in any unit; equal unless given. The operator's own
+        weights or truncated claims: a claim as it is would be an attacker's. Rules without a
+        weighted form refuse them.
 
     Raises
     ------
@@ -108,7 +122,7 @@ def aggregate(
     TypeError
         For updates that are no real floating-point matrix: whole and complex numbers are refused.
     """
-    return build(spec, pre=pre).apply(updates, state, generator).aggregate
+    return build(spec, pre=pre).apply(updates, state, generator, weights=weights).aggregate
 
 
 def preaggregate(
@@ -124,84 +138,15 @@ def preaggregate(
         As ``aggregate``.
     """
     given = matrix(updates)
-    _resolve_pre(spec)
+    resolve_pre(spec)
     rows, _, largest = _finite_rows(computable(given))
-    one = _with_fewer(spec, len(given) - len(rows))
+    one = with_fewer(spec, len(given) - len(rows))
     name = split(one)[0]
-    _check_pre(one, len(rows))
+    check_pre(one, len(rows))
     follows = preaggregator_record(name).follows_scale
     rows, unit = scaling.in_range(rows, largest, follows_scale=follows)
     result = mixed(rows, _mixing(rows, one, {"generator": lambda: generator}))
     return _finished(result * unit if unit != 1 else result, given.dtype, name)
-
-
-def check(spec: Spec, *, n: int, pre: Sequence[Spec] = ()) -> None:
-    """Check that n updates are enough for the rule and each pre-aggregator.
-
-    Raises
-    ------
-    SpecError
-        For an unknown name or parameter.
-    ValueError
-        ``krum with f=5 needs at least 13 updates, got 12``.
-    """
-    for one in pre:
-        _resolve_pre(one)
-        n = _check_pre(one, n)
-    _resolve_rule(spec)
-    name, settings = split(spec)
-    _check_one(name, rule_record(name).minimum, settings, n)
-
-
-def tolerated(spec: Spec, *, n: int, pre: Sequence[Spec] = ()) -> int | None:
-    """Return the largest f with which the rule accepts n updates; None where it takes no f.
-
-    Raises
-    ------
-    ValueError
-        If n updates are too few even with f = 0.
-    """
-    name, settings = split(spec)
-    if not rule_record(name).takes_f:
-        return None
-    check({"name": name, **settings, "f": 0}, n=n, pre=pre)
-    for f in range(1, n):
-        try:
-            check({"name": name, **settings, "f": f}, n=n, pre=pre)
-        except ValueError:
-            return f - 1
-    return n - 1
-
-
-def _resolve_rule(spec: Spec) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Look a rule up; what comes from the server need not be in the spec, but may."""
-    from_server = tuple(key for key in FROM_SERVER if key not in split(spec)[1])
-    _, settings = resolve(RULES, spec, kind="rule", supplied=SUPPLIED + from_server)
-    return rule_record(split(spec)[0]).compute, settings
-
-
-def _resolve_pre(spec: Spec) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-    _, settings = resolve(PREAGGREGATORS, spec, kind="pre-aggregator", supplied=SUPPLIED)
-    return preaggregator_record(split(spec)[0]).compute, settings
-
-
-def _check_pre(spec: Spec, n: int) -> int:
-    """Check that n rows are enough and return how many the pre-aggregator leaves."""
-    name, settings = split(spec)
-    record = preaggregator_record(name)
-    _check_one(name, record.minimum, settings, n)
-    return record.leaves(n, settings)
-
-
-def _check_one(
-    name: str, minimum: Callable[[dict[str, Any]], int], settings: dict[str, Any], n: int
-) -> None:
-    if "f" in settings:
-        whole(settings["f"], name, "f")
-    needed = minimum(settings)
-    if n < needed:
-        told = f" with f={settings['f']}" if "f" in settings else ""
-        raise ValueError(f"{name}{told} needs at least {needed} updates, got {n}")
 
 
 def _apply(
@@ -211,17 +156,20 @@ def _apply(
         raise ValueError(f"{len(updates)} updates need as many clients, got {len(clients)}")
     name = split(spec)[0]
     work = computable(updates)
-    if name == "mean" and not pre and len(work):
+    if name == "mean" and not pre and len(work) and "weights" not in given:
         outcome = _rule(work, spec, given)
         # A finite mean shows that every row is finite: there is no need to read them twice.
         if bool(torch.isfinite(outcome.aggregate).all()):
             return replace(outcome, aggregate=narrowed(outcome.aggregate, updates.dtype, name))
     rows, finite, largest = _finite_rows(work)
     lost = len(updates) - len(rows)
-    chain = [_with_fewer(one, lost) for one in pre]
-    rule = _with_fewer(spec, lost)
+    chain = [with_fewer(one, lost) for one in pre]
+    rule = with_fewer(spec, lost)
     check(rule, n=len(rows), pre=chain)
     rows, unit = _in_range(rows, largest, chain, name)
+    if "weights" in given:
+        left = given["weights"]()[finite]
+        given = given | {"weights": lambda: shares(left, len(rows))}
     outcome = _chain(rows, chain, rule, given | {"clients": lambda: clients[finite]})
     aggregate = outcome.aggregate * unit if unit != 1 else outcome.aggregate
     weights = _spread(outcome.weights, finite)
@@ -267,21 +215,13 @@ def _spread(weights: Tensor | None, finite: Tensor) -> Tensor | None:
     return spread
 
 
-def _with_fewer(spec: Spec, lost: int) -> Spec:
-    """Count rows already set aside against f."""
-    name, settings = split(spec)
-    if lost and "f" in settings:
-        settings["f"] = max(0, whole(settings["f"], name, "f") - lost)
-    return {"name": name, **settings}
-
-
 def _chain(rows: Tensor, chain: Sequence[Spec], rule: Spec, given: Given) -> Outcome:
     """Mix the rows, run the rule; weights are traced back to the rows before the mixing."""
     before: Tensor | None = None
     for i, one in enumerate(chain):
         mixing = _mixing(rows, one, given)
         if i + 1 == len(chain) and rule_record(split(rule)[0]).coordinate_wise:
-            return _by_columns(rows, mixing, rule)
+            return _by_columns(rows, mixing, rule, given)
         before = mixing if before is None else mixing @ before
         rows = mixed(rows, mixing)
         if len(mixing) != mixing.shape[1]:  # a bucket is no client: it is known by its place
@@ -293,13 +233,14 @@ def _chain(rows: Tensor, chain: Sequence[Spec], rule: Spec, given: Given) -> Out
 
 
 def _mixing(rows: Tensor, spec: Spec, given: Given) -> Tensor:
-    function, settings = _resolve_pre(spec)
+    function, settings = resolve_pre(spec)
     return function(rows, **settings, **_offer(function, settings, given))
 
 
-def _by_columns(rows: Tensor, mixing: Tensor, rule: Spec) -> Outcome:
+def _by_columns(rows: Tensor, mixing: Tensor, rule: Spec, given: Given) -> Outcome:
     """Mix and aggregate block by block: the mixed matrix never exists as a whole."""
-    function, settings = _resolve_rule(rule)
+    function, settings = resolve_rule(rule)
+    settings = settings | _offer(function, settings, given)
     return Outcome(
         by_blocks(rows, lambda block: function(mixed(block, mixing), **settings)), None, None
     )
@@ -307,7 +248,7 @@ def _by_columns(rows: Tensor, mixing: Tensor, rule: Spec) -> Outcome:
 
 def _rule(rows: Tensor, spec: Spec, given: Given) -> Outcome:
     """Run the rule as it is written, and make an outcome of what it returns."""
-    compute, settings = _resolve_rule(spec)
+    compute, settings = resolve_rule(spec)
     name = split(spec)[0]
     found = compute(rows, **settings, **_offer(compute, settings, given, name=name))
     if isinstance(found, Outcome):

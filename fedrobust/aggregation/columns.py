@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedrobust.aggregation import kernels
+from fedrobust.aggregation.weighting import bearable, weighted_median, weighted_ranks
 from fedrobust.spec import suggest
 
 BLOCK = 1 << 22  # values per block: sorted copies stay in the cache's reach, memory stays flat
@@ -60,13 +61,23 @@ def averaged(values: Tensor) -> Tensor:
     return result.to(values.dtype)
 
 
-def mean_weights(updates: Tensor) -> Tensor:
+def mean_weights(updates: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Average the updates; one attacker moves it anywhere.
+
+    Parameters
+    ----------
+    weights
+        Shares (n,) of the clients, adding up to 1; equal unless given.
 
     References
     ----------
     Blanchard et al., NeurIPS 2017, Lemma 1: no linear rule tolerates one Byzantine worker.
     """
+    return equal_shares(updates) if weights is None else weights
+
+
+def equal_shares(updates: Tensor) -> Tensor:
+    """Return 1 / n for each update, (n,) float64."""
     return torch.full((len(updates),), 1 / len(updates), dtype=torch.float64)
 
 
@@ -77,25 +88,34 @@ MEDIAN_VARIANTS: dict[str, Callable[[int], tuple[int, int]]] = {
 }
 
 
-def median(updates: Tensor, *, variant: str = "paper") -> Tensor:
+def median(updates: Tensor, *, variant: str = "paper", weights: Tensor | None = None) -> Tensor:
     """Take each coordinate's median; for even n the mean of the two middle values.
 
     Parameters
     ----------
     variant
         "paper"; or "lower": the lower of two middle values (``torch.median``, ByzPy, FedML, Plato).
+    weights
+        Shares (n,) of the clients, adding up to 1: the value at half of the mass. It stays among
+        the honest values while Byzantine clients hold less than half of the weight.
 
     References
     ----------
     Yin et al., Byzantine-Robust Distributed Learning, ICML 2018, Definition 1.
     """
-    return ranked_mean(updates, *chosen_variant(MEDIAN_VARIANTS, variant, "median")(len(updates)))
+    ranks = chosen_variant(MEDIAN_VARIANTS, variant, "median")(len(updates))
+    if weights is None:
+        return ranked_mean(updates, *ranks)
+    lower = variant == "lower"
+    return by_blocks(updates, lambda block: weighted_median(block, weights, lower=lower))
 
 
 TRIMMED_VARIANTS = {"paper": False, "alie": True}
 
 
-def trimmed_mean(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
+def trimmed_mean(
+    updates: Tensor, *, f: int, variant: str = "paper", weights: Tensor | None = None
+) -> Tensor:
     """Drop the f largest and f smallest values of each coordinate, average the rest.
 
     Parameters
@@ -103,18 +123,29 @@ def trimmed_mean(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
     variant
         "paper"; or "alie": the n - 2 f values nearest to the median (TM(2) of Baruch et al. 2019).
         Their TM(1), the n - f nearest, is ``meamed``.
+    weights
+        Shares (n,) of the clients, adding up to 1: the mass of the f heaviest clients is cut off
+        each end of a coordinate, the rest is averaged by weight. Whoever the f Byzantine clients
+        are, what they hold beyond the honest values is cut.
 
     Raises
     ------
     ValueError
-        If ``n < 2 f + 1``, or for an unknown variant.
+        If ``n < 2 f + 1``, for an unknown variant, or if the f heaviest clients hold half of the
+        weight or more.
 
     References
     ----------
     Yin et al., Byzantine-Robust Distributed Learning, ICML 2018, Definition 2 (beta = f / n).
     """
     n = len(updates)
-    if chosen_variant(TRIMMED_VARIANTS, variant, "trimmed_mean"):
+    nearest = chosen_variant(TRIMMED_VARIANTS, variant, "trimmed_mean")
+    if weights is not None:
+        if nearest:
+            raise ValueError("trimmed_mean with variant 'alie' has no weighted form")
+        cut = bearable(weights, f, "trimmed_mean")
+        return by_blocks(updates, lambda block: weighted_ranks(block, weights, cut, 1 - cut))
+    if nearest:
         return nearest_to_median(updates, n - 2 * f)
     return ranked_mean(updates, f, n - f)
 
@@ -168,8 +199,8 @@ def meamed(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
     et al., NeurIPS 2019.
     """
     n = len(updates)
-    middle = chosen_variant(MEDIAN_VARIANTS, variant, "meamed")(n)
-    return nearest_mean(updates, *middle, n - f)
+    first, last = chosen_variant(MEDIAN_VARIANTS, variant, "meamed")(n)
+    return nearest_mean(updates, first, last, n - f)
 
 
 def phocas(updates: Tensor, *, f: int) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation.columns import by_blocks, chosen_variant, median
+from fedrobust.aggregation.columns import by_blocks, chosen_variant, mean_weights, median
 from fedrobust.aggregation.distances import (
     TINY,
     centred_gram,
@@ -25,13 +26,22 @@ from fedrobust.aggregation.selection import even
 from fedrobust.ranges import real, whole
 
 
-def inverse(distances: Tensor, floor: float) -> Tensor:
-    """Return weights 1 / max(floor, distance), adding up to 1."""
+def inverse(distances: Tensor, floor: float, shares: Tensor | None = None) -> Tensor:
+    """Return weights 1 / max(floor, distance), times the clients' shares, adding up to 1."""
     weights = 1 / distances.clamp(min=floor)
+    if shares is not None:
+        weights = weights * shares
     return weights / weights.sum()
 
 
-def weiszfeld(gram: Tensor, *, tolerance: float, max_iterations: int, who: str) -> Tensor:
+def weiszfeld(
+    gram: Tensor,
+    *,
+    tolerance: float,
+    max_iterations: int,
+    who: str,
+    shares: Tensor | None = None,
+) -> Tensor:
     """Return the geometric median of n rows as weights (n,), from the products of the rows.
 
     The median is a weighted mean of the rows, so that its distances need no row: a step costs n^2
@@ -43,10 +53,10 @@ def weiszfeld(gram: Tensor, *, tolerance: float, max_iterations: int, who: str) 
     RuntimeWarning
         If the steps end before they stand still.
     """
-    weights = inverse(squared_from(gram).sqrt().median(0).values, TINY)
+    weights = inverse(squared_from(gram).sqrt().median(0).values, TINY, shares)
     for _ in range(max_iterations):
         distances = squared_to_mixture(gram, weights).sqrt()
-        moved = inverse(distances, TINY)
+        moved = inverse(distances, TINY, shares)
         step = moved - weights
         weights = moved
         scale = 1 / (1 / distances.clamp(min=TINY)).mean()
@@ -54,7 +64,7 @@ def weiszfeld(gram: Tensor, *, tolerance: float, max_iterations: int, who: str) 
         if moved_by <= tolerance * scale:
             return weights
     row = int(squared_to_mixture(gram, weights).argmin())
-    if is_median(gram, row):
+    if is_median(gram, row, shares):
         return even(torch.tensor([row]), len(gram))
     warnings.warn(
         f"{who} has not converged after {max_iterations} steps: the last one was"
@@ -65,7 +75,7 @@ def weiszfeld(gram: Tensor, *, tolerance: float, max_iterations: int, who: str) 
     return weights
 
 
-def is_median(gram: Tensor, row: int) -> bool:
+def is_median(gram: Tensor, row: int, shares: Tensor | None = None) -> bool:
     """Whether a row is the geometric median: the others' unit pulls do not outweigh its own.
 
     References
@@ -76,12 +86,18 @@ def is_median(gram: Tensor, row: int) -> bool:
     offsets = gram - gram[row][None, :] - gram[:, row][:, None] + gram[row, row]
     distances = offsets.diagonal().clamp(min=0).sqrt()
     apart = distances > 1e-9 * distances.max()
-    pulls = torch.where(apart, 1 / distances.clamp(min=TINY), 0.0)
-    return bool((pulls @ offsets @ pulls).clamp(min=0).sqrt() <= int((~apart).sum()) + 1e-9)
+    each = torch.ones_like(distances) if shares is None else shares * len(shares)
+    pulls = torch.where(apart, each / distances.clamp(min=TINY), 0.0)
+    held = float(each[~apart].sum())
+    return bool((pulls @ offsets @ pulls).clamp(min=0).sqrt() <= held + 1e-9)
 
 
 def geometric_median_weights(
-    updates: Tensor, *, tolerance: float = 1e-8, max_iterations: int = 1000
+    updates: Tensor,
+    *,
+    tolerance: float = 1e-8,
+    max_iterations: int = 1000,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Minimise the sum of distances to the updates, by Weiszfeld's steps until they stand still.
 
@@ -91,6 +107,9 @@ def geometric_median_weights(
         Step at which the iteration ends, in units of the (harmonic) mean distance of the updates.
     max_iterations
         Steps at most.
+    weights
+        Shares (n,) of the clients, adding up to 1: the weighted sum of distances. It stays bounded
+        while Byzantine clients hold less than half of the weight.
 
     References
     ----------
@@ -104,20 +123,25 @@ def geometric_median_weights(
         tolerance=tolerance,
         max_iterations=max_iterations,
         who="geometric_median",
+        shares=weights,
     )
 
 
-STARTS = {
-    "mean": lambda updates: (
-        updates.new_full((len(updates),), 1 / len(updates)) @ updates
-    ),  # scaled before the sum: huge values may not overflow it
-    "median": median,
-    "zero": lambda updates: torch.zeros_like(updates[0]),
+STARTS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+    # scaled before the sum: huge values may not overflow it
+    "mean": lambda rows, weights: mean_weights(rows, weights=weights).to(rows) @ rows,
+    "median": lambda rows, weights: median(rows, weights=weights),
+    "zero": lambda rows, weights: torch.zeros_like(rows[0]),
 }
 
 
 def rfa_weights(
-    updates: Tensor, *, iterations: int = 3, nu: float = 1e-6, start: str = "mean"
+    updates: Tensor,
+    *,
+    iterations: int = 3,
+    nu: float = 1e-6,
+    start: str = "mean",
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Take a few smoothed Weiszfeld steps from the mean: one far row moves it anywhere.
 
@@ -131,6 +155,9 @@ def rfa_weights(
     start
         "mean", "median" (coordinate-wise) or "zero"; ByzFL's GeometricMedian is 3 steps from zero
         with nu = 0.1, FedML's and Plato's differ in R alone.
+    weights
+        Shares (n,) of the clients, adding up to 1, as in the paper's objective; the start is
+        weighted too.
 
     Raises
     ------
@@ -144,11 +171,11 @@ def rfa_weights(
     """
     whole(iterations, "rfa", "iterations", low=1)
     real(nu, "rfa", "nu", above=0)
-    centre = chosen_variant(STARTS, start, "rfa's start")(updates)
+    centre = chosen_variant(STARTS, start, "rfa's start")(updates, weights)
     for _ in range(iterations - 1):
-        weights = inverse(norms_from(updates, centre), nu)
-        centre = weights.to(updates) @ updates
-    return inverse(norms_from(updates, centre), nu)
+        counted = inverse(norms_from(updates, centre), nu, weights)
+        centre = counted.to(updates) @ updates
+    return inverse(norms_from(updates, centre), nu, weights)
 
 
 def centered_clipping_step(
@@ -158,6 +185,7 @@ def centered_clipping_step(
     iterations: int = 1,
     start: str = "previous",
     memory: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Outcome:
     """Clip each update's offset from the previous aggregate to norm tau, average, add.
 
@@ -172,6 +200,9 @@ def centered_clipping_step(
         forget it (ByzPy: 10 steps from the mean).
     memory
         Previous aggregate (d,); zero where None.
+    weights
+        Shares (n,) of the clients, adding up to 1: the clipped offsets are averaged by them. A
+        client moves the result by tau times its share at most.
 
     Raises
     ------
@@ -189,18 +220,29 @@ def centered_clipping_step(
         centre = torch.zeros_like(updates[0]) if memory is None else memory
     else:
         known = {name: STARTS[name] for name in ("mean", "median")} | {"previous": None}
-        centre = chosen_variant(known, start, "centered_clipping's start")(updates)
+        centre = chosen_variant(known, start, "centered_clipping's start")(updates, weights)
+    each = mean_weights(updates, weights=weights)
     counted = torch.zeros(len(updates), dtype=torch.float64)
     for _ in range(iterations):
         distances = norms_from(updates, centre)
-        share = clipping(distances, tau) / len(updates)
+        share = clipping(distances, tau) * each
         counted = counted * (1 - share.sum()) + share
         centre = centre * float(1 - share.sum()) + share.to(updates) @ updates
     return Outcome(centre, centre, counted)
 
 
-def norm_clipping_weights(updates: Tensor, *, bound: float) -> Tensor:
+def norm_clipping_weights(
+    updates: Tensor, *, bound: float, weights: Tensor | None = None
+) -> Tensor:
     """Clip each update to norm ``bound``, average.
+
+    Parameters
+    ----------
+    bound
+        > 0.
+    weights
+        Shares (n,) of the clients, adding up to 1: a client moves the result by bound times its
+        share at most.
 
     Raises
     ------
@@ -212,7 +254,7 @@ def norm_clipping_weights(updates: Tensor, *, bound: float) -> Tensor:
     Sun et al., Can You Really Backdoor Federated Learning?, 2019, section 4.
     """
     real(bound, "norm_clipping", "bound", above=0)
-    return clipping(norms(updates), bound) / len(updates)
+    return clipping(norms(updates), bound) * mean_weights(updates, weights=weights)
 
 
 def groups_of(settings: dict[str, Any]) -> int:

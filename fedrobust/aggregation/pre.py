@@ -9,23 +9,37 @@ import torch
 from torch import Tensor
 
 from fedrobust.aggregation.distances import clipping, norms, squared_distances
+from fedrobust.aggregation.weighting import bearable
 from fedrobust.ranges import real, truth, whole
 
 
-def nnm_mixing(updates: Tensor, *, f: int) -> Tensor:
+def nnm_mixing(updates: Tensor, *, f: int, weights: Tensor | None = None) -> Tensor:
     """Replace each update by the mean of the n - f nearest to it, itself included.
+
+    Parameters
+    ----------
+    weights
+        Shares (n,) of the clients, adding up to 1: the weighted mean of the nearest that hold all
+        but the share of the f heaviest, the last of them in part.
 
     Raises
     ------
     ValueError
-        If ``n < 2 f + 1``.
+        If ``n < 2 f + 1``, or if the f heaviest clients hold half of the weight or more.
 
     References
     ----------
-    Allouah et al., Fixing by Mixing, AISTATS 2023, Algorithm 2.
+    Allouah et al., Fixing by Mixing, AISTATS 2023, Algorithm 2. The weighted form is this
+    project's.
     """
     keep = len(updates) - f
-    nearest = squared_distances(updates).sort(dim=1, stable=True).indices[:, :keep]
+    order = squared_distances(updates).sort(dim=1, stable=True).indices
+    if weights is not None:
+        room = 1 - bearable(weights, f, "nnm")
+        mass = weights[order]
+        taken = torch.minimum(mass, (room - (mass.cumsum(1) - mass)).clamp(min=0))
+        return torch.zeros_like(taken).scatter_(1, order, taken / room)
+    nearest = order[:, :keep]
     mixing = torch.zeros(len(updates), len(updates), dtype=torch.float64)
     return mixing.scatter_(1, nearest, 1 / keep)
 

@@ -68,10 +68,13 @@ class Rule:
         Whether f far rows (fewer than half where it takes no f) cannot carry the result beyond the
         honest ones, whatever their size.
     order_matters
-        Whether the result depends on the order of the rows (groups by place, draws by place).
+        Whether the result depends on the order of the rows: groups by place, or ties that are the
+        rule's habit (two rows that are each other's nearest, in Bulyan's last picks).
     kappa
         ``(n, f) -> kappa`` where (f, kappa)-robustness is published, with its place in
         ``kappa_source``; None where it is not.
+    no_weights
+        Why a rule without a weighted form has none.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Rule:
     order_matters: bool = False
     kappa: Callable[[int, int], float] | None = None
     kappa_source: str = ""
+    no_weights: str = "it counts updates, whatever they weigh"
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:
@@ -148,6 +152,8 @@ class PreAggregator:
         ``(n, settings) -> m``, how many rows remain.
     follows_scale
         Whether mixing c x gives c times the mixed x, c > 0.
+    keeps_weights
+        Whether row i of the result is client i's still, so that its weight holds behind it.
     kappa
         ``(n, f, kappa of the rule) -> kappa`` of both together, where published.
     """
@@ -157,6 +163,7 @@ class PreAggregator:
     minimum: Callable[[Settings], int] = one
     leaves: Callable[[int, Settings], int] = lambda n, settings: n
     follows_scale: bool = True
+    keeps_weights: bool = False
     kappa: Callable[[int, int, float], float] | None = None
     kappa_source: str = ""
 

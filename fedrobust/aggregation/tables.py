@@ -19,6 +19,7 @@ from fedrobust.aggregation import (
     geometry,
     history,
     pre,
+    recent,
     selection,
     spectral,
     subsets,
@@ -62,7 +63,7 @@ _RULES = (
         minimum=selection.multi_krum_minimum, follows_scale=True, follows_shift=True, bounded=True,
     ),
     Rule(
-        name="bulyan", compute=bulyan.bulyan, minimum=lambda s: 4 * s["f"] + 3,
+        name="bulyan", compute=bulyan.bulyan, minimum=lambda s: 4 * s["f"] + 3, order_matters=True,
         follows_scale=True, follows_shift=True, bounded=True,
     ),
     Rule(
@@ -132,17 +133,23 @@ _RULES = (
         minimum=lambda s: max(2 * s["f"] + 3, s.get("clusters") or 1),
         follows_scale=True, follows_shift=True, bounded=True,
     ),
+    Rule(name="rlr", compute=recent.rlr, coordinate_wise=True, follows_scale=True),
+    Rule(name="fednga", compute=recent.fednga_weights, kind="weights", bounded=True),
+    Rule(
+        name="huber", compute=recent.huber_weights, kind="weights", follows_shift=True,
+        bounded=True,
+    ),
 )  # fmt: skip
 
 _PREAGGREGATORS = (
     PreAggregator(
-        name="nnm", compute=pre.nnm_mixing, minimum=majority,
+        name="nnm", compute=pre.nnm_mixing, minimum=majority, keeps_weights=True,
         kappa=bounds.with_nnm, kappa_source=bounds.MIXING,
     ),
     PreAggregator(
         name="bucketing", compute=pre.bucketing_mixing, leaves=pre.buckets,
     ),
-    PreAggregator(name="clip", compute=pre.clip_mixing, follows_scale=False),
+    PreAggregator(name="clip", compute=pre.clip_mixing, follows_scale=False, keeps_weights=True),
     PreAggregator(name="arc", compute=pre.arc_mixing, minimum=majority),
 )  # fmt: skip
 

@@ -28,11 +28,12 @@ class Crafted:
     updates
         (f, d).
     state
-        What the attack remembers for the next round: None, a tensor, or a table of tensors.
+        What the attack remembers for the next round: None, or a table name -> float32 tensor. In a
+        run it lives in the memory of the node that crafts.
     """
 
     updates: Tensor
-    state: Any = None
+    state: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

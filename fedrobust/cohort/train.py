@@ -244,9 +244,8 @@ def _backward(
     """Put the clients' mini-batch gradients into the stack; return their losses."""
     recipe, loss = members[places[0]].recipe, _stackable(members[places[0]])
     sources = [_stackable(members[i]).generator for i in places]
-    images, labels = (
-        _padded([one[k] for one in taken], value) for k, value in ((0, 0), (1, IGNORED))
-    )
+    images = _padded([chosen for chosen, _, _ in taken], 0)
+    labels = _padded([targets for _, targets, _ in taken], IGNORED)
     if recipe.augment != augment.NONE:
         draws = _padded([one[2].T for one in taken if one[2] is not None], 0).flatten(0, 1).T
         flat = augment.apply(images.flatten(0, 1), recipe.augment, draws)

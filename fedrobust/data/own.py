@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,21 @@ DESCRIPTIONS = {
     "cifar10": ((3, 32, 32), CIFAR),
     "digits": ((1, 8, 8), {"classes": 10, "mean": (0.3053,), "std": (0.3762,)}),
 }
+EIGHT_BITS = (
+    "1",
+    "L",
+    "LA",
+    "La",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBa",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "HSV",
+)
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
@@ -55,9 +71,26 @@ def _npz(path: Path) -> tuple[Tensor, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
-        return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
     except (OSError, KeyError, ValueError) as error:
         raise DataError(f"cannot read images and labels from {str(path)!r}: {error}") from error
+    return _as_images(path, images), _as_labels(path, labels)
+
+
+def _as_images(path: Path, images: np.ndarray) -> Tensor:
+    if images.dtype != np.uint8:
+        raise DataError(f"{str(path)!r} holds images of {images.dtype}, needs uint8")
+    return torch.from_numpy(images)
+
+
+def _as_labels(path: Path, labels: np.ndarray) -> Tensor:
+    """Return labels as int64; what is no whole number would be cut to another class."""
+    if labels.dtype.kind not in "iuf":
+        raise DataError(f"{str(path)!r} holds labels of {labels.dtype}, needs whole numbers")
+    whole = np.isfinite(labels) & (labels == np.floor(labels))
+    if not whole.all():
+        wrong = labels[~whole].flat[0]
+        raise DataError(f"{str(path)!r} holds the label {wrong}, needs whole numbers")
+    return torch.from_numpy(labels.astype(np.int64))
 
 
 def _folder(path: Path, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
@@ -74,7 +107,28 @@ def _folder(path: Path, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         with Image.open(file) as picture:
             if picture.size != (width, height):
                 raise DataError(f"{str(file)!r} is {picture.size}, expected {(width, height)}")
-            pictures.append(np.asarray(picture.convert("L" if channels == 1 else "RGB")))
+            pictures.append(_eight_bits(file, picture, "L" if channels == 1 else "RGB"))
     stacked = torch.from_numpy(np.stack(pictures))
     images = stacked.unsqueeze(1) if channels == 1 else stacked.permute(0, 3, 1, 2).contiguous()
     return images, torch.tensor([int(file.parent.name) for file in found])
+
+
+def _eight_bits(file: Path, picture: Any, mode: str) -> np.ndarray:
+    """Return a picture's pixels in 0..255; Pillow itself cuts 16 bits off at 255.
+
+    Raises
+    ------
+    DataError
+        For a mode whose range is not known ("I", "F").
+    """
+    from PIL import Image
+
+    if picture.mode.startswith("I;16"):
+        scaled = np.asarray(picture).astype(np.float64) * (255 / 65535)
+        picture = Image.fromarray(np.round(scaled).astype(np.uint8))
+    if picture.mode not in EIGHT_BITS:
+        raise DataError(
+            f"{str(file)!r} has pixels of mode {picture.mode!r}, whose range is not known: save it "
+            "with 8 or 16 bits a channel"
+        )
+    return np.asarray(picture.convert(mode))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedrobust.data.dirichlet import dirichlet
 from fedrobust.data.sets import DataError
 from fedrobust.data.similarity import similarity
 from fedrobust.seeds import derive
@@ -20,27 +21,6 @@ def iid(*, clients: int, seed: int) -> Any:
     from flwr_datasets.partitioner import IidPartitioner
 
     return IidPartitioner(num_partitions=clients)
-
-
-def dirichlet(*, alpha: float, clients: int, seed: int, minimum: int = 1) -> Any:
-    """Class shares of each client drawn from Dirichlet(alpha), sizes kept about equal.
-
-    References
-    ----------
-    Hsu, Qi, Brown, Measuring the Effects of Non-Identical Data Distribution, 2019, section 3;
-    sizes balanced as in Yurochkin et al., ICML 2019 (flwr-datasets' DirichletPartitioner).
-    """
-    from flwr_datasets.partitioner import DirichletPartitioner
-
-    if not alpha > 0:
-        raise DataError(f"dirichlet needs alpha > 0, got {alpha}")
-    return DirichletPartitioner(
-        num_partitions=clients,
-        partition_by="label",
-        alpha=float(alpha),
-        min_partition_size=minimum,
-        seed=seed,
-    )
 
 
 def shards(*, clients: int, seed: int, per_client: int = 2) -> Any:
@@ -123,8 +103,8 @@ def _split(
         {"index": order.tolist(), "label": labels[order].tolist()}
     )
     try:
-        with warnings.catch_warnings():  # pyarrow announces a change of its own to itself
-            warnings.simplefilter("ignore", FutureWarning)
+        with warnings.catch_warnings():  # other packages' advice is not about these settings
+            warnings.simplefilter("ignore")
             shares = [torch.tensor(partitioner.load_partition(i)["index"]) for i in range(clients)]
     except (ValueError, RuntimeError) as error:
         raise DataError(f"partition {build.__name__!r} over {clients} clients: {error}") from error

@@ -171,7 +171,7 @@ def _nodes(e: Experiment) -> Iterator[str]:
         for name, kind, table in (
             (node.model, "model", list(MODELS)),
             (node.optimizer, "optimizer", list(OPTIMIZERS)),
-            (node.schedule, "schedule", NODE_SCHEDULES),
+            (node.schedule, "schedule", list(NODE_SCHEDULES)),
         ):
             if name not in table:
                 yield f"node {k}: unknown {kind} {name!r}; {suggest(str(name), table)}"

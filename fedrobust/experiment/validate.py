@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedrobust import adversarial, aggregation, attacks
+from fedrobust.adversarial.images import radius_hint
 from fedrobust.attacks import threat_model
 from fedrobust.data import DATASETS, PARTITIONERS
 from fedrobust.data.partitions import SUPPLIED
@@ -72,7 +73,10 @@ def _ranges(e: Experiment) -> list[tuple[bool, str]]:
         (0 <= s.momentum < 1, f"server.momentum needs [0, 1), got {s.momentum}"),
         (s.evaluate_every >= 1, f"server.evaluate_every needs at least 1, got {s.evaluate_every}"),
         (0 <= a.fraction <= 1, f"adversarial.fraction needs [0, 1], got {a.fraction}"),
-        (0 <= a.eps <= 1, f"adversarial.eps needs [0, 1], got {a.eps}"),
+        (
+            0 <= a.eps <= 1,
+            f"adversarial.eps needs [0, 1], got {a.eps:g}{radius_hint(a.eps)}",
+        ),
         (a.eval_steps >= 1, f"adversarial.eval_steps needs at least 1, got {a.eval_steps}"),
         (a.eval_images >= 1, f"adversarial.eval_images needs at least 1, got {a.eval_images}"),
         (s.root_images >= 0, f"server.root_images needs at least 0, got {s.root_images}"),
@@ -117,8 +121,7 @@ def _adversarial(e: Experiment) -> None:
     resolve(adversarial.LOSSES, e.adversarial.loss, kind="loss")
     for spec in (e.adversarial.perturbation, e.pretrain.perturbation):
         if spec:
-            table = adversarial.PERTURBATIONS
-            resolve(table, spec, kind="perturbation", supplied=("generator", "start"))
+            adversarial.check_perturbation(spec)
     adversarial.evaluation_names(e.adversarial.eval_attacks)
 
 

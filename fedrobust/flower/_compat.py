@@ -8,22 +8,28 @@ Whatever is imported from ``flwr.supercore``, ``flwr.superlink``, ``flwr.superno
 from __future__ import annotations
 
 import importlib.metadata
+import ssl
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import httpx
 from flwr.app import Array, Message
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.proto.fleet_pb2 import (  # type: ignore[import-untyped]
+    ActivateNodeRequest,
     PullMessagesRequest,
     PullMessagesResponse,
     PushMessagesRequest,
     PushMessagesResponse,
 )
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest  # type: ignore[import-untyped]
 from flwr.proto.message_pb2 import (  # type: ignore[import-untyped]
     ConfirmMessageReceivedRequest,
     ConfirmMessageReceivedResponse,
+    Metadata,
     ObjectTree,
     PullObjectRequest,
     PullObjectResponse,
@@ -32,13 +38,18 @@ from flwr.proto.message_pb2 import (  # type: ignore[import-untyped]
 )
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest  # type: ignore[import-untyped]
 from flwr.supercore.constant import HEAD_BODY_DIVIDER
-from flwr.supercore.inflatable.inflatable_object import get_object_head_values_from_object_content
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_head_values_from_object_content,
+    get_object_tree,
+)
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectUnavailableError,
     inflate_object_from_contents,
 )
 from flwr.supercore.object_ref import load_app
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE as MEDIA_TYPE
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 from google.protobuf.message import DecodeError
@@ -49,11 +60,14 @@ CHUNK = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE  # bytes: Flower cuts arrays into piec
 __all__ = [
     "CHUNK",
     "HEAD_BODY_DIVIDER",
+    "MEDIA_TYPE",
     "TRIED",
+    "ActivateNodeRequest",
     "ConfirmMessageReceivedRequest",
     "ConfirmMessageReceivedResponse",
     "DecodeError",
     "HttpGrid",
+    "Metadata",
     "ObjectTree",
     "ObjectUnavailableError",
     "PullAppMessagesRequest",
@@ -65,15 +79,28 @@ __all__ = [
     "PushMessagesResponse",
     "PushObjectRequest",
     "PushObjectResponse",
+    "SendNodeHeartbeatRequest",
     "TaskIdentity",
+    "app_client",
+    "call",
+    "chunk_content",
     "cut",
+    "enrol",
+    "fleet_client",
     "get_object_head_values_from_object_content",
     "inflate_object_from_contents",
     "load_app",
     "make_pull_object_fn_protobuf",
+    "objects_of",
+    "public_key",
+    "push_request",
+    "run_config",
     "run_superlink",
     "runtime_client",
     "set_message_id",
+    "stranger_requests",
+    "superlink_app",
+    "tree_of",
     "version",
 ]
 
@@ -130,3 +157,139 @@ def run_superlink(arguments: Sequence[str], gate: type, **settings: Any) -> None
         raise DoorError(f"flwr {version()} does not take a gate: tried with {', '.join(TRIED)}")
     sys.argv = ["flower-superlink", *arguments]
     flower_superlink()
+
+
+def fleet_client(address: str, *, key: Path, verify: ssl.SSLContext, source: str) -> Any:
+    """Return a client of the Fleet API that signs with a node's private key.
+
+    Parameters
+    ----------
+    address
+        https://HOST:PORT of the SuperLink.
+    key
+        The node's private key, ECDSA, in OpenSSH's format.
+    source
+        The address of this machine from which it connects.
+    """
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    private: Any = load_ssh_private_key(key.read_bytes(), None)
+    signing = NodeAuthHttpInterceptor(private, private.public_key())
+    client = FleetHttpClient(address, interceptors=[signing], verify=verify)
+    transport = httpx.HTTPTransport(verify=verify, local_address=source)
+    client._client = httpx.Client(transport=transport, timeout=120)
+    return client
+
+
+def superlink_app() -> Any:
+    """Return the SuperLink's own web app with an empty state in memory, for measurements."""
+    from flwr.superlink.main import create_app
+
+    return create_app()
+
+
+def app_client(app: Any) -> Any:
+    """Return a Fleet client with a fresh key that calls a web app in this process."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+    from starlette.testclient import TestClient
+
+    private = ec.generate_private_key(ec.SECP384R1())
+    signing = NodeAuthHttpInterceptor(private, private.public_key())
+    client = FleetHttpClient("http://127.0.0.1", interceptors=[signing])
+    client._client = TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 1))
+    return client
+
+
+def enrol(client: Any) -> int:
+    """Register and activate the node of a Fleet client; return its id."""
+    from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
+
+    key = public_key(client)
+    client.RegisterNode(RegisterNodeFleetRequest(public_key=key))
+    return client.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=30.0)).node_id
+
+
+def public_key(client: Any) -> bytes:
+    """Return the public key with which a Fleet client signs."""
+    return client._interceptors[0]._public_key_bytes
+
+
+def call(client: Any, name: str, request: Any) -> Any:
+    """Call one method of the Fleet API by its name."""
+    methods = {
+        "ActivateNode": client.ActivateNode,
+        "SendNodeHeartbeat": client.SendNodeHeartbeat,
+        "PullMessages": client.PullMessages,
+        "PullObject": client.PullObject,
+        "PushMessages": client.PushMessages,
+        "PushObject": client.PushObject,
+        "ConfirmMessageReceived": client.ConfirmMessageReceived,
+    }
+    return methods[name](request)
+
+
+def run_config(client: Any, node_id: int, run_id: int) -> dict[str, Any]:
+    """Return a run's configuration as a SuperNode puts it together."""
+    from flwr.common.config import get_fused_config_from_fab
+    from flwr.common.serde import fab_from_proto, run_from_proto
+    from flwr.proto.fab_pb2 import GetFabRequest  # type: ignore[import-untyped]
+    from flwr.proto.node_pb2 import Node  # type: ignore[import-untyped]
+    from flwr.proto.run_pb2 import GetRunRequest  # type: ignore[import-untyped]
+
+    node = Node(node_id=node_id)
+    run = run_from_proto(client.GetRun(GetRunRequest(node=node, run_id=run_id)).run)
+    wanted = GetFabRequest(node=node, hash_str=run.fab_hash, run_id=run_id)
+    fab = fab_from_proto(client.GetFab(wanted).fab)
+    return dict(get_fused_config_from_fab(fab.content, run))
+
+
+def objects_of(message: Message) -> dict[str, bytes]:
+    """Return a message's objects as they are pushed, by id; gives the message its id."""
+    set_message_id(message, message.object_id)
+    return {key: one.deflate() for key, one in get_all_nested_objects(message).items()}
+
+
+def tree_of(message: Message) -> ObjectTree:
+    """Return the tree of a message's objects."""
+    return get_object_tree(message)
+
+
+def push_request(message: Message, node_id: int) -> PushMessagesRequest:
+    """Return the request by which a node announces a message; the message has its id."""
+    from flwr.app.message import remove_content_from_message
+    from flwr.common.serde import message_to_proto
+
+    bare = remove_content_from_message(message) if message.has_content() else message
+    request = PushMessagesRequest(
+        messages_list=[message_to_proto(bare)],
+        message_object_trees=[get_object_tree(message)],
+        clientapp_runtime_list=[1.0],
+    )
+    request.node.node_id = node_id
+    return request
+
+
+def chunk_content(data: bytes) -> bytes:
+    """Return the bytes of an object that holds a piece of an array."""
+    return ArrayChunk(memoryview(data)).deflate()
+
+
+def stranger_requests() -> dict[str, bytes]:
+    """Return well-formed requests on the control and task routes: path -> body."""
+    from flwr.proto import control_pb2 as control  # type: ignore[import-untyped]
+    from flwr.proto import runtime_pb2 as runtime  # type: ignore[import-untyped]
+
+    requests = {
+        "/v1/runtime/acquire-task": runtime.AcquireTaskRequest(),
+        "/v1/runtime/get-nodes": runtime.GetNodesRequest(),
+        "/v1/control/list-nodes": control.ListNodesRequest(),
+        "/v1/control/list-runs": control.ListRunsRequest(),
+        "/v1/control/stop-run": control.StopRunRequest(run_id=1),
+        "/v1/control/start-run": control.StartRunRequest(),
+        "/v1/control/register-node": control.RegisterNodeRequest(public_key=b"x"),
+    }
+    return {path: request.SerializeToString() for path, request in requests.items()}

@@ -13,7 +13,6 @@ commits to a true value is asked for it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -24,8 +23,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
-from fedrobust.flower.screening import Rejected
-from fedrobust.flower.serialization import TensorArray, array_of, read_setting, tensor_of
+from fedrobust.flower.screening import Rejected, finite_vector
+from fedrobust.flower.serialization import array_of, read_setting
 from fedrobust.redundancy.uploads import DIGEST
 
 SCHEME = "scheme"
@@ -102,8 +101,7 @@ def _guarded(read: Callable[..., T]) -> Callable[..., T]:
     def guarded(message: Message, *args: Any, **settings: Any) -> T:
         try:
             if message.has_error():
-                reason = " ".join(str(message.error.reason).split())[:200]
-                raise Rejected(f"error reply: {reason}")
+                raise Rejected(f"error reply: {str(message.error.reason)[:200]}")
             return read(message, *args, **settings)
         except Rejected:
             raise
@@ -154,21 +152,10 @@ def read_values(
 def _value(array: Array | None, shape: tuple[int, ...], largest: float) -> Tensor | str:
     if array is None:
         return "missing value"
-    if not isinstance(array, TensorArray) and tuple(array.shape) != shape:
-        return f"value of shape {tuple(array.shape)}, expected {shape}"
     try:
-        value = tensor_of(array)
-    except ValueError as error:
-        return f"value: {error}"
-    if tuple(value.shape) != shape:
-        return f"value of shape {tuple(value.shape)}, expected {shape}"
-    low, high = (float(bound) for bound in torch.aminmax(value))
-    greatest = max(-low, high) if low == low and high == high else math.nan
-    if not math.isfinite(greatest):
-        return "values that are not finite"
-    if greatest > largest:
-        return f"a value of magnitude {greatest:.3g}, beyond {largest:.3g}"
-    return value
+        return finite_vector("value", array, shape=shape, largest=largest)
+    except Rejected as reason:
+        return str(reason)
 
 
 def _bytes(message: Message, key: str, length: int) -> bytes:

@@ -96,7 +96,7 @@ def screen_progress(message: Message, *, most_examples: int) -> Progress:
 
 def _whole(message: Message, records: set[str]) -> None:
     if message.has_error():
-        raise Rejected(f"error reply: {' '.join(str(message.error.reason).split())[:200]}")
+        raise Rejected(f"error reply: {str(message.error.reason)[:200]}")
     if set(message.content.keys()) != records:
         found = ", ".join(sorted(map(str, message.content.keys())))[:80]
         raise Rejected(f"records: {found or 'none'}, expected: {', '.join(sorted(records))}")

@@ -1,51 +1,58 @@
 """Replies from real nodes, each within a budget of bytes, and none able to end the run.
 
 Flower's own grid pulls whatever a node sent: gigabytes are allocated before anything is checked,
-and a reply that cannot be put together raises in the server. Here every reply is pulled by itself.
+and a reply that cannot be put together raises in the server. Here every reply is pulled by itself,
+and a node that costs the others their time is waited for less and less.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from logging import WARNING
+from typing import Any, TypeVar, cast
 
+import httpx
 from flwr.app import ArrayRecord, Error, Message
+from flwr.common import log
 from flwr.serverapp import Grid
 
 from fedrobust.flower._compat import (
     CHUNK,
-    HEAD_BODY_DIVIDER,
     ConfirmMessageReceivedRequest,
     HttpGrid,
     ObjectTree,
     ObjectUnavailableError,
     PullAppMessagesRequest,
-    get_object_head_values_from_object_content,
-    inflate_object_from_contents,
     make_pull_object_fn_protobuf,
     runtime_client,
     set_message_id,
 )
 from fedrobust.flower.commit_reveal import budget_of
+from fedrobust.flower.quarantine import Quarantine
+from fedrobust.flower.replies import SILENT, generated
 from fedrobust.flower.salt import salted, take_ids
+from fedrobust.flower.unfolding import TooLarge, read_reply
 from fedrobust.flower.wrapping import WrappedGrid
+from fedrobust.text import printable
+
+__all__ = ["CHUNK", "GuardedGrid", "OutageError", "TooLarge", "limited", "read_reply"]
 
 UNREADABLE = 11  # a code of our own, beyond Flower's
 SLACK = 2**20  # bytes of a reply beside its arrays
-MOST_SMALL = 64  # objects of one client's reply beside chunks: ours has five
-LARGEST_SMALL = 2**16  # bytes of such an object, per client: names, shapes, numbers
-NAMED = 256  # bytes that an array adds to the records that name it
 ITEM = 4  # bytes of a float32
-DEEPEST = 8  # message, records, record, array, chunk
+OUTAGE = 300.0  # seconds for which a SuperLink that fails is asked again
+LONGEST_PAUSE = 30.0
+
+T = TypeVar("T")
 
 
-class TooLarge(ValueError):
-    """A reply beyond its budget."""
+class OutageError(RuntimeError):
+    """A SuperLink that did not recover."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,13 @@ class GuardedGrid(WrappedGrid):
         How many clients answer in one reply: more than one for a cohort host.
     poll
         Seconds between two looks for new replies.
+    outage
+        Seconds for which a SuperLink that answers 5xx, or nothing, is asked again.
+
+    Attributes
+    ----------
+    quarantine
+        Who is waited for how long.
 
     Notes
     -----
@@ -77,38 +91,128 @@ class GuardedGrid(WrappedGrid):
     too large, too deep, or no message at all becomes an error reply of its node: it costs the vote.
     Replies are pulled as they come, and a node may take until the deadline to send one: what is
     there is kept, and nobody else waits for the rest.
+
+    What is sent is salted: no node can compute the id of a message or object before it is there.
     """
 
-    def __init__(self, inner: Grid, *, clients: int = 1, poll: float = 1.0) -> None:
+    def __init__(
+        self, inner: Grid, *, clients: int = 1, poll: float = 1.0, outage: float = OUTAGE
+    ) -> None:
         super().__init__(inner)
         self._clients = clients
         self._poll = poll
+        self._outage = outage
+        self.quarantine = Quarantine()
+        self._owed: dict[str, Message] = {}
+        self._arriving: dict[str, _Arriving] = {}
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        """Send, and pull replies until all are there or the time is up."""
+        """Send, and pull replies until all are there or the time is up.
+
+        Raises
+        ------
+        OutageError
+            If the SuperLink fails for longer than ``outage``.
+        """
         if not isinstance(self._inner, HttpGrid):
             return list(self._inner.send_and_receive(messages, timeout=timeout))
-        end = time.monotonic() + timeout if timeout is not None else None
-        listed = list(messages)
-        sent = salted(listed)
-        ids = list(self._inner.push_messages(sent))
-        take_ids(listed, sent)
-        waiting = {i: m for i, m in zip(ids, listed, strict=True) if i}
-        arriving: dict[str, _Arriving] = {}
+        self._settle()
+        waiting = self._push(list(messages))
+        begin = time.monotonic()
+        waits = {i: self.quarantine.wait(_node(m), timeout) for i, m in waiting.items()}
+        until = {i: math.inf if wait is None else begin + wait for i, wait in waits.items()}
         replies: list[Message] = []
         while waiting:
-            arriving |= self._announced([i for i in waiting if i not in arriving])
-            for asked in list(arriving):
-                reply = self._read(arriving[asked], waiting[asked])
-                if reply is not None:
-                    del arriving[asked], waiting[asked]
-                    replies.append(reply)
-            if not waiting or (end is not None and time.monotonic() >= end):
+            replies += self._arrived(waiting)
+            now = time.monotonic()
+            if not waiting or all(now >= until[i] for i in waiting):
                 break
             time.sleep(self._poll)
+        for message in waiting.values():
+            self.quarantine.strike(_node(message), SILENT)
+        self._owed |= waiting
         return replies
+
+    def _push(self, messages: list[Message]) -> dict[str, Message]:
+        """Send salted copies; return the messages that were sent, by id.
+
+        A node in quarantine that still owes an answer is not asked: it would work on the old
+        question first, and miss this one too.
+        """
+        owing = {_node(message) for message in self._owed.values()}
+        held = {_node(m) for m in messages if self.quarantine.holds(_node(m))}
+        ordered = sorted(messages, key=lambda message: _node(message) in held)
+        asked = [m for m in ordered if not (_node(m) in held and _node(m) in owing)]
+        for message in messages:
+            set_message_id(message, f"not sent {secrets.token_hex(8)}")
+
+        def push() -> list[str]:
+            copies = salted(asked)  # anew each time: what was half sent is not sent twice
+            ids = list(cast(HttpGrid, self._inner).push_messages(copies))
+            take_ids(asked, copies)
+            return ids
+
+        ids = self._patiently("sending a round's messages", push) if asked else []
+        return {i: message for i, message in zip(ids, asked, strict=True) if i}
+
+    def _arrived(self, waiting: dict[str, Message]) -> list[Message]:
+        """Take what has come out of ``waiting`` and return it."""
+        new = [i for i in waiting if i not in self._arriving]
+        self._arriving |= self._patiently("waiting for replies", lambda: self._announced(new))
+        replies = []
+        for asked in [i for i in self._arriving if i in waiting]:
+            reply = self._read(self._arriving[asked], waiting[asked])
+            if reply is None:
+                continue
+            del self._arriving[asked]
+            node = _node(waiting.pop(asked))
+            if generated(reply, node):
+                self.quarantine.strike(node, SILENT)
+            elif reply.has_error() and reply.error.code == UNREADABLE:
+                self.quarantine.strike(node, str(reply.error.reason))
+            else:
+                self.quarantine.good(node)
+            replies.append(reply)
+        return replies
+
+    def _settle(self) -> None:
+        """Look for answers that nobody waited for: they clear the SuperLink, and their nodes."""
+        now = time.time()
+        for asked, message in list(self._owed.items()):
+            if message.metadata.created_at + message.metadata.ttl < now:
+                del self._owed[asked]
+                self._arriving.pop(asked, None)
+        new = [i for i in self._owed if i not in self._arriving]
+        self._arriving |= self._patiently("looking for late replies", lambda: self._announced(new))
+        for asked in [i for i in self._arriving if i in self._owed]:
+            reply = self._read(self._arriving[asked], self._owed[asked])
+            if reply is None:
+                continue
+            del self._arriving[asked]
+            node = _node(self._owed.pop(asked))
+            if not reply.has_error():
+                self.quarantine.late(node)
+
+    def _patiently(self, what: str, call: Callable[[], T]) -> T:
+        """Call until it works; the SuperLink may fail for a while."""
+        end, pause = time.monotonic() + self._outage, 1.0
+        while True:
+            try:
+                return call()
+            except httpx.HTTPError as error:
+                told = _failure(error)
+                if told is None:
+                    raise
+                if time.monotonic() + pause > end:
+                    raise OutageError(
+                        f"the SuperLink {told} while {what}, for {self._outage:g} s: "
+                        "see its log, then run again with --resume"
+                    ) from error
+                log(WARNING, "the SuperLink %s while %s: again in %g s", told, what, pause)
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
 
     def _announced(self, asked: list[str]) -> dict[str, _Arriving]:
         """Return the replies that nodes have begun to send, by what they answer."""
@@ -143,74 +247,16 @@ class GuardedGrid(WrappedGrid):
                 )
             if reply.metadata.reply_to_message_id != asked.metadata.message_id:
                 raise ValueError("the reply is to another message than its envelope says")
-        except ObjectUnavailableError:
-            return None
+        except (ObjectUnavailableError, httpx.HTTPError):
+            return None  # not there yet, or the SuperLink fails: at the next look
         except Exception as error:  # whatever a hostile reply breaks, it costs only its own vote
-            reason = f"unreadable reply ({type(error).__name__}: {str(error)[:160]})"
+            reason = f"unreadable reply ({type(error).__name__}: {printable(error, limit=160)})"
             reply = Message(Error(code=UNREADABLE, reason=reason), reply_to=asked)
         confirm = ConfirmMessageReceivedRequest(
             node=node, run_id=run, message_object_id=arriving.message_id
         )
-        client.ConfirmMessageReceived(confirm)
+        self._patiently("confirming a reply", lambda: client.ConfirmMessageReceived(confirm))
         return reply
-
-
-def read_reply(
-    tree: ObjectTree,
-    fetch: Callable[[str], bytes],
-    *,
-    most_bytes: int,
-    clients: int = 1,
-    arrays: int = 0,
-    records: int = 0,
-    contents: dict[str, bytes] | None = None,
-) -> Message:
-    """Fetch the objects of one reply within a budget and put the message together.
-
-    Parameters
-    ----------
-    tree
-        What the sender says the reply consists of.
-    fetch
-        Object id -> bytes.
-    most_bytes
-        Of all objects together, and of what they unfold to.
-    clients
-        How many clients answer in it.
-    arrays, records
-        How many arrays each of them was asked for, and how many bytes that are in no array, beyond
-        the few of an ordinary reply.
-    contents
-        What has been fetched of this reply before; what is fetched now is added.
-
-    Raises
-    ------
-    ObjectUnavailableError
-        If an object is announced and not there yet: call again later, with the same ``contents``.
-    TooLarge
-        Before anything is fetched, if the tree is too wide or too deep; before the next object is,
-        once the budget is spent; before anything is unfolded, if it would unfold to more.
-    Exception
-        Whatever Flower's own reader raises for bytes that are no message.
-    """
-    most_objects = (MOST_SMALL + 2 * arrays) * clients + most_bytes // CHUNK
-    contents = {} if contents is None else contents
-    left = most_bytes - sum(map(len, contents.values()))
-    for object_id in _ids(tree, most_objects):
-        if object_id in contents:
-            continue
-        content = fetch(object_id)
-        left -= len(content)
-        if left < 0:
-            raise TooLarge(f"more than the {most_bytes} bytes that a reply may have")
-        contents[object_id] = content
-    small = clients * (LARGEST_SMALL + NAMED * arrays + records)
-    _weigh(tree.object_id, contents, small, most_bytes)
-    message = inflate_object_from_contents(tree.object_id, contents)
-    if not isinstance(message, Message):
-        raise ValueError(f"a {type(message).__name__} instead of a message")
-    set_message_id(message, tree.object_id)
-    return message
 
 
 @contextmanager
@@ -231,54 +277,16 @@ def limited(client: Any, most_bytes: int) -> Iterator[None]:
         client._client.event_hooks = hooks
 
 
-def _ids(tree: ObjectTree, most: int) -> list[str]:
-    """List the distinct objects of a tree, without recursion and without trusting its size."""
-    ids: dict[str, None] = {}
-    waiting, seen = [(tree, 1)], 0
-    while waiting:
-        node, depth = waiting.pop()
-        seen += 1
-        if seen > most or depth > DEEPEST:
-            raise TooLarge(f"more than {most} objects, or deeper than {DEEPEST}")
-        ids[node.object_id] = None
-        waiting += [(child, depth + 1) for child in node.children]
-    return list(ids)
+def _node(message: Message) -> int:
+    return message.metadata.dst_node_id
 
 
-def _weigh(root: str, contents: dict[str, bytes], largest_small: int, most_bytes: int) -> None:
-    """Refuse objects that refer to one another so often that they unfold beyond the budget.
-
-    An array names its chunks by their places, as often as it likes: one chunk of 5 MB and a list of
-    ten thousand zeros are 50 GB. Every reference counts as much as what it refers to.
-    """
-    known: dict[str, int] = {}
-
-    def weight(object_id: str, depth: int) -> int:
-        if object_id in known:
-            return known[object_id]
-        if depth > DEEPEST:
-            raise TooLarge(f"deeper than {DEEPEST}")
-        content = contents[object_id]
-        kind, children, _ = get_object_head_values_from_object_content(content)
-        if kind != "ArrayChunk" and len(content) > largest_small:
-            raise TooLarge(f"{kind:.20} of {len(content)} bytes, beyond {largest_small}")
-        total = len(content) + sum(weight(i, depth + 1) for i in _named(kind, children, content))
-        known[object_id] = total
-        if total > most_bytes:
-            raise TooLarge(f"unfolds to more than the {most_bytes} bytes that a reply may have")
-        return total
-
-    weight(root, 1)
-
-
-def _named(kind: str, children: list[str], content: bytes) -> list[str]:
-    """List what an object unfolds, as often as it does."""
-    if kind not in ("Array", "ArrayRecord", "RecordDict"):
-        return children
-    body = json.loads(content[content.find(HEAD_BODY_DIVIDER) + len(HEAD_BODY_DIVIDER) :])
-    if kind == "Array":
-        return [children[place] for place in body["arraychunk_ids"]]
-    return list(body.values())
+def _failure(error: httpx.HTTPError) -> str | None:
+    """Say what a SuperLink that may recover does; None for an answer that will not change."""
+    if isinstance(error, httpx.HTTPStatusError):
+        status = error.response.status_code
+        return f"answers HTTP {status}" if status >= 500 else None
+    return f"does not answer ({type(error).__name__})"
 
 
 def _array_bytes(message: Message) -> int:

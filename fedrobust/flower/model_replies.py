@@ -20,6 +20,7 @@ from fedrobust.flower.serialization import NPY, TensorArray
 
 Key = tuple[str, str]  # record, array
 Values = dict[Key, np.ndarray]
+SUPERLINK = 1  # the node id in whose name the SuperLink itself answers for nodes that are gone
 FLOAT, INTEGER = "float", "integer"
 SECURE_AGGREGATION = "secaggplus_configs"  # the record that Flower's SecAgg+ workflow sends
 
@@ -151,7 +152,7 @@ class Sent:
             node = node_of.get(to) if node_of else said
             if node is None or node not in self.messages:
                 continue
-            if said != node and not reply.has_error():  # an engine answers for a node that is gone
+            if said != node and not (reply.has_error() and said == SUPERLINK):
                 continue  # sent in another's name: the node itself may still answer
             kept.setdefault(node, reply)
         silent = {node: "no reply" for node in self.messages if node not in kept}

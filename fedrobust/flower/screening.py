@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedrobust.flower.quantized_arrays import payload
 from fedrobust.flower.serialization import tensor_of
+from fedrobust.text import printable
 
 RECORDS = {"arrays", "metrics"}
 ARRAYS = {"update"}
@@ -21,7 +22,10 @@ LONGEST = 1e6  # seconds
 
 
 class Rejected(ValueError):
-    """Why a reply lost its vote."""
+    """Why a reply lost its vote: one printable line, whatever the sender wrote into it."""
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(printable(reason))
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def _screened(
     times: bool,
 ) -> Reply:
     if message.has_error():
-        raise Rejected(f"error reply: {' '.join(str(message.error.reason).split())[:200]}")
+        raise Rejected(f"error reply: {str(message.error.reason)[:200]}")
     content = message.content
     _keys("records", set(content.keys()), RECORDS)
     arrays, metrics = content["arrays"], content["metrics"]
@@ -109,12 +113,11 @@ def _screened(
     tracked = variances is not None and variances.numel() > 0
     _keys("arrays", set(arrays.keys()), ARRAYS | ({"statistics"} if tracked else set()))
     _keys("metrics", set(metrics.keys()), METRICS | (TIMES if times else set()))
-    if read is tensor_of and tuple(arrays["update"].shape) != (d,):
-        raise Rejected(f"update of shape {tuple(arrays['update'].shape)}, expected ({d},)")
-    update = _values("update", arrays, read, d, largest)
+    update = finite_vector("update", arrays["update"], shape=(d,), largest=largest, read=read)
     statistics = None
     if variances is not None and tracked:
-        statistics = _values("statistics", arrays, tensor_of, len(variances), largest)
+        kept = {"shape": (len(variances),), "largest": largest}
+        statistics = finite_vector("statistics", arrays["statistics"], **kept)
         if bool((statistics[variances] < 0).any()):
             raise Rejected("statistics hold a negative variance")
     examples, loss = _metrics(metrics, most_examples)
@@ -129,15 +132,42 @@ def _keys(what: str, found: set[str], expected: set[str]) -> None:
         raise Rejected(f"extra {what}: {', '.join(sorted(extra))[:80]}")
 
 
-def _values(
-    key: str, arrays: ArrayRecord, read: Callable[[Array], Tensor], count: int, largest: float
+def finite_vector(
+    key: str,
+    array: Array,
+    *,
+    shape: tuple[int, ...],
+    largest: float,
+    read: Callable[[Array], Tensor] = tensor_of,
 ) -> Tensor:
+    """Read an array of a known shape whose values are finite: what every channel is screened by.
+
+    Parameters
+    ----------
+    key
+        What it is called where it is refused.
+    shape
+        The only one that is accepted, declared and real.
+    largest
+        Greatest magnitude of a value.
+    read
+        What turns the array into the tensor.
+
+    Raises
+    ------
+    Rejected
+        If it is anything else.
+    """
+    if read is tensor_of and tuple(array.shape) != shape:
+        raise Rejected(f"{key} of shape {tuple(array.shape)}, expected {shape}")
     try:
-        values = read(arrays[key])
+        values = read(array)
     except ValueError as error:
         raise Rejected(f"{key}: {error}") from error
-    if tuple(values.shape) != (count,):
-        raise Rejected(f"{key} of shape {tuple(values.shape)}, expected ({count},)")
+    if tuple(values.shape) != shape:
+        raise Rejected(f"{key} of shape {tuple(values.shape)}, expected {shape}")
+    if not values.numel():
+        return values
     low, high = (float(bound) for bound in torch.aminmax(values))
     greatest = max(-low, high) if low == low and high == high else math.nan
     if not math.isfinite(greatest):

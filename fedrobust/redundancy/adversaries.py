@@ -1,7 +1,8 @@
 """Whom the adversary corrupts and which copies it distorts, scheme by scheme.
 
-Each function of ``ADVERSARIES`` returns a `Corruption`; what the liars send is another matter (see
-`fedrobust.attacks`). Workers count from 0 and the default liars are the lowest numbers.
+Each function of ``ADVERSARIES`` returns a `Corruption`; what the Byzantine workers send is another
+matter (see `fedrobust.attacks`). Workers count from 0 and the default Byzantine workers are the
+lowest numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fedrobust.spec import Spec, resolve
 class Corruption:
     """ByzantineWorkers, and the copies they distort: ``distorted`` is bool (workers, files).
 
-    ``colluding`` liars send the same wrong value for a file; others all differ.
+    ``colluding`` workers send the same wrong value for a file; others all differ.
     """
 
     adversaries: tuple[int, ...]
@@ -35,7 +36,7 @@ class Corruption:
 def corrupt(
     spec: Spec, assignment: Assignment, *, q: int, adversaries: Iterable[int] | None = None
 ) -> Corruption:
-    """Choose liars and distorted copies by a spec from ``ADVERSARIES``.
+    """Choose Byzantine workers and distorted copies by a spec from ``ADVERSARIES``.
 
     Raises
     ------
@@ -56,8 +57,8 @@ def att1(
     assignment: Assignment, *, q: int, adversaries: tuple[int, ...] | None = None
 ) -> Corruption:
     """ATT-1 (weak): distort every file they hold, without collusion. ISIT 2022; ToN 2023."""
-    liars = tuple(range(q)) if adversaries is None else adversaries
-    return Corruption(liars, _rows(assignment, liars), colluding=False)
+    byzantine = tuple(range(q)) if adversaries is None else adversaries
+    return Corruption(byzantine, _rows(assignment, byzantine), colluding=False)
 
 
 def att2(
@@ -70,7 +71,8 @@ def att2(
     """ATT-2 (optimal against Aspis): distort files whose honest holders are all victims.
 
     The q victims D are the lowest honest workers by default. Needs 2q <= K. Degrees stay at
-    K-q-1, and liars with the honest outside D are as large a clique as the honest workers.
+    K-q-1, and Byzantine workers with the honest outside D are as large a clique as the honest
+    workers.
 
     Reference
     ---------
@@ -86,7 +88,7 @@ def small_d(
     adversaries: tuple[int, ...] | None = None,
     victims: tuple[int, ...] | None = None,
 ) -> Corruption:
-    """ATT-2 with q-1 victims: the paper's clique rule then convicts the victims, not the liars.
+    """ATT-2 with q-1 victims: the paper's clique rule then convicts the victims instead.
 
     An observation on the rule's text; it is in none of the papers.
     """
@@ -100,29 +102,29 @@ def _cornered(
     victims: tuple[int, ...] | None,
     size: int,
 ) -> Corruption:
-    liars = tuple(range(q)) if adversaries is None else adversaries
-    honest = [worker for worker in range(assignment.workers) if worker not in liars]
+    byzantine = tuple(range(q)) if adversaries is None else adversaries
+    honest = [worker for worker in range(assignment.workers) if worker not in byzantine]
     chosen = tuple(honest[:size]) if victims is None else tuple(victims)
     if not set(chosen) <= set(honest):
         raise ValueError(f"the victims must be honest workers, got {chosen}")
     outside = [worker for worker in honest if worker not in chosen]
     seen = assignment.matrix[outside].any(0)
-    return Corruption(liars, _rows(assignment, liars) & ~seen)
+    return Corruption(byzantine, _rows(assignment, byzantine) & ~seen)
 
 
 def att3(
     assignment: Assignment, *, q: int, adversaries: tuple[int, ...] | None = None
 ) -> Corruption:
-    """ATT-3 (against Aspis+): distort exactly the files that liars hold by majority. ToN 2023."""
-    liars = tuple(range(q)) if adversaries is None else adversaries
-    held = _rows(assignment, liars)
-    return Corruption(liars, held & (2 * held.sum(0) > assignment.copies))
+    """ATT-3 (against Aspis+): distort exactly the files with a Byzantine majority. ToN 2023."""
+    byzantine = tuple(range(q)) if adversaries is None else adversaries
+    held = _rows(assignment, byzantine)
+    return Corruption(byzantine, held & (2 * held.sum(0) > assignment.copies))
 
 
 def lone_files(
     assignment: Assignment, *, q: int, adversaries: tuple[int, ...] | None = None
 ) -> Corruption:
-    """Distort only files that liars hold alone: nobody disagrees, nobody can be flagged.
+    """Distort only files that they hold alone: nobody disagrees, nobody can be flagged.
 
     An observation on the clique rule: with nobody flagged C(q, r) files are wrong.
     """
@@ -139,7 +141,7 @@ def detox_worst(
 def detox_benign(
     assignment: Assignment, *, q: int, adversaries: tuple[int, ...] | None = None
 ) -> Corruption:
-    """One liar per group, group by group in turn, all files distorted. ToN 2023."""
+    """One Byzantine worker per group, group by group in turn, all files distorted. ToN 2023."""
     return _everything(assignment, adversaries or detox_set(assignment, q=q, worst=False))
 
 
@@ -160,13 +162,13 @@ def worst_set(
     return _everything(assignment, adversaries or extreme_set(assignment, q=q)[1])
 
 
-def _everything(assignment: Assignment, liars: tuple[int, ...]) -> Corruption:
-    return Corruption(liars, _rows(assignment, liars))
+def _everything(assignment: Assignment, byzantine: tuple[int, ...]) -> Corruption:
+    return Corruption(byzantine, _rows(assignment, byzantine))
 
 
-def _rows(assignment: Assignment, liars: tuple[int, ...]) -> Tensor:
+def _rows(assignment: Assignment, byzantine: tuple[int, ...]) -> Tensor:
     rows = torch.zeros_like(assignment.matrix)
-    rows[list(liars)] = assignment.matrix[list(liars)]
+    rows[list(byzantine)] = assignment.matrix[list(byzantine)]
     return rows
 
 
@@ -186,7 +188,7 @@ ADVERSARIES = {
 def window_adversaries(
     workers: int, *, q: int, iteration: int, length: int, seed: int
 ) -> tuple[int, ...]:
-    """Return the q liars of an iteration (from 0), redrawn every ``length`` (T_b) iterations.
+    """Return the q Byzantine workers of an iteration (from 0), redrawn every ``length`` (T_b).
 
     Reference: ToN 2023, ATT-3 (T_b = 50).
     """
@@ -200,7 +202,7 @@ def window_adversaries(
 def corrupted_labels(assignment: Assignment, corruption: Corruption) -> Tensor:
     """Return the label matrix that the server sees: 0 for the true value of a file.
 
-    Wrong values are 1 for colluding liars and 1 + worker otherwise. See
+    Wrong values are 1 for colluding workers and 1 + worker otherwise. See
     `fedrobust.redundancy.agreement`.
     """
     names = torch.arange(1, assignment.workers + 1)[:, None]

@@ -139,8 +139,8 @@ def cluster(stack: Tensor, *, tolerance: float) -> Tensor:
     """Label the rows of (r, d) by clusters around medoids, since closeness is not transitive.
 
     The row with the most rows within ``tolerance`` (the closest ones, then the first, on a tie)
-    and those rows form a cluster; so on with the rest. A liar may move a value by the relative
-    size ``tolerance`` unseen. Rows may also be sketches of the values, see
+    and those rows form a cluster; so on with the rest. A Byzantine worker may move a value by the
+    relative size ``tolerance`` unseen. Rows may also be sketches of the values, see
     `fedrobust.redundancy.commitments.sketch`.
 
     Raises

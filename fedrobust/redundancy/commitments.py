@@ -81,7 +81,7 @@ def check_sum(
     """Whether a vector (d,) is the sum of the files whose sketches (files, size) are accepted.
 
     ``tolerance`` is relative to the sum of the sketches' norms, since a float32 sum rounds in that
-    proportion; a liar may move the sum by as much.
+    proportion; a Byzantine worker may move the sum by as much.
     """
     check_tolerance(tolerance)
     parts = sketches if isinstance(sketches, Tensor) else torch.stack(list(sketches))

@@ -51,8 +51,8 @@ def detect(
     ``rule="strict"`` accepts if exactly one maximal clique has at least K-q workers: whichever
     clique is the honest one, it lies in there. ``rule="paper"`` accepts a unique maximum clique; it
     can be fooled, see `fedrobust.redundancy.worst_case.small_d_count`. After an acceptance with
-    fewer than q workers flagged, files held by liars only can still be wrong: keep a robust second
-    stage.
+    fewer than q workers flagged, files held by Byzantine workers only can still be wrong: keep a
+    robust second stage.
 
     Parameters
     ----------

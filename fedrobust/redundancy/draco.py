@@ -78,19 +78,19 @@ def decode_repetition(received: Tensor, assignment: Assignment, *, s: int) -> De
     """
     check_copies(int(assignment.copies.min()), s)
     total = torch.zeros_like(received[0])
-    liars: list[int] = []
+    byzantine: list[int] = []
     consistent = True
     for column in assignment.matrix.T:
         group = column.nonzero().flatten()
         labels = exact(received[group])
         winner = majority(labels[:, None])
         wrong = group[labels != winner]
-        liars += wrong.tolist()
+        byzantine += wrong.tolist()
         consistent = consistent and len(group) - len(wrong) > 0
         if len(wrong) < len(group):
             total = total + received[group[labels == winner][0]]
-    liars.sort()
-    return Decoded(total, tuple(liars), consistent and len(liars) <= s)
+    byzantine.sort()
+    return Decoded(total, tuple(byzantine), consistent and len(byzantine) <= s)
 
 
 @lru_cache(maxsize=32)
@@ -168,8 +168,8 @@ def decode_cyclic(
     it. ``rounding`` is the relative rounding of what was received, where it is coarser than its
     type (``PAIR``). Syndromes, error
     positions and weights are computed in double precision; a value counts as zero below ``slack``
-    times the rounding of the received type, relative to the median projection (which liars, fewer
-    than half, cannot move beyond the honest ones).
+    times the rounding of the received type, relative to the median projection (which Byzantine
+    workers, fewer than half, cannot move beyond the honest ones).
 
     Raises
     ------

@@ -44,7 +44,7 @@ OPTIMAL = {
 }
 WEAK = {"detox": "detox_benign", "draco_repetition": "detox_benign"}
 SUITED = {"optimal": (OPTIMAL, "whole_group"), "weak": (WEAK, "att1")}
-CHOOSERS = ("detox_worst", "detox_benign", "whole_group", "worst_set")  # they say who lies
+CHOOSERS = ("detox_worst", "detox_benign", "whole_group", "worst_set")  # they say who is Byzantine
 
 
 def own_detection(name: str) -> str:
@@ -95,14 +95,14 @@ def _wholly_owned(scheme: Redundancy) -> int | None:
 
 
 def implied_f(values: Mapping[str, Any]) -> int:
-    """Return the f that a rule was not given: the liars, or the wrong files of a scheme."""
+    """Return the f that a rule was not given: Byzantine clients, or a scheme's wrong files."""
     scheme = values.get("redundancy")
     count = wrong_files(scheme) if scheme is not None and scheme.name else None
     return values["byzantine"] if count is None else count
 
 
 def worst_case(scheme: Redundancy) -> Distortion | None:
-    """Return the scheme's worst case against q liars; None where there is no figure."""
+    """Return the scheme's worst case against q Byzantine workers; None where there is no figure."""
     try:
         return distortion(
             scheme.spec, workers=scheme.workers, replication=scheme.replication, q=scheme.q
@@ -197,7 +197,7 @@ def check(experiment: Experiment) -> list[str]:
 
 
 def check_attack(name: str, kind: str) -> None:
-    """Raise a ValueError for an attack that liars cannot make on the files of a scheme."""
+    """Raise a ValueError for an attack that cannot be made on the files of a scheme."""
     if kind in ("poison", "trained") or (kind == "fault" and name not in FAULTS):
         raise ValueError(
             f"a scheme takes attacks on values and the faults {', '.join(FAULTS)}; {name!r} is"

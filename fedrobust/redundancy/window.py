@@ -40,8 +40,8 @@ def window_step(
     """Add one iteration's evidence; a window of ``length`` iterations that is full starts anew.
 
     One disagreement removes an edge for the rest of the window; a worker of degree below K-q-1 is
-    flagged. Beyond q flagged workers (the liars changed inside the window) the newest q stay, by
-    worker number within an iteration. Windows do not overlap.
+    flagged. Beyond q flagged workers (the Byzantine workers changed inside the window) the newest q
+    stay, by worker number within an iteration. Windows do not overlap.
 
     Parameters
     ----------
@@ -80,11 +80,11 @@ def latency(
     permuted: bool = True,
     generator: torch.Generator,
 ) -> Tensor:
-    """Simulate how many iterations pass until all of q random liars are flagged, under ATT-3.
+    """Simulate how many iterations pass until q random Byzantine workers are flagged (ATT-3).
 
-    Returns (trials,) int64 in 1..length, or 0 where the window ended first. The liars distort
-    exactly the files in which they are the majority. ``permuted`` draws fresh worker labels in each
-    iteration, as Aspis+ does; all files need the same number of copies.
+    Returns (trials,) int64 in 1..length, or 0 where the window ended first. The Byzantine workers
+    distort exactly the files in which they are the majority. ``permuted`` draws fresh worker labels
+    in each iteration, as Aspis+ does; all files need the same number of copies.
 
     Reference
     ---------
@@ -93,8 +93,8 @@ def latency(
     check_byzantine(assignment.workers, q)
     workers, blocks = assignment.workers, assignment.holders
     draw = torch.rand(trials, workers, generator=generator)
-    liars = torch.zeros(trials, workers, dtype=torch.bool)
-    liars.scatter_(1, draw.argsort(1)[:, :q], True)
+    byzantine = torch.zeros(trials, workers, dtype=torch.bool)
+    byzantine.scatter_(1, draw.argsort(1)[:, :q], True)
     disagreed = torch.zeros(trials, workers, workers, dtype=torch.bool)
     flagged = torch.zeros(trials, workers, dtype=torch.bool)
     done = torch.zeros(trials, dtype=torch.int64)
@@ -102,20 +102,20 @@ def latency(
         names = torch.arange(workers).expand(trials, -1)
         if permuted:
             names = torch.rand(trials, workers, generator=generator).argsort(1)
-        disagreed |= _majority_disagreements(names[:, blocks], liars)
+        disagreed |= _majority_disagreements(names[:, blocks], byzantine)
         flagged |= workers - 1 - disagreed.sum(2) < workers - q - 1
-        complete = (flagged | ~liars).all(1)
+        complete = (flagged | ~byzantine).all(1)
         done[complete & (done == 0)] = iteration
     return done
 
 
-def _majority_disagreements(blocks: Tensor, liars: Tensor) -> Tensor:
-    """Return (trials, K, K): pairs split by a file that liars own by majority."""
+def _majority_disagreements(blocks: Tensor, byzantine: Tensor) -> Tensor:
+    """Return (trials, K, K): pairs split by a file that Byzantine workers own by majority."""
     trials, _, copies = blocks.shape
-    lying = liars.gather(1, blocks.reshape(trials, -1)).view_as(blocks)
-    owned = 2 * lying.sum(2) > copies
-    split = owned[:, :, None, None] & (lying[:, :, :, None] != lying[:, :, None, :])
+    distorting = byzantine.gather(1, blocks.reshape(trials, -1)).view_as(blocks)
+    owned = 2 * distorting.sum(2) > copies
+    split = owned[:, :, None, None] & (distorting[:, :, :, None] != distorting[:, :, None, :])
     trial, file, i, j = split.nonzero(as_tuple=True)
-    result = torch.zeros(trials, *2 * liars.shape[1:], dtype=torch.bool)
+    result = torch.zeros(trials, *2 * byzantine.shape[1:], dtype=torch.bool)
     result[trial, blocks[trial, file, i], blocks[trial, file, j]] = True
     return result

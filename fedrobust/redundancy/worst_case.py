@@ -85,10 +85,11 @@ def att2_count(*, q: int, replication: int) -> int:
 
 
 def small_d_count(*, q: int, replication: int) -> int:
-    """Files spoiled under the paper's rule when the liars disagree with q - 1 honest workers only.
+    """Files spoiled under the paper's rule by disagreement with q - 1 honest workers only.
 
-    The unique maximum clique then holds every liar: C(2q-1, r) - C(q-1, r) files enter the plain
-    mean with a wrong value. An observation on the rule's text; it is in none of the papers.
+    The unique maximum clique then holds every Byzantine worker: C(2q-1, r) - C(q-1, r) files enter
+    the plain mean with a wrong value. An observation on the rule's text; it is in none of the
+    papers.
     """
     return comb(2 * q - 1, replication) - comb(q - 1, replication)
 

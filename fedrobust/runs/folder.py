@@ -9,18 +9,23 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fedrobust import secret
 from fedrobust.experiment.load import slug
 from fedrobust.experiment.schema import Experiment
 from fedrobust.runs import checkpoint
 from fedrobust.runs.checkpoint import CheckpointError
+from fedrobust.text import printable, printables
 
 CHECKPOINT = "checkpoint.npz"
+ROWS = "rounds.jsonl"
+FILES = (ROWS, CHECKPOINT, "config.toml", "environment.json", secret.FILE)
+PREVIOUS = ".previous"  # where the files of the run before this one are
 PACKAGES = ("flwr", "numba", "numpy", "ray", "scipy", "torch", "torchvision")
 
 
@@ -39,16 +44,17 @@ class RunFolder:
         self.path = Path(parent) / f"{slug(experiment.name)}-{experiment.run_id}"
         self._experiment = experiment
         self.saved: dict[str, Any] | None = None
+        self._moved: list[str] = []
 
     @property
     def finished(self) -> bool:
         """Whether the last round is on disk."""
         rows = self.rows()
-        return bool(rows) and rows[-1]["round"] == self._experiment.rounds
+        return bool(rows) and rows[-1].get("round") == self._experiment.rounds
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rounds written so far; a line cut off by a kill is left out."""
-        return read_rows(self.path / "rounds.jsonl")
+        return read_rows(self.path / ROWS)
 
     @contextmanager
     def recording(self, *, resume: bool = False) -> Iterator[RunFolder]:
@@ -63,23 +69,42 @@ class RunFolder:
         Raises
         ------
         FolderError
-            If another process holds the folder.
+            If another process holds the folder, or a file in it is damaged.
+        WriteError
+            If the disk is full, or may not be written to.
         CheckpointError
             If the checkpoint is damaged, or the rows before it are not all there.
+
+        Notes
+        -----
+        Files of an earlier run move into ``PREVIOUS``. They come back if the block ends by an
+        error before it has written a row: a run that could not begin erases nothing.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
+        with _told(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise FolderError(f"another process is writing {str(self.path)!r}") from error
-            self._start(self._checkpoint() if resume else None)
-            yield self
+            tree = self._checkpoint() if resume else None
+            if tree is None:
+                with _told(self.path):
+                    self._set_aside()
+            try:
+                with _told(self.path):
+                    self._start(tree)
+                yield self
+            except BaseException:
+                if tree is None and not self.rows():
+                    self._put_back()
+                raise
 
     def save(self, tree: dict[str, Any]) -> None:
         """Write the checkpoint of the rows so far, after making those durable."""
         with _told(self.path):
-            _sync(self.path / "rounds.jsonl")
+            _sync(self.path / ROWS)
             checkpoint.save(self.path / CHECKPOINT, {"run": self._experiment.run_id, **tree})
 
     def _checkpoint(self) -> dict[str, Any] | None:
@@ -87,9 +112,11 @@ class RunFolder:
         tree = checkpoint.load(self.path / CHECKPOINT)
         if tree is None:
             return None
-        if tree["run"] != self._experiment.run_id:
+        if not isinstance(tree, dict) or not isinstance(tree.get("round"), int):
+            raise CheckpointError(f"the checkpoint in {str(self.path)!r} is damaged: no round")
+        if tree.get("run") != self._experiment.run_id:
             raise CheckpointError(f"the checkpoint in {str(self.path)!r} is of another run")
-        if [row["round"] for row in self._rows_of(tree)] != list(_rounds_of(tree)):
+        if [row.get("round") for row in self._rows_of(tree)] != list(_rounds_of(tree)):
             raise CheckpointError(
                 f"the checkpoint in {str(self.path)!r} is of round {tree['round']}, but not all "
                 "rows up to it are there: run again without --resume"
@@ -105,20 +132,45 @@ class RunFolder:
         self.saved = tree
         told: dict[str, Any] = environment()
         rows = []
-        if tree is None:
-            (self.path / CHECKPOINT).unlink(missing_ok=True)
-        else:
+        if tree is not None:
             rows = self._rows_of(tree)
-            first = json.loads((self.path / "environment.json").read_text())
-            resumed = [*first.get("resumed", []), {"after": tree["round"], **told}]
+            first = _table(self.path / "environment.json")
+            before = first.get("resumed")
+            resumed = [
+                *(before if isinstance(before, list) else []),
+                {"after": tree["round"], **told},
+            ]
             told = first | {"resumed": resumed}
         _replace(self.path / "config.toml", self._experiment.to_toml())
         _replace(self.path / "environment.json", json.dumps(told, indent=2))
-        _replace(self.path / "rounds.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        _replace(self.path / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _set_aside(self) -> None:
+        """Move the files of an earlier run away; those of the run before it go."""
+        there = [name for name in FILES if (self.path / name).exists()]
+        self._moved = []
+        if CHECKPOINT not in there and not self.rows():
+            return  # nothing that anybody could miss: what is aside already stays
+        (self.path / PREVIOUS).mkdir(exist_ok=True)
+        for name in FILES:
+            self._aside(name).unlink(missing_ok=True)
+        for name in there:
+            os.replace(self.path / name, self._aside(name))
+            self._moved.append(name)
+
+    def _put_back(self) -> None:
+        """Undo ``_set_aside``, as far as the disk allows: a file is in one place or the other."""
+        for name in self._moved:
+            with suppress(OSError):
+                os.replace(self._aside(name), self.path / name)
+
+    def _aside(self, name: str) -> Path:
+        """Return where an old file goes; no search for run folders finds it under that name."""
+        return self.path / PREVIOUS / f"{name}.old"
 
     def append(self, row: dict[str, Any]) -> None:
         """Append one round, on disk before the next one starts."""
-        with _told(self.path), (self.path / "rounds.jsonl").open("a") as file:
+        with _told(self.path), (self.path / ROWS).open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
 
@@ -134,16 +186,37 @@ def timeless(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a rounds.jsonl; stop at the first line that is not whole."""
+    """Read a rounds.jsonl; stop at the first line that is no whole row, or at damaged bytes."""
     rows: list[dict[str, Any]] = []
     if not path.is_file():
         return rows
-    for line in path.read_text().splitlines():
+    try:
+        text = path.read_text(errors="replace")
+    except OSError as error:
+        raise FolderError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    for line in text.splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except ValueError:
             break
+        if not isinstance(row, dict):
+            break
+        rows.append(printables(row))
     return rows
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """Read a JSON table; an empty one where there is no file."""
+    try:
+        found = json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise FolderError(
+            f"{str(path)!r} is damaged ({printable(error, limit=100)}): delete it to go on, or run "
+            "again without --resume"
+        ) from error
+    if not isinstance(found, dict):
+        raise FolderError(f"{str(path)!r} is damaged: delete it to go on")
+    return found
 
 
 def environment() -> dict[str, Any]:

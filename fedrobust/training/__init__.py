@@ -5,7 +5,7 @@ from fedrobust.threads import one_thread
 from fedrobust.training.augment import AUGMENTATIONS
 from fedrobust.training.compression import Quantized, levels_for, quantize
 from fedrobust.training.lalr import LalrState, lalr_step
-from fedrobust.training.local import Recipe, train_local
+from fedrobust.training.local import train_local
 from fedrobust.training.losses import StackableLoss, cross_entropy, stackable
 from fedrobust.training.optimizers import OPTIMIZERS, build_optimizer
 from fedrobust.training.schedules import SCHEDULES, lr_at

@@ -15,9 +15,7 @@ from torch import Tensor
 from fedrobust.ensemble import one_hot
 from fedrobust.flower import array_of
 from fedrobust.flower.ensemble_replies import screen_answer
-from strategies.replies import collect
-
-SILENT = "no answer before the deadline"
+from fedrobust.flower.replies import collect
 
 
 @dataclass
@@ -92,8 +90,8 @@ def ask(
         sent = _messages(clients, images, slice(start, stop), query, what, deadline, extra or {})
         replies = grid.send_and_receive(sent, timeout=deadline)
         read = partial(screen_answer, query=query, shape=(stop - start, *shape))
-        collected = collect(sent, replies, read, silent=SILENT)
-        for entry in collected.rejected(dict(clients)):
+        collected = collect(sent, replies, read)
+        for entry in collected.rejected(clients):
             faults.setdefault(entry["client"], entry)
         for node, answer in collected.accepted.items():
             member = clients[node]

@@ -14,8 +14,8 @@ from flwr.serverapp import Grid
 from fedrobust.ensemble import nodes_of
 from fedrobust.experiment.schema import Experiment
 from fedrobust.flower.ensemble_replies import screen_progress
+from fedrobust.flower.replies import collect
 from strategies.base import RecordedStrategy
-from strategies.replies import collect
 
 
 class EnsembleStrategy(RecordedStrategy):

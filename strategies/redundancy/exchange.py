@@ -10,8 +10,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrobust.flower.commit_reveal import SCHEME
+from fedrobust.flower.replies import SILENT, collect
 from fedrobust.flower.screening import Rejected
-from strategies.replies import SILENT
 
 T = TypeVar("T")
 
@@ -90,18 +90,9 @@ class Exchange:
         return self.heard(sent, self.grid.send_and_receive(sent, timeout=self.deadline))
 
     def heard(self, sent: list[Message], replies: Iterable[Message]) -> dict[int, Message]:
-        """Match replies with what was sent: one a node, in the workers' order.
-
-        A reply that another node sent is nobody's: the node itself may still answer.
-        """
-        node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
-        found: dict[int, Message] = {}
-        for reply in replies:
-            node = node_of.get(reply.metadata.reply_to_message_id)
-            if node is None or not (reply.has_error() or reply.metadata.src_node_id == node):
-                continue
-            found.setdefault(self.clients[node], reply)
-        return dict(sorted(found.items()))
+        """Match replies with what was sent: one a node, in the workers' order."""
+        found = collect(sent, replies, lambda reply: reply).accepted
+        return dict(sorted((self.clients[node], reply) for node, reply in found.items()))
 
 
 def read_all(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedrobust.flower import array_of, commit_reveal
 from fedrobust.flower.commit_reveal import DOUBLE
+from fedrobust.flower.quarantine import struck
 from fedrobust.redundancy import Assignment, Corruption, traffic
 from fedrobust.redundancy.decision import judge
 from fedrobust.redundancy.file_gradient import FileGradient, Loss
@@ -232,6 +233,8 @@ class RedundantStrategy(RecordedStrategy):
         )
         for worker, why in ledger.caught.items():
             log(WARNING, "worker %s is Byzantine and out for good: it %s", worker, why)
+        refused = {entry["client"]: entry["reason"] for entry in ledger.refused}
+        row |= struck(now.exchange.grid, refused | ledger.caught, now.exchange.clients)
         row |= self._members.row() | report.costs(ledger, now.exchange.clients)
         row["bytes_naive"] = traffic(now.plan.base, parameters=self._layout.length).naive
         self._row = row

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedrobust.flower import commit_reveal
 from fedrobust.flower.commit_reveal import FLOAT
-from fedrobust.redundancy.commitments import ROUNDING, digest, sketch, sketches_agree
+from fedrobust.redundancy.commitments import ROUNDING, check_sum, digest, sketch, sketches_agree
 from strategies.redundancy.exchange import read_all
 from strategies.redundancy.reveal import Reveal, ask_sketches, by_worker, reveal_files
 
@@ -197,11 +197,7 @@ def _holds(job: Reveal, worker: int, answer: PartialSum, sketches: Sketches, see
     if len(answer.files) == 1:
         return digest(answer.total) == job.promised[worker, answer.files[0]]
     parts = torch.stack([sketches[worker, file] for file in answer.files])
-    own = sketch(answer.total, seed=seed, size=SIZE)
-    if not (torch.isfinite(own).all() and torch.isfinite(parts).all()):
-        return False
-    gap = torch.linalg.vector_norm(own - parts.sum(0))
-    return bool(gap <= SLACK * torch.linalg.vector_norm(parts, dim=-1).sum())
+    return check_sum(answer.total, parts, seed=seed, tolerance=SLACK)
 
 
 def _compare_sketches(job: Reveal, file: int, value: Tensor, sketches: Sketches, seed: int) -> None:

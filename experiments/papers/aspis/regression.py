@@ -78,7 +78,7 @@ def draw(files: int, *, seed: int) -> Problem:
 
 @dataclass
 class Defence:
-    """One scheme against q liars: who lies where in an iteration, and what the server makes of it.
+    """One scheme against q Byzantine workers: where they are, and what the server makes of it.
 
     Attributes
     ----------
@@ -96,8 +96,8 @@ class Defence:
     def __post_init__(self) -> None:
         self.base = assign(self.scheme, workers=WORKERS, replication=REPLICATION)
 
-    def liars(self, iteration: int) -> tuple[Assignment, Corruption]:
-        """Return the iteration's assignment and what the liars distort."""
+    def attackers(self, iteration: int) -> tuple[Assignment, Corruption]:
+        """Return the iteration's assignment and what the Byzantine workers distort."""
         made, chosen = self.base, None
         if self.scheme == "aspis_plus":
             made = permute(made, generator(self.seed, "labels", round=iteration))
@@ -105,12 +105,12 @@ class Defence:
             chosen = window_adversaries(
                 WORKERS, q=self.q, iteration=iteration, length=CHANGE, seed=self.seed
             )
-        name = OPTIMAL.get(self.scheme, "whole_group")
+        name = "att3" if self.scheme == "aspis_plus" else OPTIMAL.get(self.scheme, "whole_group")
         return made, corrupt(name, made, q=self.q, adversaries=chosen)
 
     def step(self, honest: Tensor, attack: dict[str, Any], iteration: int) -> Tensor:
         """Return the server's step: detect, vote, and the mean or the geometric median."""
-        made, corruption = self.liars(iteration)
+        made, corruption = self.attackers(iteration)
         verdict, self.window = judge(
             corrupted_labels(made, corruption),
             q=self.q,
@@ -126,7 +126,7 @@ class Defence:
         return values.mean(0) if verdict.plain else aggregate(values, "geometric_median")
 
     def _sent(self, honest: Tensor, attack: dict[str, Any]) -> Tensor:
-        """Return what liars send for each file, (files, d)."""
+        """Return what Byzantine workers send for each file, (files, d)."""
         if attack["name"] == "reversed_gradient":
             return -attack["scale"] * honest
         row = craft(honest, attack, n=WORKERS, f=self.q)[0]
@@ -185,7 +185,7 @@ def study(
         lengths.append(next((i for i, loss in enumerate(losses) if loss < goal), None))
         held += fine
     return {
-        "scheme": scheme + (", moving liars" if moving else ""),
+        "scheme": scheme + (", moving Byzantine workers" if moving else ""),
         "attack": attack,
         "q": q,
         "rate": rate,
@@ -196,7 +196,7 @@ def study(
 
 
 def cases(*, seeds: int, most: int = MOST) -> Iterator[dict[str, Any]]:
-    """Yield every cell: schemes, attacks, q = 2, 4, 6; then Aspis and Aspis+ with moving liars."""
+    """Yield every cell: schemes, attacks, q = 2, 4, 6; then Byzantine workers that move."""
     for attack in ATTACKS:
         for q in (2, 4, 6):
             for scheme in ("none", "detox", "aspis"):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments import tables
 from experiments.papers.transfer import hypotheses
 from experiments.results import Results, load
 from experiments.tables import half_width
@@ -103,7 +104,7 @@ def write(results: Results, output: Path) -> list[Path]:
     """Write ``transfer.md``, ``transfer.csv`` and the picture of accuracy against robustness."""
     written = [output / name for name in ("transfer.md", "transfer.csv", "transfer.png")]
     written[0].write_text(report(results))
-    frame(results).to_csv(written[1], index=False)
+    written[1].write_text(tables.csv(frame(results), index=False))
     figure(results).savefig(written[2], dpi=150)
     return written
 

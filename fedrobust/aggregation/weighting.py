@@ -1,0 +1,149 @@
+"""Clients that count more or less: weights of the operator's, and claims that are cut.
+
+Weights that clients claim may not enter a robust rule as they are: one claim of 1e9 examples would
+own the result. What may: weights that the operator attests, or claims cut so that no f clients hold
+more than a stated share. A rule's breakdown is then in weight: it bears Byzantine clients as long
+as the f heaviest hold less than half (or what the rule says) of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedrobust.ranges import real, whole
+
+
+def shares(weights: Tensor | Sequence[float], n: int) -> Tensor:
+    """Return n weights as shares of 1, float64 on the CPU.
+
+    Raises
+    ------
+    ValueError
+        For another number of weights, one that is negative or not finite, or only zeros.
+    """
+    given = torch.as_tensor(weights, dtype=torch.float64).detach().cpu().flatten()
+    if len(given) != n:
+        raise ValueError(f"{n} updates need as many weights, got {len(given)}")
+    if not bool(torch.isfinite(given).all()) or float(given.min()) < 0:
+        raise ValueError(f"weights need to be finite and at least 0, got {given.tolist()}")
+    largest = float(given.max())
+    if largest == 0:
+        raise ValueError("weights need at least one above 0, got zeros only")
+    scaled = given / largest  # before the sum: huge weights may not overflow it
+    return scaled / scaled.sum()
+
+
+def heaviest(weights: Tensor, f: int) -> float:
+    """Return the share that the f heaviest clients hold together."""
+    return float(weights.sort(descending=True).values[:f].sum())
+
+
+def bearable(weights: Tensor, f: int, who: str) -> float:
+    """Return the share of the f heaviest, if less than half.
+
+    Raises
+    ------
+    ValueError
+        ``trimmed_mean with f=2: the 2 heaviest clients hold 52 % of the weight, it bears less than
+        50 %``.
+    """
+    share = heaviest(weights, f)
+    if share >= 0.5 - 1e-9:  # sums of shares are not exact
+        raise ValueError(
+            f"{who} with f={f}: the {f} heaviest clients hold {share:.0%} of the weight, it bears"
+            " less than 50%; truncate the weights"
+        )
+    return share
+
+
+def truncated(claims: Tensor | Sequence[float], *, f: int, share: float) -> Tensor:
+    """Cut claimed weights at the largest cap under which no f clients hold more than a share.
+
+    Parameters
+    ----------
+    claims
+        (n,), what clients say. One that is negative or not a number counts as 0, an infinite one
+        as the largest finite.
+    f
+        How many clients may be Byzantine, at least 1.
+    share
+        The most that any f of them may hold together, in (f / n, 1).
+
+    Returns
+    -------
+    Tensor
+        (n,) shares of 1, float64.
+
+    Raises
+    ------
+    ValueError
+        If even equal weights would give f clients more than the share, or all claims are 0.
+
+    References
+    ----------
+    Portnoy, Tirosh, Hendler, Towards Federated Learning with Byzantine-Robust Client Weighting,
+    2020 (arXiv 2004.04986), section 4: truncation of the weights at U.
+    """
+    given = torch.as_tensor(claims, dtype=torch.float64).detach().cpu().flatten()
+    n = len(given)
+    whole(f, "truncated weights", "f", low=1)
+    real(share, "truncated weights", "share", above=f / n if n else 0, high=1)
+    finite = given[torch.isfinite(given)]
+    most = float(finite.max()) if len(finite) else 1.0
+    given = torch.where(given > most, most, given.nan_to_num(nan=0.0)).clamp(min=0)
+    whole_share = shares(given, n)
+    low, high = 0.0, float(whole_share.max())
+    if heaviest(whole_share, f) <= share:
+        return whole_share
+    for _ in range(100):  # the share of the f heaviest grows with the cap
+        cap = (low + high) / 2
+        fits = heaviest(shares(whole_share.clamp(max=cap), n), f) <= share
+        low, high = (cap, high) if fits else (low, cap)
+    if low == 0:
+        raise ValueError(
+            f"truncated weights: fewer than {f} / {share:g} clients claim anything, so that f={f}"
+            f" of them hold more than {share:g} under any cap"
+        )
+    return shares(whole_share.clamp(max=low), n)
+
+
+def weighted_ranks(values: Tensor, weights: Tensor, low: float, high: float) -> Tensor:
+    """Average, per column, the mass between two quantiles of the weighted values: (n, b) -> (b,).
+
+    Parameters
+    ----------
+    values
+        (n, b).
+    weights
+        (n,), adding up to 1.
+    low, high
+        0 <= low < high <= 1; a value counts by how much of its mass lies between them.
+    """
+    ordered, order = values.double().sort(dim=0, stable=True)
+    mass = weights.to(values.device)[order]
+    until = mass.cumsum(0)
+    inside = torch.minimum(until, torch.tensor(high, device=values.device))
+    inside = inside - torch.maximum(until - mass, torch.tensor(low, device=values.device))
+    inside = inside.clamp(min=0)
+    return ((inside * ordered).sum(0) / inside.sum(0)).to(values.dtype)
+
+
+def weighted_median(values: Tensor, weights: Tensor, *, lower: bool = False) -> Tensor:
+    """Take the value at half of the mass of each column: (n, b) -> (b,).
+
+    Where half of the mass ends exactly with a value (equal weights and even n), the mean of that
+    value and the next, or the lower of them.
+    """
+    ordered, order = values.sort(dim=0, stable=True)
+    until = weights.to(values.device)[order].cumsum(0)
+    slack = 1e-9  # sums of shares are not exact
+    first = (until >= 0.5 - slack).int().argmax(0)
+    below = ordered.gather(0, first[None])[0]
+    if lower:
+        return below
+    after = (until > 0.5 + slack).int().argmax(0)
+    above = ordered.gather(0, after[None])[0]
+    return below / 2 + above / 2

@@ -1,0 +1,116 @@
+"""A real SuperLink, started once: a stranger, a forger, a poisoner and a flooder in one run.
+
+For themselves they answer as honest nodes do: the rows must be those of the simulation.
+"""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.deploy import behaviours
+from experiments.deploy.behaviours import stranger
+from experiments.deploy.federation import federation
+from experiments.deploy.raw_nodes import RawNode
+from experiments.deployment import run_on_nodes
+from experiments.simulation import run_one
+from fedrobust import secret
+from fedrobust.experiment.load import from_dict
+from fedrobust.runs.folder import RunFolder
+
+pytestmark = pytest.mark.slow
+EXPERIMENT = {
+    "data": "digits",
+    "model": "linear",
+    "clients": 6,
+    "byzantine": 1,
+    "rounds": 4,
+    "seed": 3,
+    "rule": "median",
+    "attack": "none",
+    "training": {"batch_size": 16},
+    "server": {"lr": 0.5, "evaluate_every": 1, "deadline": 120.0},
+}
+
+
+@pytest.fixture(scope="module")
+def drill(tmp_path_factory):
+    """One run; returns what there is to see afterwards."""
+    home, e = tmp_path_factory.mktemp("federation"), from_dict(EXPERIMENT)
+    with federation(home, nodes=0, namespaces=False) as it:
+        nodes: list[RawNode] = []
+        kinds = [None, None, None, behaviours.forger(lambda node: nodes[:3]), behaviours.poisoner,
+                 behaviours.flooder]  # fmt: skip
+        for number, kind in enumerate(kinds):
+            it.register(number)
+            nodes.append(RawNode(it, number, kind, source=f"127.0.1.{number + 1}"))
+        for node in nodes:
+            node.start()
+        it.wait_for_nodes(len(nodes))
+        before = stranger(it)
+        during = []
+
+        def on_row(row):
+            during.append(stranger(it))
+
+        began = time.monotonic()
+        rows = run_on_nodes(
+            e, superlink=it.address, output=home / "results", certificates=home / "ca.crt",
+            on_row=on_row,
+        )  # fmt: skip
+        seconds = time.monotonic() - began
+        online = [entry for entry in it.nodes() if entry["status"] == "online"]
+        size = sum(path.stat().st_size for path in Path(home).glob("state.db*"))
+        log = it.log("superlink")
+        for node in nodes:
+            node.stop()
+    folder = RunFolder(home / "results", e)
+    return {"e": e, "rows": rows, "nodes": nodes, "strangers": [before, *during], "log": log,
+            "online": online, "size": size, "seconds": seconds, "folder": folder}  # fmt: skip
+
+
+def test_the_run_is_that_of_the_simulation(drill):
+    keys = ("accuracy", "loss", "train_loss", "rejected")
+
+    def numbers(rows):
+        return [{key: row.get(key) for key in keys} for row in rows]
+
+    assert [row["replies"] for row in drill["rows"][1:]] == [6] * 4
+    assert numbers(drill["rows"]) == numbers(run_one(drill["e"]))
+    assert len(drill["online"]) == 6
+
+
+def test_a_stranger_gets_nothing(drill):
+    assert len(drill["strangers"]) == 6
+    for answers in drill["strangers"]:
+        open_to_all = answers.pop("/health")
+        assert open_to_all == 200 and set(answers.values()) == {403} and len(answers) == 9
+
+
+def test_a_forger_is_nobody_else_and_gets_nothing_of_theirs(drill):
+    tried = drill["nodes"][3].tried
+    assert tried["forged"] >= 4 * 3 * 12  # rounds, victims, 11 guesses and the true id
+    assert tried["PushMessages 403"] == tried["forged"]
+    assert tried["PushMessages 200"] == 5 and tried["objects of another's"] == 0
+
+
+def test_a_poisoner_names_objects_that_are_never_sent(drill):
+    tried = drill["nodes"][4].tried
+    assert tried["guesses"] >= 20 and tried["PushMessages 200"] == 5
+    assert " 500 " not in drill["log"]
+
+
+def test_a_flooder_fills_nothing(drill):
+    tried = drill["nodes"][5].tried
+    assert tried["PushMessages 409"] == 4  # the second tree, each round
+    assert tried["PushMessages 413"] == 4  # the wide one
+    assert drill["size"] < 20 * 2**20
+
+
+def test_the_server_has_a_secret_that_no_node_was_sent(drill):
+    number = secret.held(drill["folder"].path)
+    assert number is not None and number > 2**100
+    for node in drill["nodes"]:
+        told = " ".join(str(dict(m.content)) for m in node.seen)
+        told += str([dict(c.run_config) for c in node._contexts.values()])
+        assert "rule" in told and str(number) not in told and f"{number:032x}" not in told
