@@ -31,9 +31,8 @@ from strategies.transport import REPLIES, Model, NamedLayers, Reply
 class RobustStrategy(RecordedStrategy):
     """Aggregate the screened replies with a robust rule and take one server step.
 
-    Use it as any strategy of Flower: ``RobustStrategy(rule="krum:f=2").start(grid=grid,
-    initial_arrays=ArrayRecord(model.state_dict()))``, with any ClientApp that answers "train" with
-    one ArrayRecord.
+    It starts as any strategy of Flower does, with ``ArrayRecord(model.state_dict())`` and any
+    ClientApp that answers "train" with one ArrayRecord.
 
     Parameters
     ----------
@@ -62,9 +61,8 @@ class RobustStrategy(RecordedStrategy):
     Attributes
     ----------
     history
-        One table a round: ``round``, ``replies`` (how many were accepted), ``rejected`` (node and
-        reason), ``weights`` (by node, where the rule has weights), and ``kept``, the reason, where
-        the model was kept.
+        One table a round: ``round``, ``replies`` (how many were accepted), ``rejected`` (nodes and
+        reasons), ``weights`` (by node, if the rule has any), ``kept`` (why the model was kept).
 
     Raises
     ------

@@ -157,7 +157,8 @@ def start_of(grid, e):
     """Return an iterator over the rounds of an experiment on a grid."""
     clients = roll_call(grid, expected=e.clients)
     dataset = session.data.load(e.data)
-    mode = session.build(session.Setup(grid=grid, experiment=e, dataset=dataset, clients=clients))
+    setup = session.Setup(grid=grid, experiment=e, dataset=dataset, clients=clients, secret=e.seed)
+    mode = session.build(setup)
     return rounds(mode.strategy, mode.grid, mode.arrays, last=e.rounds, timeout=60.0)
 
 
