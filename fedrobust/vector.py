@@ -7,23 +7,35 @@ from torch import Tensor, nn
 
 
 class FlatModel:
-    """A module whose parameters and gradients are views of two flat vectors.
+    """A module whose trainable parameters and gradients are views of two flat vectors.
 
-    Loading a model is one copy, reading a gradient none. Buffers (running statistics) stay in the
-    module: they are no coordinates of an update.
+    Loading a model is one copy, reading a gradient none. Frozen parameters and buffers (running
+    statistics) stay in the module: they are no coordinates of an update. A parameter that two
+    layers share is there once.
 
     Attributes
     ----------
     vector
-        All parameters, shape (d,), float32, in the order of ``module.parameters()``.
+        All trainable parameters, shape (d,), float32, in the order of ``module.parameters()``.
     gradient
         All gradients, shape (d,); ``backward`` adds into it.
     shapes
         The shape of each parameter tensor, in the same order: where a layer begins and ends.
+
+    Raises
+    ------
+    ValueError
+        If nothing is trainable, or a trainable parameter is not float32.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        parameters = list(module.parameters())
+        named = trainable(module)
+        for name, parameter in named.items():
+            if parameter.dtype != torch.float32:
+                raise ValueError(f"parameter {name!r} is {parameter.dtype}, needs torch.float32")
+        if not named:
+            raise ValueError(f"{type(module).__name__} has no trainable parameter")
+        parameters = list(named.values())
         self.module = module
         self.shapes = tuple(tuple(p.shape) for p in parameters)
         self.vector = torch.cat([p.detach().reshape(-1) for p in parameters]).contiguous()
@@ -48,3 +60,8 @@ class FlatModel:
     def load(self, vector: Tensor) -> None:
         """Copy a vector of shape (d,) into the parameters."""
         self.vector.copy_(vector)
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that training changes, by name, each once."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}

@@ -10,7 +10,7 @@ from fedrobust.cohort import train_cohort
 from fedrobust.cohort.memory import activations, chunk_of
 from fedrobust.cohort.train import CohortError, Member, obstacle, worthwhile
 from fedrobust.data import load
-from fedrobust.models import build
+from fedrobust.models import ModelError, build, build_for
 from fedrobust.seeds import generator
 from fedrobust.training import OPTIMIZERS, Recipe, stackable, train_local
 from fedrobust.vector import FlatModel
@@ -149,6 +149,60 @@ def test_a_loss_of_ones_own_is_traced_for_a_stack(digits):
     # One loss each, but equal settings: one stack; unequal settings would be two.
     asked = members(digits, [Recipe(**LOCAL)], lambda i: stackable(smoothed))
     assert worthwhile(flat(digits), asked) and not obstacle(flat(digits).module, asked[0].loss)
+
+
+class Tied(nn.Module):
+    """Any input shape, a shared weight and a frozen layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.Linear(12, 6).requires_grad_(False)
+        self.inner, self.again = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.again.weight = self.inner.weight
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.head(self.again(self.inner(self.frozen(x).tanh()).tanh())).squeeze(-1)
+
+
+def squared(module, x, y):
+    return (module(x) - y).square().mean()
+
+
+def test_a_model_data_and_loss_of_ones_own(digits):
+    """A regression on float tensors: equal alone and as a stack; frozen parameters stay."""
+    module = build_for(Tied, digits, seed=3)
+    model = FlatModel(module)
+    assert model.d == 6 * 6 + 6 + 6 + 6 + 1, "the shared weight once, the frozen layer not at all"
+    frozen, start = module.frozen.weight.clone(), model.vector.clone()
+    source = torch.Generator().manual_seed(0)
+    data = [(torch.randn(n, 12, generator=source), torch.randn(n, generator=source)) for n in SIZES]
+    recipe, loss = Recipe(**LOCAL, epochs=2), stackable(squared)
+
+    def asked():
+        return [Member(x, y, recipe, generator(1, "batches", client=i), loss)
+                for i, (x, y) in enumerate(data)]  # fmt: skip
+
+    alone = train_cohort(model, start, asked(), cohort="off")
+    together = train_cohort(model, start, asked(), cohort="vmap")
+    for (update, value), (expected, wanted) in zip(together, alone, strict=True):
+        torch.testing.assert_close(update, expected, rtol=1e-4, atol=1e-7)
+        assert value == pytest.approx(wanted, rel=1e-4) and bool(update.any())
+    assert torch.equal(module.frozen.weight, frozen)
+    assert module.again.weight is module.inner.weight
+    again = FlatModel(build_for(Tied, digits, seed=3)).vector
+    assert torch.equal(again, start) and not torch.equal(
+        FlatModel(build_for(Tied, digits, seed=4)).vector, start
+    )
+
+
+def test_a_module_that_cannot_be_trained_is_refused(digits):
+    with pytest.raises(ValueError, match="Linear has no trainable parameter"):
+        FlatModel(nn.Linear(2, 2).requires_grad_(False))
+    with pytest.raises(ValueError, match=r"parameter 'weight' is torch\.float64"):
+        FlatModel(nn.Linear(2, 2).double())
+    with pytest.raises(ModelError, match="it returned str"):
+        build_for(lambda: "mlp", digits, seed=1)
 
 
 def batch_norm(digits):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fedrobust.vector import FlatModel
+from fedrobust.vector import FlatModel, trainable
 
 
 class Stack:
@@ -22,10 +22,10 @@ class Stack:
 
     def __init__(self, model: FlatModel, start: Tensor, clients: int) -> None:
         self._module = model.module.train()
-        named = list(model.module.named_parameters())
-        self._names = [name for name, _ in named]
-        self._shapes = [p.shape for _, p in named]
-        self._sizes = [p.numel() for _, p in named]
+        named = trainable(model.module)  # frozen parameters stay in the module, one for all
+        self._names = list(named)
+        self._shapes = [p.shape for p in named.values()]
+        self._sizes = [p.numel() for p in named.values()]
         self._buffers = {
             name: buffer.expand(clients, *buffer.shape).clone()
             for name, buffer in model.module.named_buffers()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -182,21 +183,47 @@ def build(
     """
     if name not in MODELS:
         raise ModelError(f"unknown model {name!r}; {suggest(name, list(MODELS))}")
-    with torch.random.fork_rng(devices=[]):  # torch.nn.init draws from the global generator only
-        torch.manual_seed(derive(seed, "model"))
+    with seeded(seed):
         return nn.Sequential(Normalise(mean, std), MODELS[name](shape, classes))
 
 
-def build_for(name: str, dataset: Dataset, *, seed: int) -> nn.Module:
-    """Build a network for a data set's images and classes; see ``build``."""
+def build_for(model: str | Callable[[], nn.Module], dataset: Dataset, *, seed: int) -> nn.Module:
+    """Build a network for a data set's images and classes; see ``build``.
+
+    Parameters
+    ----------
+    model
+        A name of ``MODELS``, or a function of one's own that returns a fresh module for the data
+        set's inputs: images in [0, 1], or tensors of any other type as they are.
+    seed
+        Draws the initial weights, of one's own modules too.
+    """
+    if not isinstance(model, str):
+        with seeded(seed):
+            return _checked(model())
     return build(
-        name,
+        model,
         shape=dataset.shape,
         classes=dataset.classes,
         mean=dataset.mean,
         std=dataset.std,
         seed=seed,
     )
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw initial weights from a seed: torch.nn.init draws from the global generator only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "model"))
+        yield
+
+
+def _checked(module: object) -> nn.Module:
+    if not isinstance(module, nn.Module):
+        kind = type(module).__name__
+        raise ModelError(f"a model is a function that returns an nn.Module, it returned {kind}")
+    return module
 
 
 def _pixels(shape: Shape) -> int:
