@@ -13,6 +13,7 @@ import pandas as pd
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid
+from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import (
     Bulyan,
     DifferentialPrivacyServerSideAdaptiveClipping,
@@ -33,6 +34,7 @@ from fedrobust.flower.reply_aggregation import (
 )
 from fedrobust.flower.rule_spelling import Rule
 from fedrobust.spec import Spec
+from fedrobust.text import printable
 
 ROBUST = (MultiKrum, Bulyan, FedMedian, FedTrimmedAvg)  # Krum is a MultiKrum
 PRIVATE = (
@@ -173,11 +175,18 @@ class Robust(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Hand the strategy replies that all report the medians of what the clients report."""
+        """Hand the strategy replies that all report the medians of what the clients report.
+
+        Where most of them report what the strategy cannot average, the round has no evaluation.
+        """
         made = alike(Sent.of(self._asked), replies)
         for node, reason in sorted(made.refused.items()):
             log(INFO, "evaluation of node %s refused: %s", node, reason)
-        return self._aggregate_evaluate(server_round, made.replies)
+        try:
+            return self._aggregate_evaluate(server_round, made.replies)
+        except (InconsistentMessageReplies, ZeroDivisionError) as error:
+            log(WARNING, "round %s has no evaluation: %s", server_round, printable(error))
+            return None
 
     @contextmanager
     def _in_front(self) -> Iterator[None]:
