@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from clients.node import ROLE, settled
 from fedrobust import data, models
 from fedrobust.adversarial import input_curvature
-from fedrobust.attacks import place
+from fedrobust.attacks import threat_model
 from fedrobust.data.own import load_own
 from fedrobust.ensemble import answers
 from fedrobust.ensemble import member as training
 from fedrobust.ensemble.shares import shares_of, split
 from fedrobust.ensemble.similarity import vote_gradient
 from fedrobust.ensemble.tuning import tune
-from fedrobust.ensemble.validate import LIES
 from fedrobust.experiment.load import from_run_config
 from fedrobust.experiment.schema import Experiment, NodeSettings
 from fedrobust.flower import array_of, read_setting, read_tensor
@@ -133,29 +132,19 @@ def predict(message: Message, context: Context) -> Message | None:
     reply = _answer(message, answer)
     if what in VOTING and lies(site.experiment, context):
         said = HonestAnswer(reply, answer, what, site.dataset.classes, message, context)
-        return LYING[site.experiment.ensemble.lie](said)
+        return LYING[site.experiment.attack["name"]](said)
     return reply
 
 
 def lies(experiment: Experiment, context: Context) -> bool:
-    """Whether this member lies: on a real node its owner says so, in simulation the experiment."""
+    """Whether this member is Byzantine; nobody is where the experiment has no attack.
+
+    On a real node its owner says so, in simulation the experiment.
+    """
     role = context.node_config.get(ROLE)
     if role is not None:
-        return role == "malicious"
-    return int(context.node_config["partition-id"]) in liars(experiment)
-
-
-def liars(experiment: Experiment) -> tuple[int, ...]:
-    """Return which members lie at inference, in simulation."""
-    return tuple(
-        place(
-            experiment.placement,
-            clients=experiment.clients,
-            byzantine=experiment.byzantine,
-            seed=experiment.seed,
-            round=0,
-        )
-    )
+        return role == "malicious" and experiment.attack["name"] != threat_model.NONE
+    return int(context.node_config["partition-id"]) in threat_model.members(experiment)
 
 
 def _row(message: Message) -> NodeSettings:
@@ -323,4 +312,4 @@ LYING: dict[str, Callable[[HonestAnswer], Message | None]] = {
     "stale": _stale,
     "exception": _exception,
 }
-assert set(LYING) == set(LIES), "each declared lie needs its member"
+assert set(LYING) == set(threat_model.ANSWERS), "each attack on answers needs its member"

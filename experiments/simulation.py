@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from clients.client_app import app, train_together
 from experiments.results import Results
 from experiments.user_plugins import is_own, plugged
+from fedrobust.experiment.honoured import MODEL, RESUME, STOCK, refused_feature
 from fedrobust.experiment.load import expand, override, read
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import InProcessGrid, tensor_of
@@ -101,6 +102,20 @@ def check_device(device: str) -> None:
         raise ConfigError([f"device {device!r} is not here: PyTorch sees {have} GPU(s)"])
 
 
+def check_features(experiments: Iterable[Experiment], *features: str) -> None:
+    """Refuse what an experiment's mode does not honour, a key of ``FEATURES``.
+
+    Raises
+    ------
+    ConfigError
+        With the modes that honour it.
+    """
+    modes = dict.fromkeys(e.mode for e in experiments)
+    wrong = [line for mode in modes for f in features for line in refused_feature(mode, f)]
+    if wrong:
+        raise ConfigError(wrong)
+
+
 def run_one(
     experiment: Experiment,
     *,
@@ -119,6 +134,8 @@ def run_one(
     run continues from the folder's checkpoint, if it has one; a ``stock`` strategy's memory is its
     own, so that its runs have none.
     """
+    wanted = {RESUME: resume, MODEL: on_model is not None, STOCK: stock is not None}
+    check_features([experiment], *(name for name, given in wanted.items() if given))
     if grid == "flower":
         if on_model is not None:
             raise ConfigError(["the final model is kept in process only"])

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from experiments import export
-from experiments.simulation import run_one
+from experiments.simulation import check_features, run_one
+from fedrobust.experiment.honoured import MODEL as MODEL_KEPT
+from fedrobust.experiment.honoured import RESUME
 from fedrobust.experiment.schema import Experiment
 from fedrobust.runs.folder import RunFolder
 
@@ -55,7 +57,15 @@ class Sweep:
         return [RunFolder(self.output, e).path for e in self.experiments]
 
     def run(self, on_row: Callable[[Experiment, Row], None]) -> None:
-        """Run what is not finished; ``on_row`` is called in this process."""
+        """Run what is not finished; ``on_row`` is called in this process.
+
+        Raises
+        ------
+        ConfigError
+            If a run's mode does not honour ``models`` or ``resume``; then nothing was run.
+        """
+        wanted = {RESUME: self.resume, MODEL_KEPT: self.models}
+        check_features(self.experiments, *(name for name, given in wanted.items() if given))
         waiting = [e for e in self.experiments if not self._done(RunFolder(self.output, e))]
         usual = os.cpu_count() or 1 if self.device == "cpu" else len(self._by_gpu())
         workers = min(self.workers or usual, len(waiting))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fedrobust.aggregation import aggregate
-from fedrobust.experiment.load import parse_spec, resolve_f
+from fedrobust.experiment.fields import parse_spec
+from fedrobust.experiment.load import resolve_f
 from fedrobust.experiment.schema import Experiment
 from fedrobust.experiment.validate import rule_needs_f
 from fedrobust.flower.screening import Reply

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from fedrobust.data import Dataset
-from fedrobust.ensemble import PARADIGMS, attacker_share, nodes_of, shares_of
+from fedrobust.ensemble import attacker_share, nodes_of, shares_of
 from fedrobust.ensemble.authors import ITERATIONS, LISTS, MASTERS, authors_cycle
 from fedrobust.ensemble.shares import split
 from fedrobust.ensemble.tuning import rungs, search, tune
 from fedrobust.experiment.load import expand, from_dict
-from fedrobust.experiment.modes import AXES
+from fedrobust.experiment.modes import AXES, PARADIGMS
 from fedrobust.experiment.schema import ConfigError, NodeSettings
 from fedrobust.training.optimizers import LR_SCHEDULES, fits
 
@@ -22,9 +22,10 @@ ATTRIBUTE = {"architecture": "model", "optimizer": "optimizer", "scheduler": "sc
 
 def plan(paradigm, *, clients=7, seed=1, attack=None, **settings):
     wanted = {"paradigm": paradigm, "architectures": SMALL, **settings}
+    rule = {"rule": "mean"} if paradigm == "fedavg" else {}
     return from_dict(
         {"data": "fashionmnist-sample", "model": "small_dense", "byzantine": 0, "rounds": 4,
-         "clients": 1 if paradigm == "central" else clients, "seed": seed, "rule": "mean",
+         "clients": 1 if paradigm == "central" else clients, "seed": seed, **rule,
          "attack": "none", "ensemble": wanted, "transfer": attack or {}}
     )  # fmt: skip
 

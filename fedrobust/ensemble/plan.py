@@ -13,21 +13,11 @@ from collections.abc import Sequence
 
 import torch
 
-from fedrobust.ensemble.authors import MASTERS, authors_cycle
-from fedrobust.experiment.modes import AXES
+from fedrobust.ensemble.authors import authors_cycle
 from fedrobust.experiment.schema import EnsembleSettings, Experiment, NodeSettings
 from fedrobust.seeds import generator
 from fedrobust.training.optimizers import MOMENTUM_SOLVERS, fits
 
-ALONE = ("central", "full_data", "fedavg", "same", "tuned", "full")
-PARADIGMS = (
-    *ALONE,
-    *AXES,
-    "architecture+scheduler",
-    "architecture+optimizer",
-    "scheduler+optimizer",
-    "architecture+optimizer+scheduler",
-)
 # Rates for optimizers whose own is not tuned (trials = 0); an SGD keeps the master's.
 USUAL_LR = {"adam": 1e-3, "nadam": 1e-3, "adagrad": 1e-2, "rprop": 1e-3, "rmsprop": 1e-3}
 
@@ -60,10 +50,8 @@ def nodes_of(experiment: Experiment) -> tuple[NodeSettings, ...]:
 
 
 def master_of(experiment: Experiment) -> NodeSettings:
-    """Return the master's configuration: the plan's values, or one of the shipped ones."""
+    """Return the master's configuration."""
     plan = experiment.ensemble
-    if plan.master:
-        return NodeSettings(**MASTERS[plan.master])
     return NodeSettings(
         experiment.model,
         plan.optimizer,
