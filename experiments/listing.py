@@ -1,28 +1,22 @@
-"""What there is: every table of plug-ins, read off its functions' own docstrings."""
+"""What there is: every table of plug-ins, from the file beside this one while that is current.
+
+Importing the tables takes seconds, since they hold the functions themselves. ``listing.json`` holds
+their text with a digest of the sources that it was read from; where a source has changed since, the
+tables are read anew. ``python -m experiments.listing`` writes the file.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+import hashlib
+import json
+from pathlib import Path
 
-from fedrobust import adversarial, aggregation, attacks, data, ensemble, models, redundancy
-from fedrobust.attacks import alie_backdoor, threat_model
-from fedrobust.experiment.schema import Experiment
-from fedrobust.redundancy.rounds import operands
-from fedrobust.spec import SpecError, parameters, suggest
+from fedrobust.spec import SpecError, suggest
 
 Entry = dict[str, str]
-# What the system hands in: no setting of the plug-in, so nothing to list. f is one, of the rules.
-SUPPLIED = {
-    "rules": {"generator", "memory", "clients"},
-    "pre-aggregators": {"generator"},
-    "attacks": set(attacks.crafting.SUPPLIED),
-    "training attacks": set(alie_backdoor.TRAINED_SUPPLIED),
-    "data attacks": set(threat_model.POISON_SUPPLIED),
-    "placements": {"clients", "byzantine", "seed", "round"},
-    "partitions": {"clients", "seed"},
-}
+FILE = Path(__file__).with_suffix(".json")
+ROOT = Path(__file__).parents[1]
+SOURCES = ("adversarial", "aggregation", "attacks", "data", "ensemble", "models", "redundancy")
 
 
 def tables(kind: str | None = None) -> dict[str, list[Entry]]:
@@ -33,28 +27,7 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
     SpecError
         For an unknown kind.
     """
-    every: dict[str, Mapping[str, Callable[..., Any]]] = {
-        "rules": aggregation.RULES,
-        "pre-aggregators": aggregation.PREAGGREGATORS,
-        "attacks": attacks.ATTACKS,
-        "training attacks": alie_backdoor.TRAINED,
-        "data attacks": attacks.POISONS,
-        "placements": attacks.PLACEMENTS,
-        "redundancy schemes": redundancy.SCHEMES,
-        "redundancy adversaries": redundancy.ADVERSARIES,
-        "perturbations": adversarial.PERTURBATIONS,
-        "transfer attacks": adversarial.TRANSFER_ATTACKS,
-        "losses": adversarial.LOSSES,
-        "votes": ensemble.VOTES,
-        "partitions": data.PARTITIONERS,
-        "data sets": data.DATASETS,
-        "models": models.MODELS,
-    }
-    result = {
-        title: [entry(n, f, SUPPLIED.get(title, set())) for n, f in table.items()]
-        for title, table in every.items()
-    }
-    result["faults"] = [_line(name, what) for name, what in threat_model.FAULTS.items()]
+    result = _kept() or _read()
     if kind is None:
         return result
     if kind not in result:
@@ -62,50 +35,35 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
     return {kind: result[kind]}
 
 
-def entry(name: str, function: Callable[..., Any], supplied: set[str]) -> Entry:
-    """Describe one plug-in from its signature and docstring."""
-    text = inspect.getdoc(function) or ""
-    settings = [
-        key if p.default is inspect.Parameter.empty else f"{key}={p.default!r}"
-        for key, p in parameters(function).items()
-        if key not in supplied
-    ]
-    return {
-        "name": name,
-        "what": text.split("\n\n")[0].replace("\n", " ").strip(),
-        "parameters": ", ".join(settings),
-        "paper": paper(text),
-    }
+def write(file: Path = FILE) -> None:
+    """Read the tables and keep them."""
+    text = json.dumps({"digest": digest(), "tables": _read()}, indent=1)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
-def paper(text: str) -> str:
-    """Return the References section of a numpydoc docstring on one line."""
-    lines = text.splitlines()
-    if "References" not in lines:
-        return ""
-    start = lines.index("References") + 2
-    taken: list[str] = []
-    for line in lines[start:]:
-        if set(line.strip()) == {"-"} and line.strip():
-            taken.pop()
-            break
-        taken.append(line.strip())
-    return " ".join(part for part in taken if part)
+def digest() -> str:
+    """Return the digest of the sources of all tables, names and contents."""
+    found = hashlib.sha256(Path(__file__).with_name("catalogue.py").read_bytes())
+    for package in SOURCES:
+        for path in sorted((ROOT / "fedrobust" / package).rglob("*.py")):
+            found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()
 
 
-def defence(experiment: Experiment) -> str:
-    """Write pre-aggregators and rule with their settings."""
-    chain = experiment.stages
-    return " + ".join(
-        s["name"] + "".join(f" {k}={v}" for k, v in s.items() if k != "name") for s in chain
-    )
+def _kept() -> dict[str, list[Entry]] | None:
+    """Return the tables of the file, unless it is not there or older than a source."""
+    if not FILE.is_file():
+        return None
+    kept = json.loads(FILE.read_text(encoding="utf-8"))
+    found: dict[str, list[Entry]] = kept["tables"]
+    return found if kept["digest"] == digest() else None
 
 
-def tolerated(experiment: Experiment) -> str:
-    """Return the largest f that the defence admits at its n; "-" for a rule that takes none."""
-    most = aggregation.tolerated(experiment.rule, n=operands(experiment), pre=experiment.pre)
-    return "-" if most is None else str(most)
+def _read() -> dict[str, list[Entry]]:
+    from experiments import catalogue
+
+    return catalogue.tables()
 
 
-def _line(name: str, what: str) -> Entry:
-    return {"name": name, "what": what, "parameters": "", "paper": ""}
+if __name__ == "__main__":
+    write()

@@ -11,7 +11,16 @@ Spec = str | Mapping[str, Any]
 Table = Mapping[str, Callable[..., Any]]
 
 
-class SpecError(ValueError):
+class InputError(ValueError):
+    """What a user gave is wrong, in a sentence; the command line ends with its exit code.
+
+    It stands here, where no algorithm is imported, so that a wrong call ends quickly.
+    """
+
+    exit_code = 2
+
+
+class SpecError(InputError):
     """A spec that names nothing in its table, or whose parameters do not fit."""
 
 

@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "fedrobust.experiment", "fedrobust.experiment.schema", "fedrobust.seeds", "fedrobust.spec",
         "fedrobust.vector", "fedrobust.version", "fedrobust.cores", "fedrobust.evaluation",
+        "fedrobust.packages",
     ),
     ("fedrobust.aggregation", "fedrobust.models", "fedrobust.data", "fedrobust.batchnorm"),
     (

@@ -39,6 +39,7 @@ from fedrobust.experiment.settings import (
     Semi,
     Server,
 )
+from fedrobust.spec import InputError
 
 __all__ = [
     "Adversarial",
@@ -59,7 +60,7 @@ __all__ = [
 ]
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """Everything that is wrong with a configuration, one line each."""
 
     def __init__(self, errors: list[str]) -> None:

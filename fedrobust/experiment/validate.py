@@ -98,7 +98,13 @@ def _attack(e: Experiment) -> Iterator[str]:
 
 def _rule(e: Experiment) -> Iterator[str]:
     if e.rule:
-        aggregation.build(e.rule, pre=e.pre)
+        aggregation.build(e.rule)
+    yield from ()
+
+
+def _pre(e: Experiment) -> Iterator[str]:
+    for spec in e.pre:
+        aggregation.build("mean", pre=(spec,))
     yield from ()
 
 
@@ -198,7 +204,7 @@ def _slack(e: Experiment) -> Iterator[str]:
 
 
 CHECKS: tuple[Check, ...] = (
-    _data, _model, _byzantine, _partition, _placement, _attack_name, _attack, _rule, _operands,
-    _root, _ensemble, _groups, _losses, _perturbations, _server, _batchnorm, _compression,
-    _phases, _slack,
+    _data, _model, _byzantine, _partition, _placement, _attack_name, _attack, _rule, _pre,
+    _operands, _root, _ensemble, _groups, _losses, _perturbations, _server, _batchnorm,
+    _compression, _phases, _slack,
 )  # fmt: skip
