@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, Strict
 from pydantic_core import CoreSchema
@@ -90,9 +90,10 @@ def some_of(table: type, without: tuple[str, ...] = ()) -> type:
     """Return the type of a dict with some of a dataclass's fields."""
     hints = get_type_hints(table, include_extras=True)
     kept = {name: hint for name, hint in hints.items() if name not in without}
-    made = TypedDict(f"SomeOf{table.__name__}", kept, total=False)  # type: ignore[operator]
+    build: Any = TypedDict  # its fields are known at run time only
+    made: Any = build(f"SomeOf{table.__name__}", kept, total=False)
     made.__pydantic_config__ = CONFIG
-    return made
+    return cast(type, made)
 
 
 def redundancy_table(value: Any) -> Any:
