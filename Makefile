@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test lint docs rehearse clean
+.PHONY: run test lint docs rehearse versions clean
 
 run: $(STAMP)
 	$(BIN)/fedrobust run experiments/quickstart.toml
@@ -19,6 +19,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+versions:
+	$(PYTHON) -m experiments.versions
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

@@ -13,6 +13,7 @@ from clients.dispatch import train_one, train_together
 from fedrobust.cores import pin_from_environment
 from fedrobust.flower import serve_cohort
 from fedrobust.flower.serialization import PROTOCOL
+from fedrobust.training import one_thread
 from fedrobust.version import __version__
 
 __all__ = ["app", "train_together"]
@@ -21,6 +22,7 @@ app = ClientApp()
 
 
 @app.train()  # type: ignore[arg-type]  # None is a client that stays silent
+@one_thread()
 def train(message: Message, context: Context) -> Message | None:
     """Train one client, or every client of a cohort."""
     pin_from_environment()
@@ -35,6 +37,7 @@ def hello(message: Message, context: Context) -> Message | None:
 
 
 @app.query("predict")  # type: ignore[arg-type]
+@one_thread()
 def predict(message: Message, context: Context) -> Message | None:
     """Answer a query of distributed inference, for one member or for each of a cohort."""
     return serve_cohort(ensemble_member.predict, message, context)

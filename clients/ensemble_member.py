@@ -25,6 +25,7 @@ from fedrobust.attacks import threat_model
 from fedrobust.data.own import load_own
 from fedrobust.ensemble import answers
 from fedrobust.ensemble import member as training
+from fedrobust.ensemble.practice import practice_of
 from fedrobust.ensemble.shares import shares_of, split
 from fedrobust.ensemble.similarity import vote_gradient
 from fedrobust.ensemble.tuning import tune
@@ -46,7 +47,7 @@ class EnsembleNode:
     shares: tuple[Tensor, ...]
     device: torch.device
 
-    def diet(self, client: int) -> training.TrainValSplit:
+    def split(self, client: int) -> training.TrainValSplit:
         """Return a member's own training and validation images."""
         plan, d = self.experiment.ensemble, self.dataset
         cut = {"seed": self.experiment.seed, "node": client}
@@ -56,11 +57,16 @@ class EnsembleNode:
             d.train_images[held], d.train_labels[held],
         )  # fmt: skip
 
-    def regime(self, client: int, epochs: int) -> training.EpochSettings:
+    def settings(self, client: int, epochs: int) -> training.EpochSettings:
         """Return what holds for all epochs of a member's training."""
-        plan, seed = self.experiment.ensemble, self.experiment.seed
+        plan = self.experiment.ensemble
         return training.EpochSettings(
-            epochs, plan.batch_size, plan.augment, plan.quirks, seed, client
+            epochs=epochs,
+            batch_size=plan.batch_size,
+            augment=plan.augment,
+            seed=self.experiment.seed,
+            client=client,
+            practice=practice_of(plan),
         )
 
     def module(self, node: NodeSettings, client: int) -> nn.Module:
@@ -102,20 +108,20 @@ def train(message: Message, context: Context) -> Message | None:
     site = open_site(context.run_config, context.node_config)
     client = int(context.node_config["partition-id"])
     plan = site.experiment.ensemble
-    diet = site.diet(client)
+    own = site.split(client)
     total = site.experiment.rounds * plan.epochs
     with one_thread():
         if STATE in context.state:
             node, member = _recall(site, client, context)
         else:
-            node = _tuned(site, client, diet, _row(message), context)
+            node = _tuned(site, client, own, _row(message), context)
             member = training.init_member(site.module(node, client), node)
         for _ in range(plan.epochs):
-            regime = site.regime(client, total)
+            settings = site.settings(client, total)
             best = plan.checkpoint == "best"
-            training.train_epoch(member, node, diet, regime, keep_best=best)
+            training.train_epoch(member, node, own, settings, keep_best=best)
     _keep(node, member, context)
-    return _report(message, member, len(diet.labels))
+    return _report(message, member, len(own.labels))
 
 
 def predict(message: Message, context: Context) -> Message | None:
@@ -154,7 +160,7 @@ def _row(message: Message) -> NodeSettings:
 def _tuned(
     site: EnsembleNode,
     client: int,
-    diet: training.TrainValSplit,
+    own: training.TrainValSplit,
     node: NodeSettings,
     context: Context,
 ) -> NodeSettings:
@@ -165,10 +171,10 @@ def _tuned(
 
     def curve(values: NodeSettings, epochs: int) -> Any:
         built = lambda: site.module(values, client)  # noqa: E731
-        return training.curve(built, values, diet, site.regime(client, epochs))
+        return training.curve(built, values, own, site.settings(client, epochs))
 
     output = str(context.run_config.get("output", ""))
-    own = f"tuning-{experiment.run_id}/node-{client}"
+    place = f"tuning-{experiment.run_id}/node-{client}"
     return tune(
         node,
         curve,
@@ -176,8 +182,8 @@ def _tuned(
         epochs=plan.tune_epochs,
         total=experiment.rounds * plan.epochs,
         seed=derive(experiment.seed, "tuning", client=client),
-        quirks=plan.quirks,
-        folder=Path(output) / own if output else None,
+        value_range=practice_of(plan).value_range,
+        folder=Path(output) / place if output else None,
     )
 
 

@@ -26,7 +26,8 @@ from fedrobust.flower import array_of, read_tensor
 from fedrobust.models import on_branch
 from fedrobust.seeds import generator
 from fedrobust.training import Recipe
-from fedrobust.training.local import Draw, Loss, cross_entropy
+from fedrobust.training.local import Draw
+from fedrobust.training.losses import Loss, cross_entropy
 from fedrobust.training.server_optimizer import fixed_in
 
 PSEUDO = "pseudo-labels"
@@ -143,8 +144,7 @@ def _training_loss(
     loss: Loss = _clean_loss if experiment.batchnorm["name"] == "dual" else cross_entropy
     perturbing = client < _nearest(variant.adversarial_clients * experiment.clients)
     if table.perturbation and perturbing:
-        loss = partial(
-            adversarial.adversarial_loss,
+        loss = adversarial.adversarial_objective(
             perturbation=_grown(table.perturbation, table.eps_warmup, round),
             loss=table.loss,
             fraction=table.fraction,

@@ -18,8 +18,17 @@ from clients import honest
 from clients.honest import Task, Trained
 from clients.node import Node
 from fedrobust.aggregation import build
-from fedrobust.attacks import ATTACKS, POISONS, craft, knowledge, poison, threat_model
-from fedrobust.attacks.alie_backdoor import TRAINED, TRAINED_SUPPLIED
+from fedrobust.attacks import (
+    ATTACKS,
+    POISONS,
+    TRAINED,
+    attack_record,
+    craft,
+    knowledge,
+    poison,
+    threat_model,
+)
+from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
 from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import array_of, read_setting, read_tensor
 from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, VIEW
@@ -80,7 +89,7 @@ def _craft_alone(
 ) -> Trained:
     """Craft from what one client knows by itself: its own update, or those of its data's parts."""
     view = trained.update.unsqueeze(0)
-    if node.experiment.attack["name"] in SPREAD:
+    if attack_record(node.experiment.attack["name"]).spread:
         parts = zip(images.chunk(OWN_VIEWS), labels.chunk(OWN_VIEWS), strict=True)
         alone = replace(context, state=RecordDict())
         view = torch.stack([honest.train(node, task, alone, *p).update for p in parts])
@@ -88,20 +97,6 @@ def _craft_alone(
     colluders = [c for c in threat_model.members(node.experiment, round=task.round) if c in asked]
     rows = _crafted(node, task, view, len(colluders), context)
     return replace(trained, update=rows[colluders.index(task.client)].clone())
-
-
-# Attacks that need the spread of several honest updates, so that one own update tells nothing.
-SPREAD = (
-    "alie",
-    "alie_backdoor",
-    "seesaw",
-    "finite_norm",
-    "min_max",
-    "min_sum",
-    "fang",
-    "rop",
-    "opt_alie",
-)
 
 
 def _crafted(node: Node, task: Task, view: Tensor, f: int, context: Context) -> Tensor:

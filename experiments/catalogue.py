@@ -7,16 +7,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedrobust import adversarial, aggregation, attacks, data, ensemble, models, redundancy
-from fedrobust.attacks import alie_backdoor, threat_model
+from fedrobust.attacks import threat_model
+from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
+from fedrobust.docstrings import paper, summary
 from fedrobust.spec import parameters
 
 Entry = dict[str, str]
 # What the system hands in: no setting of the plug-in, so nothing to list. f is one, of the rules.
 SUPPLIED = {
-    "rules": {"generator", "memory", "clients"},
-    "pre-aggregators": {"generator"},
+    "rules": {"generator", "memory", "clients", "weights"},
+    "pre-aggregators": {"generator", "weights"},
     "attacks": set(attacks.crafting.SUPPLIED),
-    "training attacks": set(alie_backdoor.TRAINED_SUPPLIED),
+    "training attacks": set(TRAINED_SUPPLIED),
     "data attacks": set(threat_model.POISON_SUPPLIED),
     "placements": {"clients", "byzantine", "seed", "round"},
     "partitions": {"clients", "seed"},
@@ -29,7 +31,7 @@ def tables() -> dict[str, list[Entry]]:
         "rules": aggregation.RULES,
         "pre-aggregators": aggregation.PREAGGREGATORS,
         "attacks": attacks.ATTACKS,
-        "training attacks": alie_backdoor.TRAINED,
+        "training attacks": attacks.TRAINED,
         "data attacks": attacks.POISONS,
         "placements": attacks.PLACEMENTS,
         "redundancy schemes": redundancy.SCHEMES,
@@ -52,7 +54,6 @@ def tables() -> dict[str, list[Entry]]:
 
 def entry(name: str, function: Callable[..., Any], supplied: set[str]) -> Entry:
     """Describe one plug-in from its signature and docstring."""
-    text = inspect.getdoc(function) or ""
     settings = [
         key if p.default is inspect.Parameter.empty else f"{key}={p.default!r}"
         for key, p in parameters(function).items()
@@ -60,25 +61,10 @@ def entry(name: str, function: Callable[..., Any], supplied: set[str]) -> Entry:
     ]
     return {
         "name": name,
-        "what": text.split("\n\n")[0].replace("\n", " ").strip(),
+        "what": summary(function),
         "parameters": ", ".join(settings),
-        "paper": paper(text),
+        "paper": paper(function),
     }
-
-
-def paper(text: str) -> str:
-    """Return the References section of a numpydoc docstring on one line."""
-    lines = text.splitlines()
-    if "References" not in lines:
-        return ""
-    start = lines.index("References") + 2
-    taken: list[str] = []
-    for line in lines[start:]:
-        if set(line.strip()) == {"-"} and line.strip():
-            taken.pop()
-            break
-        taken.append(line.strip())
-    return " ".join(part for part in taken if part)
 
 
 def _line(name: str, what: str) -> Entry:

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from experiments.audit import command as audit_command
 from fedrobust.packages import check_packages
 from fedrobust.spec import InputError
 from fedrobust.version import __version__
@@ -68,6 +69,7 @@ def run(
     resume: Resume = False,
     track: Track = None,
     save_model: Annotated[bool, typer.Option(help="Keep each final model (safetensors).")] = False,
+    secret: Annotated[Path | None, typer.Option(help="Repeat a server's draws: its file.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -77,7 +79,7 @@ def run(
     commands.run(
         file, override, data_root=data_root, download=download, grid=grid, device=device,
         output=output, seeds=seeds, workers=workers, resume=resume, track=track,
-        models=save_model, as_json=as_json, quiet=quiet,
+        models=save_model, secret=secret, as_json=as_json, quiet=quiet,
     )  # fmt: skip
 
 
@@ -139,13 +141,14 @@ def deploy(
     root_certificates: Certificates = None,
     insecure: Insecure = False,
     resume: Resume = False,
+    secret: Annotated[str, typer.Option(help="A run's secret file there: repeat its draws.")] = "",
 ) -> None:
     """Run an experiment on the nodes that are connected to a SuperLink: each is one client."""
     from experiments import deployment
 
     deployment.deploy(
         file, override, superlink=superlink, output=output, data_root=data_root,
-        certificates=root_certificates, insecure=insecure, resume=resume,
+        certificates=root_certificates, insecure=insecure, resume=resume, secret=secret,
     )  # fmt: skip
 
 
@@ -171,6 +174,9 @@ def node(
         certificates=root_certificates, insecure=insecure, malicious=malicious, port=port,
         device=device, check=check,
     )  # fmt: skip
+
+
+app.command(epilog=audit_command.CODES)(audit_command.audit)
 
 
 @app.command("list")

@@ -19,6 +19,7 @@ from experiments.simulation import check_device, check_grid
 from experiments.sweep import Sweep
 from experiments.trackers import tracking
 from fedrobust import aggregation
+from fedrobust import secret as hidden
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.redundancy import SCHEMES
 from fedrobust.redundancy.rounds import operands
@@ -49,6 +50,7 @@ def run(
     track: list[str] | None,
     output: Path,
     grid: str,
+    secret: Path | None,
     **settings: Any,
 ) -> None:
     """Run an experiment, or every run of its sweep; ``settings`` are the sweep's."""
@@ -56,6 +58,7 @@ def run(
     check_device(settings["device"])
     experiments = experiments_of(file, overrides, seeds=seeds)
     check_data(experiments, data_root, download)
+    settings["secret"] = hidden.read(secret) if secret is not None else None
     sweep = Sweep(experiments, output / file.stem, grid, data_root, **settings)
     results = _run(sweep, errors if as_json else console, track, quiet=quiet)
     written = cli_output.write_summary(results, sweep.output)

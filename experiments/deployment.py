@@ -79,6 +79,7 @@ def run_on_nodes(
     insecure: bool = False,
     resume: bool = False,
     hosts: int = 0,
+    secret: str = "",
     server: str = flower_run.SERVER,
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
@@ -93,6 +94,8 @@ def run_on_nodes(
         The CA's certificate, or plain text.
     hosts
         Not 0: the nodes are this many cohort hosts instead of one client each.
+    secret
+        A file on the SuperLink's machine from which the server takes its secret; empty: a new one.
     server
         The server app, MODULE:ATTRIBUTE, installed on the SuperLink's machine or ours.
 
@@ -108,6 +111,7 @@ def run_on_nodes(
         "nodes": "hosts" if hosts else "clients",
         "hosts": hosts,
         "resume": resume,
+        "secret-file": secret,  # its name alone: all of this goes to every node
     }
     with tempfile.TemporaryDirectory(prefix="fedrobust-deploy-") as temporary:
         home = Path(temporary)

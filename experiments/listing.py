@@ -17,6 +17,7 @@ Entry = dict[str, str]
 FILE = Path(__file__).with_suffix(".json")
 ROOT = Path(__file__).parents[1]
 SOURCES = ("adversarial", "aggregation", "attacks", "data", "ensemble", "models", "redundancy")
+FILES = ("experiments/catalogue.py", "fedrobust/docstrings.py")
 
 
 def tables(kind: str | None = None) -> dict[str, list[Entry]]:
@@ -43,10 +44,12 @@ def write(file: Path = FILE) -> None:
 
 def digest() -> str:
     """Return the digest of the sources of all tables, names and contents."""
-    found = hashlib.sha256(Path(__file__).with_name("catalogue.py").read_bytes())
+    paths = [ROOT / name for name in FILES]
     for package in SOURCES:
-        for path in sorted((ROOT / "fedrobust" / package).rglob("*.py")):
-            found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+        paths += sorted((ROOT / "fedrobust" / package).rglob("*.py"))
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return found.hexdigest()
 
 

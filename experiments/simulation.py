@@ -16,6 +16,7 @@ from torch import Tensor
 from clients.client_app import app, train_together
 from experiments.results import Results
 from experiments.user_plugins import is_own, plugged
+from fedrobust import secret as hidden
 from fedrobust.experiment.honoured import MODEL, RESUME, STOCK, refused_feature
 from fedrobust.experiment.load import expand, override, read
 from fedrobust.experiment.schema import ConfigError, Experiment
@@ -127,18 +128,22 @@ def run_one(
     on_model: Callable[[Tensor], None] | None = None,
     stock: Strategy | None = None,
     resume: bool = False,
+    secret: int | None = None,
 ) -> list[Row]:
     """Run one resolved experiment and return its rows; ``folder`` records them as they come.
 
     ``on_model`` is called with the final model, a vector (d,); in process only. With ``resume`` the
     run continues from the folder's checkpoint, if it has one; a ``stock`` strategy's memory is its
-    own, so that its runs have none.
+    own, so that its runs have none. ``secret`` repeats the draws of a server that kept one; in
+    process only.
     """
     wanted = {RESUME: resume, MODEL: on_model is not None, STOCK: stock is not None}
     check_features([experiment], *(name for name, given in wanted.items() if given))
     if grid == "flower":
         if on_model is not None:
             raise ConfigError(["the final model is kept in process only"])
+        if secret is not None:
+            raise ConfigError(["a server's secret is taken in process only"])
         from experiments.flower_run import run_on_flower
 
         return run_on_flower(
@@ -155,6 +160,8 @@ def run_one(
         if folder is not None:
             stack.enter_context(folder.recording(resume=resume))
             checkpoints = Checkpoints(folder.save, folder.saved) if stock is None else None
+            if secret is not None:
+                hidden.write(folder.path / hidden.FILE, secret)
             rows += folder.rows()
         for row in rows:
             on_row(row)
@@ -182,6 +189,7 @@ def run_one(
             on_row=keep,
             stock=stock,
             checkpoints=checkpoints,
+            secret=secret,
         )
         if on_model is not None and "model" in final:
             on_model(tensor_of(final["model"]).clone())

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from experiments import export
 from experiments.simulation import check_features, run_one
+from fedrobust import secret as hidden
 from fedrobust.experiment.honoured import MODEL as MODEL_KEPT
 from fedrobust.experiment.honoured import RESUME
 from fedrobust.experiment.schema import Experiment
@@ -41,6 +42,8 @@ class Sweep:
         Write each run's final model beside its rows, as ``MODEL``.
     resume
         Continue unfinished runs from their last checkpoint instead of starting them anew.
+    secret
+        A server's, whose draws are to be repeated; a run that was made without it is not finished.
     """
 
     experiments: list[Experiment]
@@ -51,6 +54,7 @@ class Sweep:
     models: bool = False
     resume: bool = False
     device: str = "cpu"
+    secret: int | None = None
 
     def folders(self) -> list[Path]:
         """Return each run's folder, in order."""
@@ -91,6 +95,7 @@ class Sweep:
             on_row=on_row,
             on_model=write_model if self.models else None,
             resume=self.resume,
+            secret=self.secret,
         )
 
     def _by_gpu(self) -> list[Sweep]:
@@ -100,6 +105,8 @@ class Sweep:
         return [replace(self, device=f"cuda:{i}") for i in range(torch.cuda.device_count())]
 
     def _done(self, folder: RunFolder) -> bool:
+        if self.secret is not None and hidden.held(folder.path) != self.secret:
+            return False
         return folder.finished and (not self.models or (folder.path / MODEL).is_file())
 
     def _run_parallel(

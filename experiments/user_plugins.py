@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
-from fedrobust import aggregation
-from fedrobust.aggregation import tables
-from fedrobust.attacks import ATTACKS
+from fedrobust import aggregation, attacks
 from fedrobust.experiment.schema import ConfigError
 
 
 @contextmanager
 def plugged(overrides: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Strategy | None]]:
-    """Give functions and strategies among the overrides a name inside the block.
+    """Give functions, records and strategies among the overrides a name inside the block.
 
-    Inside it they stand in the tables like any other plug-in, so that every check, and an attacker
-    who knows the rule, sees them; after it the tables are as before.
+    A rule with memory is given as ``aggregation.Rule``, an attack with memory (or with another
+    knowledge than everything) as ``attacks.Attack``. Inside the block they stand in the tables like
+    any other plug-in, so that every check, and an attacker who knows the rule, sees them; after it
+    the tables are as before.
 
     Yields
     ------
@@ -33,18 +33,17 @@ def plugged(overrides: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Stra
     """
     named, stock = dict(overrides), None
     with ExitStack() as stack:
-        for key, table in (("rule", aggregation.RULES), ("attack", ATTACKS)):
+        for key, record_of in (("rule", _rule), ("attack", _attack)):
             given = named.get(key)
             if not is_own(given):
                 continue
             named[key] = name_of(given)
-            if key == "rule":
-                stack.enter_context(_entry(tables.MINIMUM, named[key], lambda f: 1))
             if key == "rule" and isinstance(given, Strategy):
                 stock, given = given, aggregation.RULES["mean"]  # what an attacker can rehearse
-            if not callable(given):
-                raise ConfigError([f"{key} needs a name, a table or a function, got {given!r}"])
-            stack.enter_context(_entry(table, named[key], given))
+            try:
+                stack.enter_context(record_of(given, named[key]))
+            except ValueError as error:
+                raise ConfigError([str(error)]) from error
         yield named, stock
 
 
@@ -55,18 +54,28 @@ def is_own(given: Any) -> bool:
 
 def name_of(given: Any) -> str:
     """Return the name under which an object runs: a function's own, or its class's."""
+    if isinstance(given, aggregation.Rule | attacks.Attack):
+        return given.name
     while isinstance(given, functools.partial):
         given = given.func
     name = getattr(given, "__name__", type(given).__name__)
     return "function" if name == "<lambda>" else name
 
 
-@contextmanager
-def _entry(table: dict[str, Callable[..., Any]], name: str, value: Any) -> Iterator[None]:
-    if name in table:
-        raise ConfigError([f"there is a plug-in {name!r} already: rename your own"])
-    table[name] = value
-    try:
-        yield
-    finally:
-        del table[name]
+def _rule(given: Any, name: str) -> AbstractContextManager[None]:
+    if isinstance(given, aggregation.Rule):
+        return aggregation.installed(given)
+    _refuse_what_is_no_function("rule", given)
+    return aggregation.installed(aggregation.Rule(name=name, compute=given))
+
+
+def _attack(given: Any, name: str) -> AbstractContextManager[None]:
+    if isinstance(given, attacks.Attack):
+        return attacks.installed(given)
+    _refuse_what_is_no_function("attack", given)
+    return attacks.installed(attacks.Attack(name=name, craft=given))
+
+
+def _refuse_what_is_no_function(key: str, given: Any) -> None:
+    if not callable(given):
+        raise ValueError(f"{key} needs a name, a table or a function, got {given!r}")

@@ -8,6 +8,7 @@ from fedrobust.packages import check_packages
 from fedrobust.version import __version__
 
 if TYPE_CHECKING:
+    from experiments.audit.report import Audit
     from experiments.results import Results
 
 __all__ = ["__version__", "simulate"]
@@ -40,3 +41,57 @@ def simulate(experiment: Any, *, grid: str = "in_process", **overrides: Any) -> 
     from experiments.simulation import simulate as run
 
     return run(experiment, grid=grid, **overrides)
+
+
+def audit(
+    app: Any,
+    *,
+    attacks: Any = None,
+    defences: Any = None,
+    f: int | None = None,
+    metric: str | None = None,
+    seeds: int = 3,
+    grid: str = "in_process",
+    **settings: Any,
+) -> Audit:
+    """Report what happens to a Flower app when some of its clients are Byzantine.
+
+    The app's code stays as it is and its folder untouched: copies of it run in processes of their
+    own, as they are, with Byzantine nodes, and with defences.
+
+    Parameters
+    ----------
+    app
+        The folder of its pyproject.toml.
+    attacks, defences
+        Specs, such as ``"sign_flip:scale=4.0"`` and ``"nnm+trimmed_mean"``; None tries a list.
+    f
+        The most Byzantine nodes; None is a fifth of them, rounded up.
+    metric
+        The number to judge by: ``"NAME"``, ``"NAME:max"`` or ``"NAME:min"``; None looks for one.
+    seeds
+        Clean runs, whose spread is the measure of noise.
+    grid
+        ``"flower"`` repeats the clean and the worst run in Flower's own engine.
+    **settings
+        ``quick``, ``fail_under``, ``tolerance``, ``nodes``, ``overrides`` (of the app's run
+        configuration), ``time_limit``, ``workers``, ``cell``, ``say``.
+
+    Returns
+    -------
+    Audit
+        ``.verdict``, ``.cells`` (a DataFrame), ``.to_json()``, ``.to_html()``.
+
+    Raises
+    ------
+    ConfigError
+        For a folder without an app, or a setting out of range.
+    SpecError
+        For an unknown attack or rule.
+    """
+    from experiments.audit.conduct import audit as conduct  # upward on purpose, as in ``simulate``
+
+    return conduct(
+        app, attacks=attacks, defences=defences, f=f, metric=metric, seeds=seeds, grid=grid,
+        **settings,
+    )  # fmt: skip

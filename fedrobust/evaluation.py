@@ -18,8 +18,8 @@ class Score:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Turn uint8 images into float32 in [0, 1]."""
-    return images.float().div_(255)
+    """Turn uint8 images into float32 in [0, 1]; inputs of other types are returned as they are."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 @torch.inference_mode()

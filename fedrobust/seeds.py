@@ -8,7 +8,11 @@ import torch
 
 
 def derive(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> int:
-    """Return a 63-bit seed that depends on nothing but its four arguments."""
+    """Return a 63-bit seed that depends on nothing but its four arguments.
+
+    ``seed`` is the experiment's, or for draws that no client may foresee the server's secret
+    (``fedrobust.secret``): any whole number, all of its bits count.
+    """
     text = f"{seed}/{purpose}/{round}/{client}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 

@@ -13,11 +13,10 @@ from typing import Any, Protocol
 
 from flwr.serverapp import Grid
 
-from fedrobust.attacks import ATTACKS
+from fedrobust.attacks import attack_record
 from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import node_state
 from fedrobust.runs.checkpoint import CheckpointError
-from fedrobust.spec import parameters
 
 Tree = dict[str, Any]
 SHARE = 0.05  # of the run's time that checkpoints may take
@@ -89,7 +88,6 @@ def continue_from(saved: Tree, strategy: Remembering, grid: Grid, experiment: Ex
 
 def remembers(experiment: Experiment) -> bool:
     """Whether clients keep anything from round to round."""
-    name = experiment.attack["name"]
-    watches = name in ATTACKS and "previous" in parameters(ATTACKS[name])
+    watches = attack_record(experiment.attack["name"]).remembers
     keeps = experiment.batchnorm["name"] == "local" or experiment.semi.mode == "pseudo"
     return experiment.worker_momentum > 0 or watches or keeps

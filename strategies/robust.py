@@ -54,6 +54,8 @@ class RobustStrategy(RecordedStrategy):
         The shape of each parameter tensor; one vector where nobody needs the layers.
     variances
         Which running statistics of BatchNorm are variances, (b,); empty without BatchNorm.
+    secret
+        What the rule's draws follow from; None: the experiment's seed, which every node knows.
 
     Notes
     -----
@@ -73,9 +75,11 @@ class RobustStrategy(RecordedStrategy):
         initial: Tensor | None = None,
         shapes: tuple[tuple[int, ...], ...] = (),
         variances: Tensor | None = None,
+        secret: int | None = None,
     ) -> None:
         super().__init__(on_row)
         self._experiment = experiment
+        self._secret = experiment.seed if secret is None else secret
         self._clients = dict(clients)
         self._most_examples = most_examples
         self._members = members
@@ -202,7 +206,7 @@ class RobustStrategy(RecordedStrategy):
         updates = joined(heard.rows)
         if updates is None:
             updates = self._matrix = heard.matrix(self._matrix)
-        source = generator(self._experiment.seed, "rule", round=server_round)
+        source = generator(self._secret, "rule", round=server_round)
         own = self._own_data.offers(self._model, server_round) if self._own_data else None  # type: ignore[arg-type]
         weighed = self._slack(updates, heard)
         outcome = self._rule.apply(weighed, self._memory, source, clients=heard.clients, server=own)

@@ -30,11 +30,15 @@ class OwnData:
         They are drawn from its training set, as clients' shares are.
     model
         Scratch model: its parameters are overwritten.
+    secret
+        What the choice of the images follows from; a client that knew them could please the rule
+        on them alone.
     """
 
     experiment: Experiment
     dataset: Dataset
     model: FlatModel
+    secret: int
 
     def offers(self, vector: Tensor, round: int) -> dict[str, Callable[[], Any]]:
         """Return what a rule may ask for at the global parameters (d,): computed when asked."""
@@ -43,7 +47,7 @@ class OwnData:
     def root(self, vector: Tensor, round: int) -> Tensor:
         """Train as an honest client would, on the server's own images: (d,)."""
         images, labels = self._draw(round=0)
-        source = generator(self.experiment.seed, "root batches", round=round)
+        source = generator(self.secret, "root batches", round=round)
         recipe = self.experiment.training
         return train_local(self.model, vector, images, labels, recipe, generator=source)[0]
 
@@ -59,7 +63,7 @@ class OwnData:
 
     def _draw(self, *, round: int) -> tuple[Tensor, Tensor]:
         labels = self.dataset.train_labels
-        source = generator(self.experiment.seed, "root images", round=round)
+        source = generator(self.secret, "root images", round=round)
         chosen = torch.randperm(len(labels), generator=source)
         chosen = chosen[: self.experiment.server.root_images]
         return self.dataset.train_images[chosen], labels[chosen]

@@ -12,6 +12,7 @@ from flwr.app import Context
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
+from fedrobust import secret
 from fedrobust.attacks import threat_model
 from fedrobust.experiment.honoured import RESUME, refused_feature
 from fedrobust.experiment.load import from_run_config
@@ -43,6 +44,7 @@ def main(grid: Grid, context: Context) -> None:
             recording = RunFolder(output, experiment).recording(resume=bool(config.get("resume")))
             folder = stack.enter_context(recording)
             checkpoints = Checkpoints(folder.save, folder.saved)
+        own = server_secret(config, folder) if config.get("nodes") == "clients" else None
 
         def on_row(row: Row) -> None:
             log(INFO, "%s", sentence(row))
@@ -53,7 +55,24 @@ def main(grid: Grid, context: Context) -> None:
         attacks = Path(output) if output else None
         device = str(config.get("device") or "cpu") if config.get("nodes") != "clients" else "cpu"
         where: dict[str, Any] = {"data_root": root, "attacks": attacks, "device": device}
-        run(carried, experiment, on_row=on_row, checkpoints=checkpoints, **where)
+        kept: dict[str, Any] = {"checkpoints": checkpoints, "secret": own}
+        run(carried, experiment, on_row=on_row, **kept, **where)
+
+
+def server_secret(config: Mapping[str, Any], folder: RunFolder | None) -> int | None:
+    """Return what a real server's draws follow from, and keep it in the run's folder.
+
+    A run that continues takes its checkpoint's (None: ``run`` finds it there); a run that repeats
+    another one reads the file that ``secret-file`` names, on this machine; any other draws its own.
+    The run's configuration goes to every node: it may hold the file's name, never the secret.
+    """
+    if folder is not None and folder.saved is not None and folder.saved.get(secret.KEY) is not None:
+        return None
+    named = str(config.get("secret-file", ""))
+    chosen = secret.read(Path(named)) if named else secret.fresh()
+    if folder is not None:
+        secret.write(folder.path / secret.FILE, chosen)
+    return chosen
 
 
 def carry(grid: Grid, experiment: Experiment, config: Mapping[str, Any]) -> Grid:

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedrobust import data, models
+from fedrobust import secret as hidden
 from fedrobust.adversarial import catastrophic_overfitting, examine, overfitting_probe
 from fedrobust.attacks import threat_model
 from fedrobust.attacks.alie_backdoor import success_rate
@@ -41,6 +42,7 @@ from strategies.stragglers import in_time
 RESUMABLE = (RobustStrategy, RedundantStrategy)
 
 
+@one_thread()  # what ran before in the process has no say in the sums of a run
 def run(
     grid: Grid,
     experiment: Experiment,
@@ -51,6 +53,7 @@ def run(
     on_row: Callable[[Row], None] = lambda row: None,
     stock: Strategy | None = None,
     checkpoints: Checkpoints | None = None,
+    secret: int | None = None,
 ) -> ArrayRecord:
     """Run one experiment over a grid whose nodes are its clients.
 
@@ -72,11 +75,16 @@ def run(
         A Flower strategy that leads the run in the place of ours.
     checkpoints
         Where the state after a round goes, and the one to continue from.
+    secret
+        What the server's draws follow from (``fedrobust.secret``). None takes the experiment's
+        seed, which every node is told: for simulation.
 
     Returns
     -------
     The final global model, one array ``model`` of shape (d,).
     """
+    saved = checkpoints.saved if checkpoints is not None else None
+    drawn = hidden.settled(secret, saved, seed=experiment.seed)
     dataset = data.load(experiment.data, root=data_root)
     clients = roll_call(
         grid,
@@ -110,11 +118,12 @@ def run(
         strategy = StockStrategy(stock, experiment, shapes=shapes, **shared)
     elif experiment.redundancy.name:
         truth = partial(_distorted, experiment)
-        known: dict[str, Any] = {"truth": truth, "shapes": model.shapes}
+        known: dict[str, Any] = {"truth": truth, "shapes": model.shapes, "secret": drawn}
         strategy = RedundantStrategy(experiment, clients=clients, on_row=on_row, **known)
     else:
-        own = OwnData(experiment, dataset, model) if experiment.server.root_images else None
-        shared |= {"shapes": model.shapes, "variances": variances(model.module)}
+        count = experiment.server.root_images
+        own = OwnData(experiment, dataset, model, drawn) if count else None
+        shared |= {"shapes": model.shapes, "variances": variances(model.module), "secret": drawn}
         strategy = RobustStrategy(experiment, own_data=own, initial=first, **shared)
     probes: list[float] = []
 
@@ -144,13 +153,14 @@ def run(
                 state=lambda: {
                     **state_of(strategy, grid, tensor_of(arrays["model"])),
                     "probes": probes,
+                    hidden.KEY: None if drawn == experiment.seed else drawn,
                 },
             )
         left_out = {k for k, v in metrics.items() if k == "alarms" or isinstance(v, dict)}
         numbers = {key: value for key, value in metrics.items() if key not in left_out}
         return MetricRecord(numbers) if numbers else None
 
-    saved, after = checkpoints.saved if checkpoints is not None else None, None
+    after = None
     start, statistics = first, read_statistics(model.module)
     if saved is not None and isinstance(strategy, RESUMABLE):
         after = continue_from(saved, strategy, grid, experiment)

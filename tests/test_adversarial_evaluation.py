@@ -29,7 +29,7 @@ from fedrobust.adversarial import (
     robustness,
     semi_batches,
 )
-from fedrobust.training.lalr import lalr_step, lr_at
+from fedrobust.training import lalr_step, lr_at
 
 
 def source(seed: int = 0) -> torch.Generator:

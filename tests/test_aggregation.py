@@ -17,7 +17,7 @@ from fedrobust.aggregation import (
     preaggregate,
     tolerated,
 )
-from fedrobust.aggregation.tables import COORDINATE_WISE, STEPS, WEIGHTS
+from fedrobust.aggregation.tables import RULE_RECORDS
 from fedrobust.spec import SpecError, parameters
 
 
@@ -25,6 +25,10 @@ def towards_ones(step):
     """The loss of a model that wants to move by minus one everywhere."""
     return float((step - 1).double().square().sum())
 
+
+WEIGHTS = [name for name, record in RULE_RECORDS.items() if record.kind == "weights"]
+STEPS = [name for name, record in RULE_RECORDS.items() if record.kind == "outcome"]
+COORDINATE_WISE = [name for name, record in RULE_RECORDS.items() if record.coordinate_wise]
 
 # The settings that a rule cannot do without, for n = 15 and f = 3.
 NEEDED = {
@@ -55,6 +59,7 @@ TEXTBOOK = [
     "sign_majority",
     "mda",
     "smea",
+    "caf",
 ]
 # Not moved beyond the honest spread by f = 3 of 15 far rows.
 ROBUST = [
@@ -70,6 +75,7 @@ ROBUST = [
     "dnc",
     "mda",
     "smea",
+    "caf",
 ]
 TRANSLATES = {"mean", "median", "trimmed_mean", "meamed", "phocas", "krum", "multi_krum", "bulyan",
               "geometric_median", "rfa", "mda", "smea"}  # fmt: skip
@@ -95,7 +101,6 @@ def sample(n=15, d=40, seed=0, dtype=torch.float64):
 OTHERS = [
     "median_of_means",
     "dnc",
-    "caf",
     "sign_guard",
     "fltrust",
     "zeno",

@@ -116,7 +116,7 @@ def test_worked_values_of_trust_and_direction():
         aggregate(x, {"name": "fltrust", "root": root[:1]})
     histories = torch.tensor([(1.0, 0), (0, 1), (1, 1), (1, 1)], dtype=torch.float64)
     assert build("foolsgold").apply(histories).weights.tolist() == [1, 1, 0, 0]
-    assert close(aggregate(E2, {"name": "caf", "f": 1}), (4.356403, 4.333954))
+    assert close(aggregate(E2, {"name": "caf", "f": 1}), (4.271224, 4.370520))
     guarded = {"name": "sign_guard", "share": 1.0}
     weights = build(guarded).apply(E2, None, seeded()).weights
     assert weights[6] == 0

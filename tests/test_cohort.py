@@ -1,20 +1,18 @@
 """A cohort is its members one by one: bit for bit "off", up to float error as a stack."""
 
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedrobust.adversarial import adversarial_loss
+from fedrobust.adversarial import adversarial_objective
 from fedrobust.cohort import train_cohort
 from fedrobust.cohort.memory import activations, chunk_of
 from fedrobust.cohort.train import CohortError, Member, obstacle, worthwhile
 from fedrobust.data import load
 from fedrobust.models import build
 from fedrobust.seeds import generator
-from fedrobust.training import OPTIMIZERS, Recipe, train_local
+from fedrobust.training import OPTIMIZERS, Recipe, stackable, train_local
 from fedrobust.vector import FlatModel
 
 SIZES = (40, 17, 64, 9, 31)  # images a client: full, odd, and smaller than a batch
@@ -84,7 +82,7 @@ def test_a_stack_equals_one_by_one(digits, recipes):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_steps_in_a_stack(digits, name):
-    recipe = Recipe(**LOCAL, epochs=2, optimizer=name, weight_decay=0.01)
+    recipe = Recipe(**LOCAL, epochs=2, optimizer=name, weight_decay=0.01, momentum=0.5)
     compare(digits, [recipe], tolerance=2e-3)  # adam divides by roots of tiny squares
 
 
@@ -129,8 +127,7 @@ def test_adversarial_examples_are_each_clients_own(digits, loss, fraction):
             perturbation = {"name": "trades", "eps": 0.1, "step_size": 0.03, "steps": 2}
 
         def own(i, perturbation=perturbation):
-            return partial(
-                adversarial_loss,
+            return adversarial_objective(
                 perturbation=perturbation,
                 loss=loss,
                 fraction=fraction,
@@ -139,6 +136,19 @@ def test_adversarial_examples_are_each_clients_own(digits, loss, fraction):
 
         # A sign step turns float error of a gradient near zero into a whole step: few steps.
         compare(digits, [Recipe(**LOCAL, steps=2)], losses=own, tolerance=2e-2)
+
+
+def smoothed(module, images, labels):
+    """A loss of one's own: label smoothing and a penalty on the logits."""
+    logits = module(images)
+    return F.cross_entropy(logits, labels, label_smoothing=0.1) + 0.01 * logits.square().mean()
+
+
+def test_a_loss_of_ones_own_is_traced_for_a_stack(digits):
+    compare(digits, [Recipe(**LOCAL, epochs=2)], losses=lambda i: stackable(smoothed))
+    # One loss each, but equal settings: one stack; unequal settings would be two.
+    asked = members(digits, [Recipe(**LOCAL)], lambda i: stackable(smoothed))
+    assert worthwhile(flat(digits), asked) and not obstacle(flat(digits).module, asked[0].loss)
 
 
 def batch_norm(digits):
@@ -160,14 +170,14 @@ def test_batch_norm_normalises_each_client_by_itself(digits):
 
 def test_what_cannot_be_stacked_is_refused_and_auto_does_it_one_by_one(digits):
     dropout = FlatModel(nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5)))
-    attack = partial(adversarial_loss, perturbation={"name": "fgsm", "eps": 0.1})
+    attack = adversarial_objective(perturbation={"name": "fgsm", "eps": 0.1})
 
     def own_loss(module, images, labels):
         return F.cross_entropy(module(images), labels)
 
     cases = [
         (dropout, None, "dropout draws from the global generator"),
-        (flat(digits), own_loss, "neither cross-entropy nor"),
+        (flat(digits), own_loss, "has no form for a stack"),
         (batch_norm(digits), attack, "running statistics"),
     ]
     for model, loss, words in cases:

@@ -181,9 +181,9 @@ def test_sgd_is_the_velocity_form_and_lalr_is_the_layers_step():
         layered, kept = take_step(layered, g, kept, optimizer="lalr", **common)
         assert torch.equal(layered, torch.cat([p.reshape(-1) for p in params]))
     assert (state.step, len(state.moments), len(kept.moments)) == (3, 1, 2)
-    lars = {"name": "lalr", "direction": "lars"}
-    _, kept = take_step(model, grads[0], StepState(), optimizer=lars, **common)
-    assert len(kept.moments) == 1
+    for name, moments in (("lars", 1), ("layerwise", 0)):
+        _, kept = take_step(model, grads[0], StepState(), optimizer=name, **common)
+        assert (kept.step, len(kept.moments)) == (1, moments)
     fixed, _ = take_step(model, grads[0], StepState(), optimizer="sgd", fixed=4, **common)
     assert torch.equal(fixed[:4], model[:4]) and not torch.equal(fixed[4:], model[4:])
     with pytest.raises(ValueError, match="non-finite"):
@@ -562,7 +562,7 @@ def test_resumed_in_the_middle_the_numbers_are_the_same(small, tmp_path, monkeyp
 AXES = {
     "compression": [{}, {"bits": 4, "scale": "linf", "bucket": 64}, BOTH],
     "server": [{"lr": 0.1}, {"optimizer": "lalr", "lr": 0.02},
-               {"optimizer": {"name": "lalr", "direction": "lars"}, "lr": 0.02, "warmup": 1,
+               {"optimizer": {"name": "lars", "beta": 0.8}, "lr": 0.02, "warmup": 1,
                 "schedule": {"name": "cosine", "steps": 5}}],
     "adversarial": [{}, {"perturbation": {"name": "fgsm", "eps": 0.1, "mode": "train"}},
                     {"perturbation": {"name": "trades", "eps": 0.1, "step_size": 0.1, "steps": 1},
@@ -607,6 +607,8 @@ def test_every_two_options_run_together(small):
         ({"compression": {"bit": 8}}, "unknown key 'compression.bit'; did you mean 'bits'"),
         ({"server": {"optimizer": "lalrr"}}, "did you mean 'lalr'"),
         ({"server": {"optimizer": {"name": "lalr", "beta": 1}}}, "no parameter 'beta'"),
+        ({"server": {"optimizer": "lalr:direction=lars"}}, "name it 'lars'"),
+        ({"server": {"optimizer": "lalr:direction=gradient"}}, "name it 'layerwise'"),
         ({"server": {"schedule": "multistep"}}, "needs the parameter 'milestones'"),
         ({"server": {"times": 1}}, "needs true or false"),
         ({"batchnorm": "averaged"}, "did you mean 'average'"),

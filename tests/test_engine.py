@@ -88,6 +88,8 @@ def test_an_interrupt_ends_every_process(small, tmp_path, workers):
     process = subprocess.Popen(
         command, cwd=Path(__file__).parents[1], start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        # In the background this process ignores SIGINT, and what it starts would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         end = time.monotonic() + 400

@@ -26,8 +26,7 @@ from fedrobust.flower import CohortGrid, InProcessGrid, Rejected, array_of
 from fedrobust.flower.ensemble_replies import screen_answer, screen_progress
 from fedrobust.flower.wrapping import WrappedGrid
 from fedrobust.runs.folder import RunFolder
-from fedrobust.training import one_thread
-from fedrobust.training.optimizers import SOLVERS
+from fedrobust.training import OPTIMIZERS, one_thread
 from strategies import server_app
 from strategies.ensemble.query import ask
 from strategies.session import run
@@ -70,7 +69,7 @@ def offline_members(e):
         with one_thread():
             for _ in range(total):
                 training.train_epoch(
-                    trained, node, site.diet(client), site.regime(client, total)
+                    trained, node, site.split(client), site.settings(client, total)
                 )  # fmt: skip
         modules.append(trained.module)
     return modules
@@ -227,25 +226,25 @@ def test_tuning_sees_the_nodes_own_data_only():
     spoiled = replace(site, dataset=replace(site.dataset, train_images=images))
     node = nodes_of(e)[1]
     assert node.tuned
-    found = [ensemble_member._tuned(s, 1, s.diet(1), node, _fresh(e)) for s in (site, spoiled)]
+    found = [ensemble_member._tuned(s, 1, s.split(1), node, _fresh(e)) for s in (site, spoiled)]
     assert found[0] == found[1] and found[0].lr != node.lr
     losses = [
-        next(training.curve(lambda: site.module(node, 0), node, s.diet(0), s.regime(0, 1)))
+        next(training.curve(lambda: site.module(node, 0), node, s.split(0), s.settings(0, 1)))
         for s in (site, spoiled)
     ]
     assert losses[0] != losses[1]  # what was spoiled does matter, where it is one's own
 
 
-@pytest.mark.parametrize("optimizer", list(SOLVERS))
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 def test_a_member_taken_apart_and_put_together_goes_on_as_before(optimizer):
     schedule = "plateau" if optimizer == "rprop" else "cosine"
     e = experiment(nodes=[{"optimizer": optimizer, "lr": 0.01, "schedule": schedule}], rounds=4)
     site, node = ensemble_member.open_site({"experiment": e.to_toml()}), nodes_of(e)[0]
-    diet, regime = site.diet(0), site.regime(0, 4)
+    own, settings = site.split(0), site.settings(0, 4)
     straight, broken = (training.init_member(site.module(node, 0), node) for _ in "ab")
     for _ in range(2):
-        training.train_epoch(straight, node, diet, regime, keep_best=True)
-        training.train_epoch(broken, node, diet, regime, keep_best=True)
+        training.train_epoch(straight, node, own, settings, keep_best=True)
+        training.train_epoch(broken, node, own, settings, keep_best=True)
         tensors, facts = training.pack(broken)
         assert all(t.dtype == torch.float32 for t in tensors.values())
         facts = json.loads(json.dumps(facts))
@@ -264,11 +263,12 @@ def with_statistics():
 def test_batch_statistics_live_in_the_state_too():
     node = NodeSettings("regnetx_200mf", "sgd_m", 0.01, 0.9, 0.0, "constant")
     d = load_data("digits")
-    diet = training.TrainValSplit(
+    own = training.TrainValSplit(
         d.train_images[:64], d.train_labels[:64], d.train_images[:0], d.train_labels[:0]
     )
     trained = training.init_member(with_statistics(), node)
-    training.train_epoch(trained, node, diet, training.EpochSettings(1, 16, "none", False, 1, 0))
+    settings = training.EpochSettings(epochs=1, batch_size=16, augment="none", seed=1, client=0)
+    training.train_epoch(trained, node, own, settings)
     again = training.unpack(with_statistics(), node, *training.pack(trained))
     assert int(again.module[2].num_batches_tracked) == 4
     assert torch.equal(again.module[2].running_mean, trained.module[2].running_mean)
@@ -397,7 +397,7 @@ def test_a_members_owner_says_whether_it_lies_and_where_its_data_are(tmp_path):
     context = on_node(e, data=str(tmp_path / "own.npz"))
     site = ensemble_member.open_site(context.run_config, context.node_config)
     assert [len(share) for share in site.shares] == [7, 0, 0]
-    assert len(site.diet(0).labels) + len(site.diet(0).held_labels) == 7
+    assert len(site.split(0).labels) + len(site.split(0).held_labels) == 7
 
 
 def test_the_server_app_records_the_rows_of_a_vote(tmp_path):

@@ -195,6 +195,8 @@ class Patient(HttpGrid):
     _runtime_client = property(lambda self: self)
 
     def push_messages(self, messages):
+        for message in messages:
+            stamp(message, f"asked-{message.metadata.dst_node_id}")
         return [m.metadata.message_id for m in messages]
 
     def PullMessages(self, request):

@@ -9,10 +9,20 @@ import torch
 from torch import Tensor
 
 from fedrobust.training.compression import Quantized, quantize
-from fedrobust.training.lalr import SCHEDULES, LalrState, lalr_step, lr_at
+from fedrobust.training.lalr import LalrState, lalr_step, lamb, lars, layerwise, step_layers
+from fedrobust.training.schedules import SCHEDULES, lr_at
+from fedrobust.training.transforms import chain, scale_by_adam, trace
 
 THETA, GRAD = torch.tensor([3.0, 4.0]), torch.tensor([0.1, -0.2])
 EXACT = {"rtol": 0, "atol": 5e-7}
+CLIP = (0.0, 10.0)
+CHAINS = {
+    "lamb": lambda lr, decay, eps=1e-6: lamb(
+        lr=lr, betas=(0.9, 0.999), eps=eps, weight_decay=decay, clip=CLIP
+    ),
+    "lars": lambda lr, decay, **_: lars(lr=lr, beta=0.9, weight_decay=decay, clip=CLIP),
+    "layerwise": lambda lr, decay, **_: layerwise(lr=lr, weight_decay=decay, clip=CLIP),
+}
 
 
 def test_worked_first_step() -> None:
@@ -32,11 +42,9 @@ def test_zero_weights_step_at_ratio_one() -> None:
     torch.testing.assert_close(after, torch.tensor([-0.0316128, 0.0316178]), **EXACT)
 
 
-@pytest.mark.parametrize("direction", ["lamb", "lars", "gradient"])
-def test_zero_update_changes_nothing(direction: str) -> None:
-    (after,), _ = lalr_step(
-        [THETA], [torch.zeros(2)], None, lr=0.01, weight_decay=0.0, direction=direction
-    )
+@pytest.mark.parametrize("name", CHAINS)
+def test_zero_update_changes_nothing(name: str) -> None:
+    (after,), _ = step_layers(CHAINS[name](0.01, 0.0), [THETA], [torch.zeros(2)], None)
     assert torch.equal(after, THETA)
 
 
@@ -52,22 +60,41 @@ def test_lower_bound_moves_a_zero_layer_by_lr_times_c_l() -> None:
     assert float(after.norm()) == pytest.approx(0.02, rel=1e-5)
 
 
-def test_worked_gradient_direction() -> None:
-    (after,), state = lalr_step(
-        [THETA], [torch.tensor([0.6, 0.8])], None, lr=0.01, weight_decay=0.0, direction="gradient"
-    )
+def test_worked_layerwise_and_lars_steps() -> None:
+    grad = torch.tensor([0.6, 0.8])
+    (after,), memory = step_layers(CHAINS["layerwise"](0.01, 0.0), [THETA], [grad], None)
     torch.testing.assert_close(after, torch.tensor([2.97, 3.96]), **EXACT)
-    assert state.means == () and state.squares == ()
+    assert memory == ()
+    (after,), memory = step_layers(CHAINS["lars"](0.01, 0.0), [THETA], [grad], None)
+    torch.testing.assert_close(after, torch.tensor([2.97, 3.96]), **EXACT)
+    torch.testing.assert_close(memory[0][0], 0.1 * grad)
+    decayed, _ = step_layers(CHAINS["lars"](0.01, 0.5), [THETA], [grad], None)
+    u = 0.1 * grad + 0.5 * THETA
+    torch.testing.assert_close(decayed[0], THETA - 0.01 * 5 / u.norm() * u)
 
 
-@pytest.mark.parametrize("direction", ["lamb", "lars", "gradient"])
-def test_step_ignores_the_scale_of_the_gradient_and_has_length_lr_tau(direction: str) -> None:
+def test_a_chain_hands_each_part_its_own_memory() -> None:
+    both = chain(trace(0.5), scale_by_adam((0.9, 0.9), 0.0), trace(0.25))
+    assert both.moments == 4
+    memory = both.init([THETA])
+    updates, memory = both.apply([GRAD], [THETA], memory)
+    first = 0.5 * GRAD
+    scaled = 0.1 * first / (0.1 * first**2).sqrt()
+    kept = [moment[0] for moment in memory]
+    for value, expected in zip(kept, [first, 0.1 * first, 0.1 * first**2, 0.75 * scaled],
+                               strict=True):  # fmt: skip
+        torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(updates[0], 0.75 * scaled)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_step_ignores_the_scale_of_the_gradient_and_has_length_lr_tau(name: str) -> None:
     theta = [torch.randn(4, 3, dtype=torch.float64), torch.randn(5, dtype=torch.float64)]
     grads = [torch.randn_like(p) for p in theta]
-    settings = {"lr": 0.02, "weight_decay": 0.0, "eps": 0.0, "direction": direction}
-    one, _ = lalr_step(theta, grads, None, **settings)
+    step = CHAINS[name](0.02, 0.0, eps=0.0)
+    one, _ = step_layers(step, theta, grads, None)
     for scale in (1e-6, 1e4):
-        other, _ = lalr_step(theta, [scale * g for g in grads], None, **settings)
+        other, _ = step_layers(step, theta, [scale * g for g in grads], None)
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     for before, after in zip(theta, one, strict=True):
         moved = float((after - before).norm())
@@ -134,22 +161,20 @@ def test_inputs_and_old_state_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
-@pytest.mark.parametrize("direction", ["lamb", "lars"])
-def test_a_bad_gradient_never_becomes_the_model(bad: float, direction: str) -> None:
+@pytest.mark.parametrize("name", ["lamb", "lars"])
+def test_a_bad_gradient_never_becomes_the_model(bad: float, name: str) -> None:
     with pytest.raises(ValueError, match="finite"):
-        lalr_step([THETA], [torch.tensor([bad, 0.0])], None, lr=0.1, direction=direction)
+        step_layers(CHAINS[name](0.1, 1e-4), [THETA], [torch.tensor([bad, 0.0])], None)
 
 
 def test_errors_name_the_need_and_the_fact() -> None:
     with pytest.raises(ValueError, match=r"gradients of shapes \[\(2,\)\], got \[\(3,\)\]"):
         lalr_step([THETA], [torch.ones(3)], None, lr=0.1)
-    with pytest.raises(ValueError, match="did you mean 'lamb'"):
-        lalr_step([THETA], [GRAD], None, lr=0.1, direction="lamp")
     with pytest.raises(ValueError, match="clip needs"):
         lalr_step([THETA], [GRAD], None, lr=0.1, clip=(2.0, 1.0))
-    _, state = lalr_step([THETA], [GRAD], None, lr=0.1, direction="lars")
-    with pytest.raises(ValueError, match="moments"):
-        lalr_step([THETA], [GRAD], state, lr=0.1)
+    _, memory = step_layers(CHAINS["lars"](0.1, 0.0), [THETA], [GRAD], None)
+    with pytest.raises(ValueError, match="needs 2 moments each"):
+        step_layers(CHAINS["lamb"](0.1, 0.0), [THETA], [GRAD], memory)
 
 
 def test_warm_up_then_milestones() -> None:
@@ -172,8 +197,11 @@ def test_cosine_and_constant() -> None:
 
 
 def test_every_schedule_starts_at_lr_after_warm_up() -> None:
-    given = {"constant": {}, "multistep": {"milestones": [5]}, "cosine": {"steps": 9}}
-    assert len(SCHEDULES) == len(given) == 3
+    given = {
+        "constant": {}, "multistep": {"milestones": [5]}, "cosine": {"steps": 9},
+        "step": {"every": 2}, "exponential": {}, "cyclic": {"steps": 6}, "plateau": {"losses": []},
+    }  # fmt: skip
+    assert set(SCHEDULES) == set(given)
     for name, settings in given.items():
         spec = {"name": name, **settings}
         assert lr_at(3, lr=0.2, schedule=spec, warmup=4) == pytest.approx(0.2)

@@ -6,15 +6,22 @@ from dataclasses import replace
 import pytest
 import torch
 
+from experiments.papers.transfer.authors import (
+    ITERATIONS,
+    LISTS,
+    MASTERS,
+    authors_cycle,
+    released_code,
+)
 from fedrobust.data import Dataset
 from fedrobust.ensemble import attacker_share, nodes_of, shares_of
-from fedrobust.ensemble.authors import ITERATIONS, LISTS, MASTERS, authors_cycle
+from fedrobust.ensemble.assignment import fits
+from fedrobust.ensemble.plan import NODE_SCHEDULES
 from fedrobust.ensemble.shares import split
 from fedrobust.ensemble.tuning import rungs, search, tune
 from fedrobust.experiment.load import expand, from_dict
 from fedrobust.experiment.modes import AXES, PARADIGMS
 from fedrobust.experiment.schema import ConfigError, NodeSettings
-from fedrobust.training.optimizers import LR_SCHEDULES, fits
 
 SMALL = ["small_dense", "small_vgg", "small_resnet", "small_wide", "small_mobile", "small_plain"]
 ATTRIBUTE = {"architecture": "model", "optimizer": "optimizer", "scheduler": "schedule"}
@@ -76,6 +83,7 @@ def test_a_nodes_own_table_wins_and_is_checked():
     [
         ({"paradigm": "sam"}, "unknown ensemble.paradigm 'sam'; did you mean 'same'?"),
         ({"optimizer": "sgdm"}, "unknown ensemble.optimizer 'sgdm'; did you mean 'sgd_m'?"),
+        ({"augment": "flip+crap"}, "ensemble.augment: unknown augmentation 'crap'"),
         ({"trials": 3, "paradigm": "tuned", "validation": 0.0}, "set ensemble.validation"),
         ({"paradigm": "architecture", "architectures": []}, "needs ensemble.architectures"),
         ({"answer": "labels"}, "allows the vote 'hard' only"),
@@ -180,11 +188,27 @@ def test_the_released_codes_cycle():
 
 
 def test_quirks_use_that_cycle():
-    e = plan("optimizer", quirks=True, master_round=2, iteration=2)
+    settings = {"quirks": True, "master_round": 2, "iteration": 2}
+    with pytest.raises(ConfigError, match=r"python -m experiments\.papers\.transfer\.authors"):
+        plan("optimizer", **settings)
+    with pytest.raises(ConfigError, match=r"ensemble\.master = 'round-1' needs the released code"):
+        plan("same", master="round-1")
     first = {"architecture": "small_dense", "optimizer": "sgd_m", "scheduler": "cosine"}
     expected = authors_cycle(["optimizer"], first, 2, 2, 7)["optimizer"]
-    assert [node.optimizer for node in nodes_of(e)] == expected
+    with released_code():
+        assert [n.optimizer for n in nodes_of(plan("optimizer", **settings))] == expected
+        master = nodes_of(plan("same", master="round-1"))[0]
+        assert (master.model, master.schedule) == ("regnetx_200mf", "plateau")
+        with pytest.raises(ConfigError, match="did you mean 'round-1'"):
+            plan("same", master="round1")
     assert [n.optimizer for n in nodes_of(plan("optimizer"))] != expected
+
+
+def test_plain_sgd_has_no_momentum_unless_its_node_says_so():
+    e = plan("optimizer", nodes=[{}, {"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.5}])
+    nodes = nodes_of(e)
+    assert [node.momentum for node in nodes[:3]] == [0.9, 0.0, 0.5]
+    assert all(node.momentum == 0 for node in nodes[3:] if node.optimizer == "sgd")
 
 
 NODE = NodeSettings("cnn", "sgd_m", 0.1, 0.9, 1e-4, "cosine")
@@ -258,4 +282,4 @@ def test_a_diverging_trial_never_wins():
 
 
 def test_the_schedules_listed_are_those_of_the_paper():
-    assert LR_SCHEDULES[1:] == ("cosine", "step", "exponential", "plateau", "cyclic")
+    assert NODE_SCHEDULES[1:] == ("cosine", "step", "exponential", "plateau", "cyclic")

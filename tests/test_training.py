@@ -8,7 +8,7 @@ from fedrobust.data import load
 from fedrobust.evaluation import evaluate
 from fedrobust.models import build
 from fedrobust.seeds import generator
-from fedrobust.training import OPTIMIZERS, Recipe, train_local
+from fedrobust.training import OPTIMIZERS, Recipe, build_optimizer, train_local
 from fedrobust.training.local import batches
 from fedrobust.vector import FlatModel
 
@@ -48,13 +48,14 @@ def test_gradient_mode_is_the_gradient_of_one_batch(model, digits):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_update_mode_equals_plain_torch(model, digits, name):
     recipe = Recipe(
-        mode="update", batch_size=16, epochs=2, optimizer=name, lr=0.01, weight_decay=0.01
-    )
+        mode="update", batch_size=16, epochs=2, optimizer=name, lr=0.01, weight_decay=0.01,
+        momentum=0.5,
+    )  # fmt: skip
     update, _ = train(model, digits, recipe)
     module = copy.deepcopy(model.module)
     for p in module.parameters():
         p.grad = None
-    optimizer = OPTIMIZERS[name](module.parameters(), lr=0.01, weight_decay=0.01)
+    optimizer = build_optimizer(name, module.parameters(), lr=0.01, momentum=0.5, weight_decay=0.01)
     for batch in batches(50, recipe, generator(1, "batches")):
         optimizer.zero_grad()
         images = digits.train_images[:50][batch].float() / 255

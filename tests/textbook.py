@@ -137,3 +137,19 @@ def smea(x, f):
 
     subsets = list(itertools.combinations(range(len(x)), len(x) - f))
     return x[list(min(subsets, key=spread))].mean(0)
+
+
+def caf(x, f):
+    """Covariance-bound agnostic filter; the greatest score is that of the rows still counted."""
+    weights, best, least = np.ones(len(x)), None, np.inf
+    while weights.sum() > len(x) - 2 * f:
+        centre = (weights[:, None] * x).sum(0) / weights.sum()
+        spread = sum(w * np.outer(r, r) for w, r in zip(weights, x - centre, strict=True))
+        values, vectors = np.linalg.eigh(spread / weights.sum())
+        if values[-1] < least:
+            best, least = centre, values[-1]
+        scores = ((x - centre) @ vectors[:, -1]) ** 2
+        alive = [s for s, w in zip(scores, weights, strict=True) if w > 0]
+        weights = np.where(weights > 0, weights * np.maximum(0, 1 - scores / max(alive)), 0)
+        weights[weights < 1e-12] = 0
+    return best if best is not None else x.mean(0)

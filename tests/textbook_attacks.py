@@ -145,13 +145,14 @@ def fang_interval(values, b):
 
 
 def fang_krum(honest, f):
-    """Halve lambda from the bound until Krum, on all n rows, picks the first attacker's."""
+    """Halve lambda from the bound until Krum, on all n rows, picks the first attacker's.
+
+    Theorem 1 of Fang et al.: the m - c - 2 = h - 2 nearest honest, over m - 2 c - 1 = h - c - 1.
+    """
     means, _ = column_stats(honest)
     sign = np.where(means < 0, -1.0, 1.0)
     d, rows = len(sign), len(honest)
-    scores = [
-        sum(sorted(math.sqrt(squared(x, y)) for y in honest)[1 : rows - f - 1]) for x in honest
-    ]
+    scores = [sum(sorted(math.sqrt(squared(x, y)) for y in honest)[1 : rows - 1]) for x in honest]
     size = min(scores) / ((rows - f - 1) * math.sqrt(d))
     size += max(np.linalg.norm(x) for x in honest) / math.sqrt(d)
     while size > 1e-5 and krum_index([*honest, *[-size * sign] * f], f) < rows:

@@ -16,14 +16,14 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from clients.node import Node
-from fedrobust.adversarial import adversarial_loss
+from fedrobust.adversarial import adversarial_objective
 from fedrobust.evaluation import pixels
 from fedrobust.experiment.schema import Experiment
 from fedrobust.redundancy import Assignment, rounds
 from fedrobust.redundancy.commitments import digest, sketch
 from fedrobust.seeds import generator
 from fedrobust.training import one_thread, train_local
-from fedrobust.training.local import Loss, cross_entropy
+from fedrobust.training.losses import Loss, cross_entropy
 from fedrobust.vector import FlatModel
 
 LARGEST = 8 * 2**30  # bytes of gradients that a bench keeps; with more, it computes them anew
@@ -174,8 +174,7 @@ def _loss(experiment: Experiment, source: torch.Generator) -> Loss:
     settings = experiment.adversarial
     if not settings.perturbation:
         return cross_entropy
-    return partial(
-        adversarial_loss,
+    return adversarial_objective(
         perturbation=settings.perturbation,
         loss=settings.loss,
         fraction=settings.fraction,

@@ -59,7 +59,8 @@ class Federation:
         """Start the SuperLink with TLS, node authentication, and a state that survives it."""
         host, port = self.address.split(":")
         command = [
-            *("flower-superlink", "--host", host, "--port", port, "--enable-supernode-auth"),
+            *(sys.executable, "-m", "experiments.deploy.superlink"),
+            *("--host", host, "--port", port, "--enable-supernode-auth"),
             *("--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "server.crt"),
             *("--ssl-keyfile", "server.key", "--database", "state.db"),
             "--disable-runtime-dependency-installation",

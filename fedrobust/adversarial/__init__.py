@@ -19,6 +19,7 @@ from fedrobust.adversarial.objective import (
     PERTURBATIONS,
     TRANSFER_ATTACKS,
     adversarial_loss,
+    adversarial_objective,
     perturb,
     perturb_on_surrogates,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "FirstLogits",
     "Robustness",
     "adversarial_loss",
+    "adversarial_objective",
     "attacks_at",
     "auto_attack",
     "catastrophic_overfitting",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from fedrobust.adversarial.transfer import mi_cse, mi_cwa, mi_fgsm, mi_sam
 from fedrobust.adversarial.white_box import fgsm, pgd, trades_kl, unperturbed
 from fedrobust.models.dual import DualBatchNorm, Routed, on_branch
 from fedrobust.spec import Spec, parameters, resolve
+from fedrobust.training.losses import Networks, StackableLoss
 
 PERTURBATIONS: dict[str, Callable[..., Tensor]] = {
     "none": unperturbed,
@@ -37,9 +40,16 @@ _SUPPLIED = ("generator", "start")
 
 
 def perturb(
-    model: Model, x: Tensor, y: Tensor, spec: Spec, *, generator: torch.Generator | None = None
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    spec: Spec,
+    *,
+    generator: torch.Generator | list[torch.Generator] | None = None,
 ) -> Tensor:
     """Perturb images (B, ...) in [0, 1] by a spec of ``PERTURBATIONS``.
+
+    A list of generators draws for equal parts of the batch, each for its own.
 
     Raises
     ------
@@ -120,6 +130,60 @@ def adversarial_loss(
     return function(_routed(model, attacked), images, y, attacked, **settings)
 
 
+def adversarial_objective(
+    *,
+    perturbation: Spec,
+    loss: Spec = "standard",
+    fraction: float = 1.0,
+    generator: torch.Generator | None = None,
+    attack: Callable[..., Tensor] = perturb,
+) -> StackableLoss:
+    """Return ``adversarial_loss`` with these settings, for one client or a stack of them.
+
+    In a stack the attack sees one batch with all clients' images, and each client's own network
+    answers for its part; the draws are each client's own.
+    """
+    settings: dict[str, Any] = {"perturbation": perturbation, "loss": loss, "fraction": fraction}
+    alone = partial(adversarial_loss, **settings, generator=generator, attack=attack)
+    function, given = resolve(LOSSES, loss, kind="loss")
+
+    def stacked(
+        networks: Networks,
+        x: Tensor,
+        y: Tensor,
+        sources: Sequence[torch.Generator | None],
+    ) -> Tensor:
+        attacked = _attacked(networks, x, y, perturbation, fraction, sources, attack)
+        return networks.each(partial(function, **given), x, y, attacked)
+
+    return StackableLoss(alone, stacked, repr(settings), generator, evaluates=True)
+
+
+def _attacked(
+    networks: Networks,
+    x: Tensor,
+    y: Tensor,
+    perturbation: Spec,
+    fraction: float,
+    sources: Sequence[torch.Generator | None],
+    attack: Callable[..., Tensor],
+) -> Tensor:
+    """Perturb the head of each client's batch, (m, B, ...)."""
+    clients, size = y.shape
+    count = round(fraction * size)
+    if not count:
+        return x
+    fixed, shape = networks.detached(), (clients, count, *x.shape[2:])
+
+    def model(images: Tensor) -> Tensor:
+        return fixed(images.view(shape)).flatten(0, 1)
+
+    drawn = [source or torch.Generator().manual_seed(0) for source in sources]
+    images, labels = x[:, :count].flatten(0, 1), y[:, :count].flatten()
+    head = attack(model, images, labels, perturbation, generator=drawn)
+    return torch.cat([head.view(shape), x[:, count:]], 1)
+
+
 def _routed(model: Model, attacked: Tensor) -> Model:
     """Send the perturbed batch down the adversarial branch, where the model has two."""
     if isinstance(model, nn.Module) and any(isinstance(m, DualBatchNorm) for m in model.modules()):
@@ -133,7 +197,7 @@ def _call(
     x: Tensor,
     y: Tensor,
     settings: dict[str, object],
-    generator: torch.Generator | None,
+    generator: torch.Generator | list[torch.Generator] | None,
 ) -> Tensor:
     drawn = {"generator": generator} if "generator" in parameters(function) else {}
     return function(models, x, y, **settings, **drawn)

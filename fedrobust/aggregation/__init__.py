@@ -9,17 +9,32 @@ from fedrobust.aggregation.aggregator import (
     tolerated,
 )
 from fedrobust.aggregation.outcome import Outcome
-from fedrobust.aggregation.tables import NEEDS_OWN_DATA, PREAGGREGATORS, RULES
+from fedrobust.aggregation.record import PreAggregator, Rule
+from fedrobust.aggregation.tables import (
+    PREAGGREGATORS,
+    RULES,
+    installed,
+    is_coordinate_wise,
+    needs_own_data,
+    preaggregator_record,
+    rule_record,
+)
 
 __all__ = [
-    "NEEDS_OWN_DATA",
     "PREAGGREGATORS",
     "RULES",
     "Aggregator",
     "Outcome",
+    "PreAggregator",
+    "Rule",
     "aggregate",
     "build",
     "check",
+    "installed",
+    "is_coordinate_wise",
+    "needs_own_data",
     "preaggregate",
+    "preaggregator_record",
+    "rule_record",
     "tolerated",
 ]

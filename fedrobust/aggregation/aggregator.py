@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation import kernels
+from fedrobust.aggregation import scaling
 from fedrobust.aggregation.columns import by_blocks
 from fedrobust.aggregation.outcome import Outcome
-from fedrobust.aggregation.selection import weighted
+from fedrobust.aggregation.record import FROM_SERVER, SUPPLIED, mixed, weighted
 from fedrobust.aggregation.tables import (
-    COORDINATE_WISE,
-    MINIMUM,
-    MIXINGS,
     PREAGGREGATORS,
     RULES,
-    STEPS,
-    WEIGHTS,
+    preaggregator_record,
+    rule_record,
 )
+from fedrobust.matrix import computable, matrix, narrowed
+from fedrobust.ranges import whole
 from fedrobust.spec import Spec, parameters, resolve, split
-
-SUPPLIED = ("generator", "memory", "clients")
-FROM_SERVER = ("root", "loss")  # of the server's own data; a spec may carry them instead
-
 
 Given = dict[str, Callable[[], Any]]
 Server = Mapping[str, Callable[[], Any]]
@@ -64,19 +59,20 @@ def build(spec: Spec, *, pre: Sequence[Spec] = ()) -> Aggregator:
     """
     _resolve_rule(spec)
     for one in pre:
-        resolve(PREAGGREGATORS, one, kind="pre-aggregator", supplied=SUPPLIED)
+        _resolve_pre(one)
 
     def apply(
-        updates: Tensor,
+        updates: Any,
         state: Any = None,
         generator: torch.Generator | None = None,
         *,
         clients: Sequence[int] | None = None,
         server: Server | None = None,
     ) -> Outcome:
-        numbers = torch.arange(len(updates)) if clients is None else torch.tensor(list(clients))
+        rows = matrix(updates)
+        numbers = torch.arange(len(rows)) if clients is None else torch.tensor(list(clients))
         given = {"memory": lambda: state, "generator": lambda: generator, **(server or {})}
-        return _apply(updates, spec, tuple(pre), numbers, given)
+        return _apply(rows, spec, tuple(pre), numbers, given)
 
     return Aggregator(lambda: None, apply)
 
@@ -94,8 +90,9 @@ def aggregate(
     Parameters
     ----------
     updates
-        One row a client, floating point. Rows with a value that is not finite are set aside before
-        anything else, and each of them counts against f.
+        One row a client, floating point: a tensor, a numpy array, or a list of rows. Rows with a
+        value that is not finite are set aside before anything else, and each of them counts
+        against f. Halves are computed in float32, and the result is a half again.
     spec, pre
         The rule, and pre-aggregators applied before it in order.
     state
@@ -106,7 +103,10 @@ def aggregate(
     SpecError
         For an unknown name or parameter.
     ValueError
-        If the updates are too few for the rule, or none is finite.
+        If the updates are too few for the rule, none is finite, a setting is out of its range, or
+        the aggregate does not fit into the updates' type.
+    TypeError
+        For updates that are no real floating-point matrix: whole and complex numbers are refused.
     """
     return build(spec, pre=pre).apply(updates, state, generator).aggregate
 
@@ -114,11 +114,25 @@ def aggregate(
 def preaggregate(
     updates: Tensor, spec: Spec, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Apply one pre-aggregator: (n, d) -> (m, d)."""
-    function, settings = resolve(MIXINGS, spec, kind="pre-aggregator", supplied=SUPPLIED)
-    _check_one(split(spec)[0], settings, len(updates))
-    given: Given = {"generator": lambda: generator}
-    return _mixed(updates, function(updates, **settings, **_offer(function, settings, given)))
+    """Apply one pre-aggregator: (n, d) -> (m, d).
+
+    As in ``aggregate``, rows that are not finite are set aside first and count against f.
+
+    Raises
+    ------
+    SpecError, ValueError, TypeError
+        As ``aggregate``.
+    """
+    given = matrix(updates)
+    _resolve_pre(spec)
+    rows, _, largest = _finite_rows(computable(given))
+    one = _with_fewer(spec, len(given) - len(rows))
+    name = split(one)[0]
+    _check_pre(one, len(rows))
+    follows = preaggregator_record(name).follows_scale
+    rows, unit = scaling.in_range(rows, largest, follows_scale=follows)
+    result = mixed(rows, _mixing(rows, one, {"generator": lambda: generator}))
+    return _finished(result * unit if unit != 1 else result, given.dtype, name)
 
 
 def check(spec: Spec, *, n: int, pre: Sequence[Spec] = ()) -> None:
@@ -132,12 +146,11 @@ def check(spec: Spec, *, n: int, pre: Sequence[Spec] = ()) -> None:
         ``krum with f=5 needs at least 13 updates, got 12``.
     """
     for one in pre:
-        _, settings = resolve(PREAGGREGATORS, one, kind="pre-aggregator", supplied=SUPPLIED)
-        name = split(one)[0]
-        _check_one(name, settings, n)
-        n = -(-n // settings["size"]) if name == "bucketing" else n
+        _resolve_pre(one)
+        n = _check_pre(one, n)
     _resolve_rule(spec)
-    _check_one(*split(spec), n)
+    name, settings = split(spec)
+    _check_one(name, rule_record(name).minimum, settings, n)
 
 
 def tolerated(spec: Spec, *, n: int, pre: Sequence[Spec] = ()) -> int | None:
@@ -149,7 +162,7 @@ def tolerated(spec: Spec, *, n: int, pre: Sequence[Spec] = ()) -> int | None:
         If n updates are too few even with f = 0.
     """
     name, settings = split(spec)
-    if "f" not in parameters(RULES[name]):
+    if not rule_record(name).takes_f:
         return None
     check({"name": name, **settings, "f": 0}, n=n, pre=pre)
     for f in range(1, n):
@@ -160,63 +173,105 @@ def tolerated(spec: Spec, *, n: int, pre: Sequence[Spec] = ()) -> int | None:
     return n - 1
 
 
-def _resolve_rule(spec: Spec) -> tuple[Callable[..., Tensor], dict[str, Any]]:
+def _resolve_rule(spec: Spec) -> tuple[Callable[..., Any], dict[str, Any]]:
     """Look a rule up; what comes from the server need not be in the spec, but may."""
     from_server = tuple(key for key in FROM_SERVER if key not in split(spec)[1])
-    return resolve(RULES, spec, kind="rule", supplied=SUPPLIED + from_server)
+    _, settings = resolve(RULES, spec, kind="rule", supplied=SUPPLIED + from_server)
+    return rule_record(split(spec)[0]).compute, settings
 
 
-def _check_one(name: str, settings: dict[str, Any], n: int) -> None:
-    f = settings.get("f", 0)
-    if isinstance(f, bool) or not isinstance(f, int) or f < 0:
-        raise ValueError(f"{name} needs a whole f of at least 0, got {f!r}")
-    needed = MINIMUM[name](settings) if name in MINIMUM else 1
+def _resolve_pre(spec: Spec) -> tuple[Callable[..., Tensor], dict[str, Any]]:
+    _, settings = resolve(PREAGGREGATORS, spec, kind="pre-aggregator", supplied=SUPPLIED)
+    return preaggregator_record(split(spec)[0]).compute, settings
+
+
+def _check_pre(spec: Spec, n: int) -> int:
+    """Check that n rows are enough and return how many the pre-aggregator leaves."""
+    name, settings = split(spec)
+    record = preaggregator_record(name)
+    _check_one(name, record.minimum, settings, n)
+    return record.leaves(n, settings)
+
+
+def _check_one(
+    name: str, minimum: Callable[[dict[str, Any]], int], settings: dict[str, Any], n: int
+) -> None:
+    if "f" in settings:
+        whole(settings["f"], name, "f")
+    needed = minimum(settings)
     if n < needed:
-        told = f" with f={f}" if "f" in settings else ""
+        told = f" with f={settings['f']}" if "f" in settings else ""
         raise ValueError(f"{name}{told} needs at least {needed} updates, got {n}")
 
 
 def _apply(
     updates: Tensor, spec: Spec, pre: tuple[Spec, ...], clients: Tensor, given: Given
 ) -> Outcome:
-    if updates.dim() != 2 or not updates.is_floating_point():
-        found = f"{tuple(updates.shape)} {updates.dtype}"
-        raise TypeError(f"updates need shape (n, d) and a real floating type, got {found}")
     if len(clients) != len(updates):
         raise ValueError(f"{len(updates)} updates need as many clients, got {len(clients)}")
-    if split(spec)[0] == "mean" and not pre and len(updates):
-        outcome = _rule(updates, spec, given)
-        if torch.isfinite(outcome.aggregate).all():  # no row can be otherwise: one read suffices
-            return outcome
-    finite = _finite(updates)
-    lost = int((~finite).sum())
-    if lost == len(updates):
-        raise ValueError(f"none of the {len(updates)} updates is finite")
-    rows = updates[finite.to(updates.device)] if lost else updates
+    name = split(spec)[0]
+    work = computable(updates)
+    if name == "mean" and not pre and len(work):
+        outcome = _rule(work, spec, given)
+        # A finite mean shows that every row is finite: there is no need to read them twice.
+        if bool(torch.isfinite(outcome.aggregate).all()):
+            return replace(outcome, aggregate=narrowed(outcome.aggregate, updates.dtype, name))
+    rows, finite, largest = _finite_rows(work)
+    lost = len(updates) - len(rows)
     chain = [_with_fewer(one, lost) for one in pre]
     rule = _with_fewer(spec, lost)
     check(rule, n=len(rows), pre=chain)
+    rows, unit = _in_range(rows, largest, chain, name)
     outcome = _chain(rows, chain, rule, given | {"clients": lambda: clients[finite]})
-    if outcome.weights is None:
-        return outcome
-    weights = torch.zeros(len(updates), dtype=outcome.weights.dtype)
-    weights[finite] = outcome.weights.cpu()
-    return Outcome(outcome.aggregate, outcome.state, weights)
+    aggregate = outcome.aggregate * unit if unit != 1 else outcome.aggregate
+    weights = _spread(outcome.weights, finite)
+    return Outcome(_finished(aggregate, updates.dtype, name), outcome.state, weights)
 
 
-def _finite(updates: Tensor) -> Tensor:
-    """Tell which rows hold finite values only, without an (n, d) mask."""
-    if kernels.fits(updates):
-        return kernels.finite_rows(updates)
-    low, high = updates.aminmax(dim=1)  # NaN propagates
-    return (torch.isfinite(low) & torch.isfinite(high)).cpu()
+def _finite_rows(work: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the rows whose values are all finite, which those are, and their largest values."""
+    largest = scaling.largest_values(work) if len(work) else torch.zeros(0)
+    finite = torch.isfinite(largest)
+    if not bool(finite.any()):
+        raise ValueError(f"none of the {len(work)} updates is finite")
+    rows = work if bool(finite.all()) else work[finite.to(work.device)]
+    return rows, finite, largest[finite]
+
+
+def _in_range(
+    rows: Tensor, largest: Tensor, chain: Sequence[Spec], name: str
+) -> tuple[Tensor, float]:
+    """Scale the rows where squares are taken; coordinate-wise rules and the mean take none."""
+    record = rule_record(name)
+    if not chain and (record.coordinate_wise or name == "mean"):
+        return rows, 1.0
+    records = [preaggregator_record(split(one)[0]) for one in chain]
+    follows = record.follows_scale and all(one.follows_scale for one in records)
+    return scaling.in_range(rows, largest, follows_scale=follows)
+
+
+def _finished(result: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """Return a result in the updates' type, or say that it is none."""
+    if not bool(torch.isfinite(result).all()):
+        kind = str(result.dtype).removeprefix("torch.")
+        raise ValueError(f"{name}: the result of finite updates is not finite in {kind}")
+    return narrowed(result.detach(), dtype, name)
+
+
+def _spread(weights: Tensor | None, finite: Tensor) -> Tensor | None:
+    """Give the rows that were set aside weight 0."""
+    if weights is None:
+        return None
+    spread = torch.zeros(len(finite), dtype=weights.dtype)
+    spread[finite] = weights.cpu()
+    return spread
 
 
 def _with_fewer(spec: Spec, lost: int) -> Spec:
     """Count rows already set aside against f."""
     name, settings = split(spec)
     if lost and "f" in settings:
-        settings["f"] = max(0, settings["f"] - lost)
+        settings["f"] = max(0, whole(settings["f"], name, "f") - lost)
     return {"name": name, **settings}
 
 
@@ -224,13 +279,12 @@ def _chain(rows: Tensor, chain: Sequence[Spec], rule: Spec, given: Given) -> Out
     """Mix the rows, run the rule; weights are traced back to the rows before the mixing."""
     before: Tensor | None = None
     for i, one in enumerate(chain):
-        function, settings = resolve(MIXINGS, one, kind="pre-aggregator", supplied=SUPPLIED)
-        mixing = function(rows, **settings, **_offer(function, settings, given))
-        if i + 1 == len(chain) and split(rule)[0] in COORDINATE_WISE:
+        mixing = _mixing(rows, one, given)
+        if i + 1 == len(chain) and rule_record(split(rule)[0]).coordinate_wise:
             return _by_columns(rows, mixing, rule)
         before = mixing if before is None else mixing @ before
-        rows = _mixed(rows, mixing)
-        if len(mixing) != mixing.shape[1]:  # buckets are nobody's: their places are their numbers
+        rows = mixed(rows, mixing)
+        if len(mixing) != mixing.shape[1]:  # a bucket is no client: it is known by its place
             given = given | {"clients": partial(torch.arange, len(mixing))}
     outcome = _rule(rows, rule, given)
     if outcome.weights is None or before is None:
@@ -238,36 +292,37 @@ def _chain(rows: Tensor, chain: Sequence[Spec], rule: Spec, given: Given) -> Out
     return Outcome(outcome.aggregate, outcome.state, outcome.weights @ before)
 
 
-def _mixed(rows: Tensor, mixing: Tensor) -> Tensor:
-    """Return the mixed rows; a mixing that only scales them needs no product."""
-    scales = mixing.diagonal()
-    if len(mixing) == len(rows) and torch.equal(mixing, torch.diag(scales)):
-        return rows * scales.to(rows)[:, None]
-    return mixing.to(rows) @ rows
+def _mixing(rows: Tensor, spec: Spec, given: Given) -> Tensor:
+    function, settings = _resolve_pre(spec)
+    return function(rows, **settings, **_offer(function, settings, given))
 
 
 def _by_columns(rows: Tensor, mixing: Tensor, rule: Spec) -> Outcome:
     """Mix and aggregate block by block: the mixed matrix never exists as a whole."""
     function, settings = _resolve_rule(rule)
     return Outcome(
-        by_blocks(rows, lambda block: function(_mixed(block, mixing), **settings)), None, None
+        by_blocks(rows, lambda block: function(mixed(block, mixing), **settings)), None, None
     )
 
 
 def _rule(rows: Tensor, spec: Spec, given: Given) -> Outcome:
-    """Run the rule; one that is a weighted sum is run as its weights, once."""
-    function, settings = _resolve_rule(spec)
+    """Run the rule as it is written, and make an outcome of what it returns."""
+    compute, settings = _resolve_rule(spec)
     name = split(spec)[0]
-    if name in STEPS:
-        return STEPS[name](rows, **settings, **_offer(STEPS[name], settings, given))
-    if name in WEIGHTS:
-        weigh = WEIGHTS[name]
-        weights = weigh(rows, **settings, **_offer(weigh, settings, given))
-        return Outcome(weighted(rows, weights), None, weights)
-    return Outcome(function(rows, **settings, **_offer(function, settings, given)), None, None)
+    found = compute(rows, **settings, **_offer(compute, settings, given, name=name))
+    if isinstance(found, Outcome):
+        return found
+    if rule_record(name).kind == "weights":
+        return Outcome(weighted(rows, found), None, found)
+    if not isinstance(found, Tensor) or found.shape != rows.shape[1:]:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise TypeError(f"{name} needs to return a tensor of {rows.shape[1]} values, got {shape}")
+    return Outcome(found, None, None)
 
 
-def _offer(function: Callable[..., Any], settings: dict[str, Any], given: Given) -> dict[str, Any]:
+def _offer(
+    function: Callable[..., Any], settings: dict[str, Any], given: Given, *, name: str = ""
+) -> dict[str, Any]:
     """Compute what the function wants beside its settings, and nothing else."""
     offered = {}
     for key, parameter in parameters(function).items():
@@ -275,7 +330,7 @@ def _offer(function: Callable[..., Any], settings: dict[str, Any], given: Given)
             offered[key] = given[key]()
         elif key in FROM_SERVER and key not in settings and parameter.default is parameter.empty:
             raise ValueError(
-                f"{function.__name__.removesuffix('_step').removesuffix('_weights')} needs {key!r}"
-                " from data of the server's own: set server.root_images, or put it in the spec"
+                f"{name} needs {key!r} from data of the server's own: set server.root_images,"
+                " or put it in the spec"
             )
     return offered

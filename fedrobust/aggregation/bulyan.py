@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedrobust.aggregation.columns import by_blocks, chosen_variant, nearest_mean, nearest_to_median
 from fedrobust.aggregation.distances import lowest, squared_distances
-from fedrobust.aggregation.selection import even, krum_scores
+from fedrobust.aggregation.selection import krum_scores
 
 
 def bulyan_picks(squared: Tensor, f: int) -> Tensor:
@@ -79,14 +79,6 @@ def epfl_mixing(squared: Tensor, f: int) -> Tensor:
         scores = scores - counted[:, best[0]]
         scores[best[0]] = float("inf")
     return mixing
-
-
-def bulyan_weights(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
-    """Weigh the selection set evenly: the second phase takes values, not updates."""
-    squared = squared_distances(updates)
-    if variant == "epfl":
-        return epfl_mixing(squared, f).mean(0)
-    return even(chosen_variant(PICKS, variant, "bulyan")(squared, f), len(updates))
 
 
 def bulyan(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:

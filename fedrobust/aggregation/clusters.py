@@ -9,14 +9,18 @@ from torch.nn import functional as F
 from fedrobust.aggregation.distances import (
     TINY,
     centred_gram,
+    clipping,
     cosine_distances,
     lowest,
     middle,
     norms,
+    squared_distances,
     squared_from,
 )
 from fedrobust.aggregation.outcome import Outcome
-from fedrobust.aggregation.selection import even, krum_scores, weighted
+from fedrobust.aggregation.record import weighted
+from fedrobust.aggregation.selection import even, krum_scores
+from fedrobust.ranges import real, whole
 
 
 def sign_shares(updates: Tensor) -> Tensor:
@@ -27,32 +31,6 @@ def sign_shares(updates: Tensor) -> Tensor:
 
 
 def sign_guard_weights(
-    updates: Tensor, *, low: float = 0.1, high: float = 3.0, share: float = 0.1,
-    generator: torch.Generator | None = None,
-) -> Tensor:  # fmt: skip
-    """Weigh the kept updates, each clipped to the median norm."""
-    from sklearn.cluster import MeanShift, estimate_bandwidth
-
-    n, d = updates.shape
-    lengths = norms(updates)
-    typical = middle(lengths)
-    plausible = (lengths > low * typical) & (lengths < high * typical)
-    width = max(1, round(share * d))
-    start = int(torch.randint(0, d - width + 1, (1,), generator=generator))
-    features = sign_shares(updates[:, start : start + width])
-    points = (features / features.max(0).values.clamp(min=TINY)).cpu().numpy()
-    bandwidth = estimate_bandwidth(points, quantile=0.5, random_state=0)
-    if bandwidth > 0:
-        labels = torch.from_numpy(MeanShift(bandwidth=bandwidth).fit(points).labels_)
-        largest = labels.bincount().argmax()
-        plausible = plausible & (labels == largest)
-    if not plausible.any():
-        raise ValueError(f"sign_guard kept none of {n} updates")
-    scales = (typical / lengths.clamp(min=TINY)).clamp(max=1)
-    return torch.where(plausible, scales, 0.0) / plausible.sum()
-
-
-def sign_guard(
     updates: Tensor, *, low: float = 0.1, high: float = 3.0, share: float = 0.1,
     generator: torch.Generator | None = None,
 ) -> Tensor:  # fmt: skip
@@ -70,43 +48,33 @@ def sign_guard(
     Xu, Huang, Song, Lan, Byzantine-robust Federated Learning through Collaborative Malicious
     Gradient Filtering, ICDCS 2022 (SignGuard, plain variant).
     """
-    weights = sign_guard_weights(updates, low=low, high=high, share=share, generator=generator)
-    return weighted(updates, weights)
+    from sklearn.cluster import MeanShift, estimate_bandwidth
+
+    n, d = updates.shape
+    real(low, "sign_guard", "low", low=0)
+    real(high, "sign_guard", "high", low=low)
+    real(share, "sign_guard", "share", above=0, high=1)
+    lengths = norms(updates)
+    typical = middle(lengths)
+    # Bounds included: where most updates are zero, zeros are what is plausible.
+    plausible = (lengths >= low * typical) & (lengths <= high * typical)
+    width = max(1, round(share * d))
+    start = int(torch.randint(0, d - width + 1, (1,), generator=generator))
+    features = sign_shares(updates[:, start : start + width])
+    points = (features / features.max(0).values.clamp(min=TINY)).cpu().numpy()
+    bandwidth = estimate_bandwidth(points, quantile=0.5, random_state=0)
+    if bandwidth > 0:
+        labels = torch.from_numpy(MeanShift(bandwidth=bandwidth).fit(points).labels_)
+        largest = labels.bincount().argmax()
+        plausible = plausible & (labels == largest)
+    if not plausible.any():
+        raise ValueError(f"sign_guard kept none of {n} updates")
+    return torch.where(plausible, clipping(lengths, typical), 0.0) / plausible.sum()
 
 
 def flame_step(
     updates: Tensor, *, noise: float = 0.001, generator: torch.Generator | None = None
 ) -> Outcome:
-    """Aggregate by FLAME; the weights are those before the noise."""
-    from sklearn.cluster import HDBSCAN
-
-    if noise < 0:
-        raise ValueError(f"flame needs noise >= 0, got {noise}")
-    n, lengths = len(updates), norms(updates)
-    clustering = HDBSCAN(
-        min_cluster_size=n // 2 + 1,
-        min_samples=1,
-        allow_single_cluster=True,
-        metric="precomputed",
-        copy=True,
-    )
-    labels = clustering.fit(cosine_distances(updates).numpy()).labels_
-    kept = torch.from_numpy(labels == 0)
-    if not bool(kept.any()):
-        raise ValueError(f"flame found no majority among {n} updates")
-    bound = middle(lengths)
-    scales = (bound / lengths.clamp(min=TINY)).clamp(max=1)
-    weights = torch.where(kept, scales, 0.0) / int(kept.sum())
-    result = weighted(updates, weights)
-    if noise:
-        draw = torch.randn(result.shape, generator=generator, dtype=result.dtype)
-        result = result + float(noise * bound) * draw.to(result)
-    return Outcome(result, None, weights)
-
-
-def flame(
-    updates: Tensor, *, noise: float = 0.001, generator: torch.Generator | None = None
-) -> Tensor:
     """Keep the majority cluster by angle, clip to the median norm, average, add noise.
 
     HDBSCAN on cosine distances with clusters of more than n / 2; the median is over all updates.
@@ -127,31 +95,33 @@ def flame(
     Nguyen et al., FLAME: Taming Backdoors in Federated Learning, USENIX Security 2022, Algorithm 1.
     Needs f < n / 2.
     """
-    return flame_step(updates, noise=noise, generator=generator).aggregate
+    from sklearn.cluster import HDBSCAN
+
+    real(noise, "flame", "noise", low=0)
+    n, lengths = len(updates), norms(updates)
+    clustering = HDBSCAN(
+        min_cluster_size=n // 2 + 1,
+        min_samples=1,
+        allow_single_cluster=True,
+        metric="precomputed",
+        copy=True,
+    )
+    labels = clustering.fit(cosine_distances(updates).numpy()).labels_
+    kept = torch.from_numpy(labels == 0)
+    if not bool(kept.any()):
+        raise ValueError(f"flame found no majority among {n} updates")
+    bound = middle(lengths)
+    weights = torch.where(kept, clipping(lengths, bound), 0.0) / int(kept.sum())
+    result = weighted(updates, weights)
+    if noise:
+        draw = torch.randn(result.shape, generator=generator, dtype=result.dtype)
+        result = result + float(noise * bound) * draw.to(result)
+    return Outcome(result, None, weights)
 
 
 def hierarchical_clustering_krum_weights(
     updates: Tensor, *, f: int, clusters: int | None = None
 ) -> Tensor:
-    """Return the weights of the chosen cluster's members."""
-    from sklearn.cluster import AgglomerativeClustering
-
-    n = len(updates)
-    count = n - f if clusters is None else clusters
-    if not 1 <= count <= n:
-        raise ValueError(f"clusters of {n} updates need to be 1..{n}, got {count}")
-    gram = centred_gram(updates)
-    distances = squared_from(gram).sqrt().numpy()
-    fitted = AgglomerativeClustering(count, metric="precomputed", linkage="average")
-    labels = torch.from_numpy(fitted.fit(distances).labels_)
-    mixing = F.one_hot(labels, count).T.double()
-    mixing = mixing / mixing.sum(1, keepdim=True)
-    between = squared_from(mixing @ gram @ mixing.T)  # of the clusters' means
-    winner = int(lowest(krum_scores(between, min(f, max(0, (count - 3) // 2))), 1))
-    return even((labels == winner).nonzero().flatten(), n)
-
-
-def hierarchical_clustering_krum(updates: Tensor, *, f: int, clusters: int | None = None) -> Tensor:
     """Cluster the updates, represent each cluster by its mean, take Krum's choice of the means.
 
     An INTERPRETATION: of the paper that names it, only a second-hand description is known here.
@@ -166,5 +136,16 @@ def hierarchical_clustering_krum(updates: Tensor, *, f: int, clusters: int | Non
     ----------
     Named by Yang, Luo, Dong, Li, Seesaw, arXiv 2410.05161; the full text was not available.
     """
-    weights = hierarchical_clustering_krum_weights(updates, f=f, clusters=clusters)
-    return weighted(updates, weights)
+    from sklearn.cluster import AgglomerativeClustering
+
+    n = len(updates)
+    count = n - f if clusters is None else clusters
+    whole(count, f"hierarchical_clustering_krum of {n} updates", "clusters", low=1, high=n)
+    distances = squared_distances(updates).sqrt().numpy()
+    fitted = AgglomerativeClustering(count, metric="precomputed", linkage="average")
+    labels = torch.from_numpy(fitted.fit(distances).labels_)
+    mixing = F.one_hot(labels, count).T.double()
+    mixing = mixing / mixing.sum(1, keepdim=True)
+    between = squared_from(centred_gram(updates, mixing))  # of the clusters' means
+    winner = int(lowest(krum_scores(between, min(f, max(0, (count - 3) // 2))), 1))
+    return even((labels == winner).nonzero().flatten(), n)

@@ -32,6 +32,8 @@ def chosen_variant(variants: Mapping[str, Any], variant: str, rule: str) -> Any:
     ValueError
         ``unknown variant 'epfll' of krum; did you mean 'epfl'?``
     """
+    if not isinstance(variant, str):
+        raise ValueError(f"{rule} needs a name for its variant, got {variant!r}")
     if variant not in variants:
         raise ValueError(
             f"unknown variant {variant!r} of {rule}; {suggest(variant, list(variants))}"
@@ -52,17 +54,20 @@ def ranked_mean(updates: Tensor, first: int, last: int) -> Tensor:
 
 def averaged(values: Tensor) -> Tensor:
     """Average rows in float64: huge values may not overflow their sum."""
-    return (values.double().sum(0) / len(values)).to(values.dtype)
+    result = values.double().sum(0) / len(values)
+    if values.dtype == torch.float64 and not bool(torch.isfinite(result).all()):
+        result = (values / len(values)).sum(0)
+    return result.to(values.dtype)
 
 
-def mean(updates: Tensor) -> Tensor:
+def mean_weights(updates: Tensor) -> Tensor:
     """Average the updates; one attacker moves it anywhere.
 
     References
     ----------
     Blanchard et al., NeurIPS 2017, Lemma 1: no linear rule tolerates one Byzantine worker.
     """
-    return updates.mean(0)
+    return torch.full((len(updates),), 1 / len(updates), dtype=torch.float64)
 
 
 # variant -> the ranks that are averaged.
@@ -143,20 +148,28 @@ def nearest_to_median(updates: Tensor, keep: int, *, rows: Tensor | None = None)
     return nearest_mean(updates, *MEDIAN_VARIANTS["paper"](n), keep, rows=rows)
 
 
-def meamed(updates: Tensor, *, f: int) -> Tensor:
+def meamed(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
     """Average, per coordinate, the n - f values nearest to the median.
+
+    Parameters
+    ----------
+    variant
+        Around which median for even n: "paper", the mean of the two middle values, or "lower", the
+        lower of them (``torch.median``, ByzPy).
 
     Raises
     ------
     ValueError
-        If ``n < 2 f + 1``.
+        If ``n < 2 f + 1``, or for an unknown variant.
 
     References
     ----------
     Xie, Koyejo, Gupta, Generalized Byzantine-tolerant SGD, 2018, arXiv 1802.10116. TM(1) in Baruch
     et al., NeurIPS 2019.
     """
-    return nearest_to_median(updates, len(updates) - f)
+    n = len(updates)
+    middle = chosen_variant(MEDIAN_VARIANTS, variant, "meamed")(n)
+    return nearest_mean(updates, *middle, n - f)
 
 
 def phocas(updates: Tensor, *, f: int) -> Tensor:

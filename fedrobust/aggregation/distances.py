@@ -14,21 +14,42 @@ from fedrobust.aggregation.columns import median
 WIDTH = 4096  # columns per block: 100 rows of 4,096 float32 are 1.6 MB
 FAR = 16.0  # squared: rows farther from the centre than 4 times from each other lose digits
 LARGEST = 1e15  # products of larger float32 values overflow; such rows are scaled down to it
+SMALLEST = 1e-20  # squared length below which products of float32 values lose digits
 TINY = 1e-30
 
 
-def centred_gram(updates: Tensor) -> Tensor:
+def centred_gram(updates: Tensor, mixing: Tensor | None = None) -> Tensor:
     """Return the (n, n) products of the rows about a common centre, float64.
 
     Blocks of columns are multiplied in the updates' own precision and summed in float64. The centre
     is the coordinate-wise median of three rows; where it turns out to lie far from the rows (three
     rows can be an attacker's), it is that of all rows instead. A mean is moved anywhere by one row.
+
+    Parameters
+    ----------
+    mixing
+        (m, n): the products (m, m) are those of the mixed rows. They are taken of the mixed rows
+        themselves, block by block: in ``mixing @ gram @ mixing.T`` two far rows that cancel in
+        their mean would leave their rounding errors behind.
     """
-    n = len(updates)
-    a, b, c = updates[0], updates[n // 2], updates[n - 1]
-    low, high = torch.minimum(a, b), torch.maximum(a, b)
-    gram = products(updates, torch.maximum(low, torch.minimum(high, c)))
-    return gram if near(gram) else products_of_any_size(updates, median(updates))
+    updates = updates.detach()
+    first, second, third = three_rows(updates, mixing)
+    low, high = torch.minimum(first, second), torch.maximum(first, second)
+    gram = products(updates, torch.maximum(low, torch.minimum(high, third)), mixing=mixing)
+    if near(gram):
+        return gram
+    if mixing is not None:
+        updates = mixing.to(updates) @ updates
+    return products_of_any_size(updates, median(updates))
+
+
+def three_rows(updates: Tensor, mixing: Tensor | None) -> Tensor:
+    """Return the first, the middle and the last of the (mixed) rows, (3, d)."""
+    n = len(updates) if mixing is None else len(mixing)
+    chosen = torch.tensor([0, n // 2, n - 1])
+    if mixing is None:
+        return updates[chosen.to(updates.device)]
+    return mixing[chosen].to(updates) @ updates
 
 
 def near(gram: Tensor) -> bool:
@@ -38,11 +59,15 @@ def near(gram: Tensor) -> bool:
     return bool(torch.isfinite(gram).all()) and bool((norms <= FAR * typical).all())
 
 
-def products(updates: Tensor, centre: Tensor, scales: Tensor | None = None) -> Tensor:
+def products(
+    updates: Tensor, centre: Tensor, scales: Tensor | None = None, mixing: Tensor | None = None
+) -> Tensor:
     """Return the (n, n) products of the rows minus a centre, each row times its scale, float64."""
-    n = len(updates)
+    n = len(updates) if mixing is None else len(mixing)
     gram = torch.zeros(n, n, dtype=torch.float64, device=updates.device)
+    mixed = None if mixing is None else mixing.to(updates)
     for block, middle in zip(updates.split(WIDTH, 1), centre.split(WIDTH), strict=True):
+        block = block if mixed is None else mixed @ block
         if scales is None:
             offsets = block - middle
         else:
@@ -93,18 +118,47 @@ def squared_to_mixture(gram: Tensor, weights: Tensor) -> Tensor:
 
 def norms_from(updates: Tensor, centre: Tensor) -> Tensor:
     """Return the distance of each row from a centre, (n,), summed in float64."""
+    updates, centre = updates.detach(), centre.detach()
     if kernels.fits(updates) and kernels.fits(centre[None].expand(2, -1)):
         return kernels.row_distances(updates, centre).sqrt()
+    lengths = _lengths(updates, centre, 1.0)
+    # Squares of float64 values overflow beyond 1e154 and vanish below 1e-162.
+    lost = (lengths < 1e-150) | ~torch.isfinite(lengths)
+    if updates.dtype == torch.float64 and bool(lost.any()):
+        for factor in (2.0**-600, 2.0**600):
+            scaled = _lengths(updates, centre, factor)
+            lengths = torch.where(lost & torch.isfinite(scaled), scaled / factor, lengths)
+    return lengths
+
+
+def _lengths(updates: Tensor, centre: Tensor, factor: float) -> Tensor:
+    """Return the lengths of ``factor`` times the rows minus the centre, (n,)."""
     squared = torch.zeros(len(updates), dtype=torch.float64, device=updates.device)
     width = max(1, (1 << 20) // len(updates))
     for rows, part in zip(updates.split(width, 1), centre.split(width), strict=True):
-        squared += (rows.double() - part.double()).square_().sum(1)
+        offsets = rows.double() - part.double()
+        if factor != 1:
+            offsets = rows.double() * factor - part.double() * factor
+        squared += offsets.square_().sum(1)
     return squared.sqrt().cpu()
+
+
+def products_with(updates: Tensor, vector: Tensor) -> Tensor:
+    """Return each row's product with a vector, (n,) float64; in float64 where float32 overflows."""
+    found = updates @ vector
+    if not bool(torch.isfinite(found).all()):
+        found = updates.double() @ vector.double()
+    return found.double().cpu()
 
 
 def norms(updates: Tensor) -> Tensor:
     """Return the length of each row, (n,), float64."""
     return norms_from(updates, torch.zeros_like(updates[0]))
+
+
+def clipping(lengths: Tensor, bound: float | Tensor) -> Tensor:
+    """Return the factors (n,) in [0, 1] that bring rows of these lengths to ``bound`` at most."""
+    return torch.where(lengths > bound, bound / lengths, 1.0)
 
 
 def cosine_distances(updates: Tensor) -> Tensor:
@@ -114,10 +168,18 @@ def cosine_distances(updates: Tensor) -> Tensor:
 
 def cosines(updates: Tensor) -> Tensor:
     """Return the cosine of each pair of rows, (n, n) float64; 0 with a row of zeros."""
-    gram = products_of_any_size(updates, torch.zeros_like(updates[0]))
+    updates = updates.detach()
+    origin = torch.zeros_like(updates[0])
+    gram = products(updates, origin)
+    if not bool(torch.isfinite(gram).all()) or float(gram.diagonal().min()) < SMALLEST:
+        # Squares overflow or lose digits: rows of any size keep their cosines at length 1.
+        largest = torch.maximum(updates.amax(1), -updates.amin(1)).double()
+        scales = (1 / largest.clamp(min=1e-300)).clamp(max=1e38).to(updates.dtype)
+        gram = products(updates, origin, scales)
     lengths = gram.diagonal().sqrt()
-    cosine = gram / (lengths[:, None] * lengths[None, :]).clamp(min=TINY)
-    return (cosine + cosine.T) / 2
+    cosine = gram / (lengths[:, None] * lengths[None, :])
+    cosine = torch.where((lengths[:, None] > 0) & (lengths[None, :] > 0), cosine, 0.0)
+    return ((cosine + cosine.T) / 2).clamp(-1, 1)
 
 
 def middle(values: Tensor) -> Tensor:

@@ -13,15 +13,17 @@ from torch import Tensor
 
 from fedrobust.aggregation.distances import (
     TINY,
+    clipping,
     cosine_distances,
     cosines,
-    lowest,
     middle,
     norms,
     squared_distances,
 )
 from fedrobust.aggregation.outcome import Outcome
-from fedrobust.aggregation.selection import even, weighted
+from fedrobust.aggregation.record import weighted
+from fedrobust.aggregation.selection import even
+from fedrobust.ranges import real, truth, whole
 
 Memory = dict[str, Tensor]
 
@@ -60,8 +62,14 @@ def numbered(updates: Tensor, clients: Tensor | None) -> Tensor:
 
 
 def foolsgold_rates(history: Tensor) -> Tensor:
-    """Return each client's learning rate in [0, 1] from its summed updates."""
-    cosine = cosines(history).fill_diagonal_(0)
+    """Return each client's learning rate in [0, 1] from its summed updates.
+
+    Cosines within rounding of 1 count as 1: the rates of twins would else be rounding noise, which
+    the division by the greatest rate blows up to any value where every client has a twin.
+    """
+    cosine = cosines(history)
+    noise = 64 * torch.finfo(history.dtype).eps
+    cosine = torch.where(cosine > 1 - noise, 1.0, cosine).fill_diagonal_(0)
     most = cosine.max(1).values
     ratio = most[:, None] / most[None, :].clamp(min=TINY)
     pardon = torch.where(most[:, None] < most[None, :], ratio, 1.0)
@@ -78,22 +86,6 @@ def foolsgold_step(
     memory: Memory | None = None,
     clients: Tensor | None = None,
 ) -> Outcome:
-    """Aggregate and remember each client's sum."""
-    numbers = numbered(updates, clients)
-    after = add_to(memory, updates, numbers)
-    rates = foolsgold_rates(sums_of(after, numbers))
-    if normalise:
-        rates = rates / rates.sum().clamp(min=TINY)
-    return Outcome(weighted(updates, rates), after, rates)
-
-
-def foolsgold(
-    updates: Tensor,
-    *,
-    normalise: bool = False,
-    memory: Memory | None = None,
-    clients: Tensor | None = None,
-) -> Tensor:
     """Slow down clients whose accumulated updates point the same way as another's.
 
     Parameters
@@ -110,13 +102,24 @@ def foolsgold(
     Fung, Yoon, Beschastnikh, The Limitations of Federated Learning in Sybil Settings, RAID 2020,
     Algorithm 1. Punishes similar honest clients: not for IID data.
     """
-    return foolsgold_step(updates, normalise=normalise, memory=memory, clients=clients).aggregate
+    numbers = numbered(updates, clients)
+    truth(normalise, "foolsgold", "normalise")
+    after = add_to(memory, updates, numbers)
+    rates = foolsgold_rates(sums_of(after, numbers))
+    if normalise:
+        rates = rates / rates.sum().clamp(min=TINY)
+    return Outcome(weighted(updates, rates), after, rates)
 
 
-def central_row(sums: Tensor, threshold: float) -> Tensor | None:
-    """Return the squared distances from the first row that has most rows within the threshold."""
+def central_row(sums: Tensor, threshold: float, good: Tensor) -> Tensor | None:
+    """Return the squared distances from the first good row with most rows within the threshold.
+
+    Most of all rows, but counted among the good ones: who is out neither is the centre nor makes
+    somebody the centre.
+    """
     squared = squared_distances(sums)
-    most = (squared <= threshold**2).sum(1) * 2 > len(sums)
+    close = (squared <= threshold**2) & good[None, :] & good[:, None]
+    most = close.sum(1) * 2 > len(sums)
     return squared[int(most.nonzero()[0])] if bool(most.any()) else None
 
 
@@ -133,58 +136,6 @@ def safeguard_step(
     clients: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Outcome:
-    """Aggregate; remember the sums of both windows, who is still good, and the round."""
-    if not 1 <= short_window <= window or min(threshold, short_threshold, factor) <= 0 or noise < 0:
-        raise ValueError(
-            "safeguard needs 1 <= short_window <= window, positive thresholds and factor, and"
-            f" noise >= 0, got {short_window}, {window}, {short_threshold}, {threshold}, {factor},"
-            f" {noise}"
-        )
-    numbers = numbered(updates, clients)
-    kept: Memory = dict(memory) if memory else {}
-    turn = int(kept.get("round", torch.tensor(0)))
-    out = kept.get("out", numbers[:0])
-    good = ~torch.isin(numbers, out)
-    if not bool(good.any()):
-        raise ValueError(f"safeguard has excluded all {len(numbers)} clients that answered")
-    share = 1 / int(good.sum())
-    after: Memory = {"round": torch.tensor(turn + 1)}
-    for name, length, limit in (
-        ("long", window, threshold),
-        ("short", short_window, short_threshold),
-    ):
-        before = None if turn % length == 0 or f"{name}_clients" not in kept else {
-            "clients": kept[f"{name}_clients"], "sums": kept[name],
-        }  # fmt: skip
-        table = add_to(before, updates, numbers, scale=share)
-        after |= {name: table["sums"], f"{name}_clients": table["clients"]}
-        away = central_row(sums_of(table, numbers), limit)
-        if away is not None:
-            good &= away <= (factor * limit) ** 2
-    if not bool(good.any()):
-        raise ValueError(f"safeguard excluded all {len(numbers)} clients that answered")
-    after["out"] = torch.cat([out, numbers[~good & ~torch.isin(numbers, out)]])
-    weights = even(good.nonzero().flatten(), len(updates))
-    result = weighted(updates, weights)
-    if noise:
-        draw = torch.randn(result.shape, generator=generator, dtype=result.dtype)
-        result = result + noise * draw.to(result)
-    return Outcome(result, after, weights)
-
-
-def safeguard(
-    updates: Tensor,
-    *,
-    window: int,
-    threshold: float,
-    short_window: int,
-    short_threshold: float,
-    factor: float = 2.0,
-    noise: float = 0.0,
-    memory: Memory | None = None,
-    clients: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
     """Exclude for good whoever's summed updates leave the majority's, over two windows of rounds.
 
     A central client has more than half of all within a threshold of its sum; who is farther from it
@@ -214,33 +165,51 @@ def safeguard(
     Descent, ICLR 2021, Algorithm 1 (double safeguard). The average is over those who pass this
     round's check. Needs f < n / 2.
     """
-    return safeguard_step(
-        updates, window=window, threshold=threshold, short_window=short_window,
-        short_threshold=short_threshold, factor=factor, noise=noise, memory=memory,
-        clients=clients, generator=generator,
-    ).aggregate  # fmt: skip
+    whole(window, "safeguard", "window", low=1)
+    whole(short_window, "safeguard", "short_window", low=1)
+    if short_window > window:
+        raise ValueError(
+            f"safeguard needs 1 <= short_window <= window, got {short_window} and {window}"
+        )
+    for key, value in (
+        ("threshold", threshold), ("short_threshold", short_threshold), ("factor", factor),
+    ):  # fmt: skip
+        real(value, "safeguard", key, above=0)
+    real(noise, "safeguard", "noise", low=0)
+    numbers = numbered(updates, clients)
+    kept: Memory = dict(memory) if memory else {}
+    turn = int(kept.get("round", torch.tensor(0)))
+    out = kept.get("out", numbers[:0])
+    was_good = ~torch.isin(numbers, out)
+    good = was_good.clone()
+    if not bool(good.any()):
+        raise ValueError(f"safeguard has excluded all {len(numbers)} clients that answered")
+    share = 1 / int(good.sum())
+    after: Memory = {"round": torch.tensor(turn + 1)}
+    for name, length, limit in (
+        ("long", window, threshold),
+        ("short", short_window, short_threshold),
+    ):
+        before = None if turn % length == 0 or f"{name}_clients" not in kept else {
+            "clients": kept[f"{name}_clients"], "sums": kept[name],
+        }  # fmt: skip
+        table = add_to(before, updates, numbers, scale=share)
+        after |= {name: table["sums"], f"{name}_clients": table["clients"]}
+        away = central_row(sums_of(table, numbers), limit, was_good)
+        if away is not None:
+            good &= away <= (factor * limit) ** 2
+    if not bool(good.any()):
+        raise ValueError(f"safeguard excluded all {len(numbers)} clients that answered")
+    after["out"] = torch.cat([out, numbers[~good & ~torch.isin(numbers, out)]])
+    weights = even(good.nonzero().flatten(), len(updates))
+    result = weighted(updates, weights)
+    if noise:
+        draw = torch.randn(result.shape, generator=generator, dtype=result.dtype)
+        result = result + noise * draw.to(result)
+    return Outcome(result, after, weights)
 
 
 def clipped_clustering_step(updates: Tensor, *, memory: Any = None) -> Outcome:
-    """Aggregate and remember the norms of all rounds."""
-    from sklearn.cluster import AgglomerativeClustering
-
-    n, lengths = len(updates), norms(updates)
-    past = lengths if memory is None else torch.cat([memory, lengths])
-    scales = (middle(past) / lengths.clamp(min=TINY)).clamp(max=1)
-    if n < 2:
-        return Outcome(weighted(updates, scales), past, scales)
-    labels = torch.from_numpy(
-        AgglomerativeClustering(2, metric="precomputed", linkage="average")
-        .fit(cosine_distances(updates).numpy())
-        .labels_
-    )
-    larger = labels == lowest(-labels.bincount(minlength=2).double(), 1)
-    weights = torch.where(larger, scales, 0.0) / int(larger.sum())
-    return Outcome(weighted(updates, weights), past, weights)
-
-
-def clipped_clustering(updates: Tensor, *, memory: Any = None) -> Tensor:
     """Clip to the median norm of all rounds, split in two clusters by angle, average the larger.
 
     Average linkage on cosine distances; clusters of equal size: the one that holds the first row.
@@ -255,4 +224,20 @@ def clipped_clustering(updates: Tensor, *, memory: Any = None) -> Tensor:
     Li, Ngai, Voigt, An Experimental Study of Byzantine-Robust Aggregation Schemes in Federated
     Learning, IEEE Transactions on Big Data 2024 (ClippedClustering). Needs f < n / 2.
     """
-    return clipped_clustering_step(updates, memory=memory).aggregate
+    from sklearn.cluster import AgglomerativeClustering
+
+    n, lengths = len(updates), norms(updates)
+    past = lengths if memory is None else torch.cat([memory, lengths])
+    scales = clipping(lengths, middle(past))
+    if n < 2:
+        return Outcome(weighted(updates, scales), past, scales)
+    labels = torch.from_numpy(
+        AgglomerativeClustering(2, metric="precomputed", linkage="average")
+        .fit(cosine_distances(updates).numpy())
+        .labels_
+    )
+    sizes = labels.bincount(minlength=2)
+    # The clustering numbers its clusters as it likes: a tie is decided by the first row.
+    larger = labels == (labels[0] if sizes[0] == sizes[1] else sizes.argmax())
+    weights = torch.where(larger, scales, 0.0) / int(larger.sum())
+    return Outcome(weighted(updates, weights), past, weights)

@@ -8,12 +8,16 @@ comparator to the last. Comparators that cannot reach a wanted rank are left out
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
+
+from fedrobust.threads import in_parts
 
 LANES = 32  # columns of a strip: one row of it is two vectors of 16 float32
 STRIPS = 8  # strips that are loaded together, for longer runs of each row
@@ -39,7 +43,8 @@ def rank_mean(updates: Tensor, first: int, last: int) -> Tensor:
     """
     out = torch.empty(updates.shape[1], dtype=torch.float32)
     n = len(updates)
-    _rank_mean(updates.detach().numpy(), network(n, first, last), first, last, out.numpy())
+    pairs = network(n, first, last)
+    _in_blocks(_rank_mean, updates, pairs, first, last, out.numpy())
     return out
 
 
@@ -57,31 +62,41 @@ def nearest_mean(updates: Tensor, rows: Tensor, first: int, last: int, keep: int
     """
     out = torch.empty(updates.shape[1], dtype=torch.float32)
     pairs = network(len(rows), 0, len(rows))
-    _nearest_mean(
-        updates.detach().numpy(), rows.cpu().numpy(), pairs, first, last, keep, out.numpy()
-    )
+    chosen = rows.cpu().numpy()
+    _in_blocks(_nearest_mean, updates, chosen, pairs, first, last, keep, out.numpy())
     return out
 
 
 def row_distances(updates: Tensor, centre: Tensor) -> Tensor:
     """Return the squared distance of each row from a centre, (n,), in float64."""
     out = np.zeros(len(updates))
-    _row_distances(updates.detach().numpy(), centre.detach().numpy(), out)
+    matrix, point = updates.detach().numpy(), centre.detach().numpy()
+    in_parts(_row_distances, matrix, point, out, parts=len(matrix), work=matrix.size)
     return torch.from_numpy(out)
 
 
-def finite_rows(updates: Tensor) -> Tensor:
-    """Tell for each row whether all its values are finite, (n,) bool, in one read."""
-    out = np.zeros(len(updates), dtype=np.bool_)
-    _finite_rows(updates.detach().numpy(), out)
-    return torch.from_numpy(out)
+def largest_values(updates: Tensor) -> Tensor:
+    """Return the largest magnitude of each row, (n,) float32, in one read.
+
+    Infinity or NaN where a row holds a value that is not finite.
+    """
+    out = np.zeros(len(updates), dtype=np.uint32)
+    matrix = updates.detach().numpy()
+    in_parts(_largest_bits, matrix, out, parts=len(matrix), work=matrix.size)
+    return torch.from_numpy(out.view(np.float32))
 
 
 def sign_sums(updates: Tensor) -> Tensor:
     """Count positive minus negative values of each column: (n, d) -> (d,) float32."""
     out = torch.empty(updates.shape[1], dtype=torch.float32)
-    _sign_sums(updates.detach().numpy(), out.numpy())
+    _in_blocks(_sign_sums, updates, out.numpy())
     return out
+
+
+def _in_blocks(kernel: Callable[..., None], updates: Tensor, *arguments: Any) -> None:
+    """Run a kernel over all blocks of columns, shared out to as many threads as the user allows."""
+    blocks = -(-updates.shape[1] // (LANES * STRIPS))
+    in_parts(kernel, updates.detach().numpy(), *arguments, parts=blocks, work=updates.numel())
 
 
 @lru_cache(maxsize=64)
@@ -118,20 +133,17 @@ def _batcher(n: int) -> list[tuple[int, int]]:
 
 @numba.njit(inline="always")
 def _load(
-    x: np.ndarray, rows: np.ndarray, start: int, width: int
-) -> np.ndarray:  # pragma: no cover - compiled
+    x: np.ndarray, rows: np.ndarray, start: int, width: int, strips: np.ndarray
+) -> None:  # pragma: no cover - compiled
     """Copy ``width`` columns of some rows into strips: (strip, row, lane), flat."""
     n = len(rows)
-    strips = np.empty(STRIPS * n * LANES, dtype=np.float32)
     for i in range(n):
         row = rows[i]
-        for s in range(width // LANES):
-            for k in range(LANES):
-                at = np.uint64((s * n + i) * LANES + k)
-                strips[at] = x[row, np.uint64(start + s * LANES + k)]
-        for k in range(width // LANES * LANES, width):
-            strips[((k // LANES) * n + i) * LANES + k % LANES] = x[row, start + k]
-    return strips
+        for s in range((width + LANES - 1) // LANES):
+            to, at = (s * n + i) * LANES, start + s * LANES
+            # A bound that the compiler does not know: a loop of 32 it unrolls, one by one.
+            for k in range(min(LANES, width - s * LANES)):
+                strips[np.uint64(to + k)] = x[row, np.uint64(at + k)]
 
 
 @numba.njit(inline="always")
@@ -158,17 +170,26 @@ def _mean_of_ranks(
     return (total / (last - first)).astype(np.float32)
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(nogil=True, cache=True)
 def _rank_mean(
-    x: np.ndarray, pairs: np.ndarray, first: int, last: int, out: np.ndarray
+    x: np.ndarray,
+    pairs: np.ndarray,
+    first: int,
+    last: int,
+    out: np.ndarray,
+    first_block: int,
+    last_block: int,
 ) -> None:  # pragma: no cover - compiled
     n, d = x.shape
     block = LANES * STRIPS
     rows = np.arange(n)
-    for b in numba.prange((d + block - 1) // block):
+    strips = np.empty(
+        STRIPS * n * LANES, dtype=np.float32
+    )  # once: fresh pages cost as much as sorting
+    for b in range(first_block, last_block):
         start = b * block
         width = min(block, d - start)
-        strips = _load(x, rows, start, width)
+        _load(x, rows, start, width, strips)
         for s in range((width + LANES - 1) // LANES):
             base = s * n * LANES
             _sort(strips, base, pairs)
@@ -177,7 +198,7 @@ def _rank_mean(
                 out[start + s * LANES + k] = total[k]
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(nogil=True, cache=True)
 def _nearest_mean(
     x: np.ndarray,
     rows: np.ndarray,
@@ -186,13 +207,16 @@ def _nearest_mean(
     last: int,
     keep: int,
     out: np.ndarray,
+    first_block: int,
+    last_block: int,
 ) -> None:  # pragma: no cover - compiled
     n, d = len(rows), x.shape[1]
     block = LANES * STRIPS
-    for b in numba.prange((d + block - 1) // block):
+    strips = np.empty(STRIPS * n * LANES, dtype=np.float32)
+    for b in range(first_block, last_block):
         start = b * block
         width = min(block, d - start)
-        strips = _load(x, rows, start, width)
+        _load(x, rows, start, width, strips)
         for s in range((width + LANES - 1) // LANES):
             base = s * n * LANES
             _sort(strips, base, pairs)
@@ -246,12 +270,12 @@ def _first_nearest(
     return total / keep
 
 
-@numba.njit(parallel=True, cache=True, fastmath={"reassoc", "contract"})
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def _row_distances(
-    x: np.ndarray, centre: np.ndarray, out: np.ndarray
+    x: np.ndarray, centre: np.ndarray, out: np.ndarray, first_row: int, last_row: int
 ) -> None:  # pragma: no cover - compiled
-    n, d = x.shape
-    for i in numba.prange(n):
+    d = x.shape[1]
+    for i in range(first_row, last_row):
         total = 0.0
         for k in range(d):
             offset = np.float64(x[i, np.uint64(k)]) - np.float64(centre[np.uint64(k)])
@@ -259,23 +283,29 @@ def _row_distances(
         out[i] = total
 
 
-@numba.njit(parallel=True, cache=True)
-def _finite_rows(x: np.ndarray, out: np.ndarray) -> None:  # pragma: no cover - compiled
-    n, d = x.shape
+@numba.njit(nogil=True, cache=True)
+def _largest_bits(
+    x: np.ndarray, out: np.ndarray, first_row: int, last_row: int
+) -> None:  # pragma: no cover - compiled
+    d = x.shape[1]
     bits = x.view(np.uint32)
-    exponent = np.uint32(0x7F800000)  # all ones: infinite or not a number
-    for i in numba.prange(n):
-        bad = np.uint32(0)
+    magnitude = np.uint32(0x7FFFFFFF)  # all but the sign
+    for i in range(first_row, last_row):
+        # Read as whole numbers, magnitudes are ordered as the floats are, with infinity and NaN
+        # above them all.
+        most = np.uint32(0)
         for k in range(d):
-            bad |= np.uint32((bits[i, np.uint64(k)] & exponent) == exponent)
-        out[i] = bad == 0
+            most = max(most, np.uint32(bits[i, np.uint64(k)] & magnitude))
+        out[i] = most
 
 
-@numba.njit(parallel=True, cache=True)
-def _sign_sums(x: np.ndarray, out: np.ndarray) -> None:  # pragma: no cover - compiled
+@numba.njit(nogil=True, cache=True)
+def _sign_sums(
+    x: np.ndarray, out: np.ndarray, first_block: int, last_block: int
+) -> None:  # pragma: no cover - compiled
     n, d = x.shape
     block = LANES * STRIPS
-    for b in numba.prange((d + block - 1) // block):
+    for b in range(first_block, last_block):
         start = b * block
         width = min(block, d - start)
         total = np.zeros(block, dtype=np.float32)

@@ -1,15 +1,19 @@
 """Rules that select updates by their distances or norms, and average what they select.
 
-Each has a twin ``*_weights``: how much every update counts, (n,), adding up to 1.
+Each function returns how much every update counts, (n,), adding up to 1.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedrobust.aggregation.columns import chosen_variant
 from fedrobust.aggregation.distances import lowest, nearest_sums, norms, squared_distances
+from fedrobust.ranges import truth, whole
 
 
 def even(chosen: Tensor, n: int) -> Tensor:
@@ -19,40 +23,46 @@ def even(chosen: Tensor, n: int) -> Tensor:
     return weights
 
 
-def weighted(updates: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted sum of the rows; a single row is returned as it is."""
-    chosen = weights.nonzero().flatten()
-    if len(chosen) == 1 and weights[chosen[0]] == 1:
-        return updates[chosen[0]].clone()
-    return weights.to(updates) @ updates
+def papers_bound(f: int) -> int:
+    """Return 2 f + 3."""
+    return 2 * f + 3
 
 
-# One name, six rules: variant -> (power of the distance, neighbours beyond the n - f - 2 nearest).
-KRUM_VARIANTS = {
-    "paper": (2.0, 0),
-    "byzfl": (2.0, 1),
-    "epfl": (1.0, 1),
-    "alie_code": (1.0, 2),
-    "plain": (1.0, 0),
-    "fourth_power": (4.0, 0),
-    "plato": (2.0, -1),
+# One name, many rules: variant -> power of the distance, neighbours beyond the n - f - 2 nearest,
+# and the fewest updates that its library takes.
+KRUM_VARIANTS: dict[str, tuple[float, int, Callable[[int], int]]] = {
+    "paper": (2.0, 0, papers_bound),
+    "byzfl": (2.0, 1, lambda f: max(f + 2, 2 * f + 1)),
+    "byzpy": (2.0, 1, lambda f: f + 2),
+    "flower": (2.0, 0, lambda f: 1),
+    "epfl": (1.0, 1, papers_bound),
+    "alie_code": (1.0, 2, lambda f: 2 * f + 1),
+    "plain": (1.0, 0, papers_bound),
+    "fourth_power": (4.0, 0, lambda f: 2 * f + 2),
+    "plato": (2.0, -1, papers_bound),
 }
+
+
+def krum_minimum(settings: dict[str, Any]) -> int:
+    """Return the fewest updates: 2 f + 3 in the paper, fewer in some libraries."""
+    _, _, fewest = chosen_variant(KRUM_VARIANTS, settings.get("variant", "paper"), "krum")
+    return fewest(settings["f"])
+
+
+def multi_krum_minimum(settings: dict[str, Any]) -> int:
+    """Return Krum's fewest updates, or m."""
+    m = settings.get("m")
+    return max(krum_minimum(settings), 1 if m is None else whole(m, "multi_krum", "m", low=1))
 
 
 def krum_scores(squared: Tensor, f: int, variant: str = "paper") -> Tensor:
     """Sum the distances to the nearest others; which power and how many says the variant."""
-    power, more = chosen_variant(KRUM_VARIANTS, variant, "krum")
+    power, more, _ = chosen_variant(KRUM_VARIANTS, variant, "krum")
     neighbours = min(max(1, len(squared) - f - 2 + more), len(squared) - 1)
     return nearest_sums(squared if power == 2 else squared.pow(power / 2), neighbours)
 
 
 def krum_weights(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
-    """Select the update of the least score."""
-    scores = krum_scores(squared_distances(updates), f, variant)
-    return even(lowest(scores, 1), len(updates))
-
-
-def krum(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
     """Return the update nearest to its n - f - 2 nearest others, by squared distances.
 
     Parameters
@@ -61,47 +71,25 @@ def krum(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
         "paper"; or a field's score under the same name: "byzfl" squared, n - f - 1 others; "epfl"
         plain distances, n - f - 1 others; "alie_code" plain, n - f others (the program of Baruch
         et al.); "plain" plain, n - f - 2; "fourth_power" squares squared (fedlib); "plato" squared,
-        n - f - 3.
+        n - f - 3. Each takes as few updates as its library does: "byzfl" 2 f + 1, "byzpy" (the same
+        score) f + 2, "flower" (the paper's score) any number, "alie_code" 2 f + 1, "fourth_power"
+        2 f + 2.
 
     Raises
     ------
     ValueError
-        If ``n < 2 f + 3``, or for an unknown variant.
+        If ``n < 2 f + 3`` (for the variants: fewer than their library takes), or for an unknown
+        variant.
 
     References
     ----------
     Blanchard et al., Machine Learning with Adversaries, NeurIPS 2017, section 4.
     """
-    return weighted(updates, krum_weights(updates, f=f, variant=variant))
+    scores = krum_scores(squared_distances(updates), f, variant)
+    return even(lowest(scores, 1), len(updates))
 
 
 def multi_krum_weights(
-    updates: Tensor,
-    *,
-    f: int,
-    m: int | None = None,
-    variant: str = "paper",
-    iterative: bool = False,
-) -> Tensor:
-    """Select the m updates of the least scores."""
-    n = len(updates)
-    m = n - f if m is None else m
-    if not 1 <= m <= n:
-        raise ValueError(f"multi_krum of {n} updates needs 1 <= m <= {n}, got m={m}")
-    squared = squared_distances(updates)
-    if not iterative:
-        return even(lowest(krum_scores(squared, f, variant), m), n)
-    remaining = torch.arange(n)
-    chosen = []
-    for _ in range(m):
-        scores = krum_scores(squared[remaining][:, remaining], f, variant)
-        winner = int(lowest(scores, 1))
-        chosen.append(int(remaining[winner]))
-        remaining = torch.cat([remaining[:winner], remaining[winner + 1 :]])
-    return even(torch.tensor(chosen), n)
-
-
-def multi_krum(
     updates: Tensor,
     *,
     f: int,
@@ -124,27 +112,34 @@ def multi_krum(
     Raises
     ------
     ValueError
-        If ``n < 2 f + 3``, for m outside 1..n, or for an unknown variant.
+        If ``n < 2 f + 3`` (variants: see ``krum``), for m outside 1..n, or for an unknown variant.
 
     References
     ----------
     Blanchard et al., Machine Learning with Adversaries, NeurIPS 2017, section 5 (Multi-Krum).
     """
-    weights = multi_krum_weights(updates, f=f, m=m, variant=variant, iterative=iterative)
-    return weighted(updates, weights)
+    n = len(updates)
+    m = n - f if m is None else whole(m, f"multi_krum of {n} updates", "m", low=1, high=n)
+    truth(iterative, "multi_krum", "iterative")
+    squared = squared_distances(updates)
+    if not iterative:
+        return even(lowest(krum_scores(squared, f, variant), m), n)
+    remaining = torch.arange(n)
+    chosen = []
+    for _ in range(m):
+        scores = krum_scores(squared[remaining][:, remaining], f, variant)
+        winner = int(lowest(scores, 1))
+        chosen.append(int(remaining[winner]))
+        remaining = torch.cat([remaining[:winner], remaining[winner + 1 :]])
+    return even(torch.tensor(chosen), n)
 
 
 def cge_weights(updates: Tensor, *, f: int) -> Tensor:
-    """Select the n - f least norms."""
-    n = len(updates)
-    return even(lowest(norms(updates), n - f), n)
-
-
-def cge(updates: Tensor, *, f: int) -> Tensor:
     """Average the n - f updates of the least norm.
 
     References
     ----------
     Gupta, Liu, Vaidya, Byzantine Fault-Tolerance with Comparative Gradient Elimination, 2021.
     """
-    return weighted(updates, cge_weights(updates, f=f))
+    n = len(updates)
+    return even(lowest(norms(updates), n - f), n)

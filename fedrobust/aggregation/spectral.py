@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from fedrobust.aggregation.distances import centred_gram, lowest
-from fedrobust.aggregation.selection import even, weighted
-
-MOST_STEPS = 1000  # of CAF; each removes some weight, far rows that are out already slow it down
+from fedrobust.aggregation.selection import even
+from fedrobust.ranges import real, whole
 
 
 def principal_scores(gram: Tensor, weights: Tensor) -> tuple[float, Tensor]:
@@ -44,35 +43,6 @@ def dnc_weights(
     coordinates: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Keep what no iteration removed."""
-    n, d = updates.shape
-    removed = round(c * f)
-    if not 0 <= removed < n or iterations < 1:
-        raise ValueError(f"dnc needs 0 <= c f < n and iterations >= 1, got {c}, {f}, {iterations}")
-    kept = torch.ones(n, dtype=torch.bool)
-    for _ in range(iterations):
-        part = updates
-        if coordinates is not None and coordinates < d:
-            chosen = torch.randperm(d, generator=generator)[:coordinates]
-            part = updates[:, chosen.to(updates.device)]
-        _, scores = principal_scores(centred_gram(part), torch.ones(n, dtype=torch.float64))
-        keep = torch.zeros(n, dtype=torch.bool)
-        keep[lowest(scores, n - removed)] = True
-        kept &= keep
-    if not kept.any():
-        raise ValueError(f"dnc with f={f} kept none of {n} updates")
-    return even(kept.nonzero().flatten(), n)
-
-
-def dnc(
-    updates: Tensor,
-    *,
-    f: int,
-    c: float = 1.0,
-    iterations: int = 1,
-    coordinates: int | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
     """Drop the c f updates that stick out along the main direction, average the rest.
 
     Outliers of very different sizes mask each other: the largest sets the direction.
@@ -90,38 +60,34 @@ def dnc(
     ----------
     Shejwalkar, Houmansadr, Manipulating the Byzantine, NDSS 2021, Algorithm 2.
     """
-    settings = {"c": c, "iterations": iterations, "coordinates": coordinates}
-    return weighted(updates, dnc_weights(updates, f=f, **settings, generator=generator))  # type: ignore[arg-type]
+    n, d = updates.shape
+    removed = round(real(c, "dnc", "c", low=0) * f)
+    whole(iterations, "dnc", "iterations", low=1)
+    if coordinates is not None:
+        whole(coordinates, "dnc", "coordinates", low=1)
+    if removed >= n:
+        raise ValueError(f"dnc of {n} updates needs c f < {n}, got c={c}, f={f}")
+    kept = torch.ones(n, dtype=torch.bool)
+    for _ in range(iterations):
+        part = updates
+        if coordinates is not None and coordinates < d:
+            chosen = torch.randperm(d, generator=generator)[:coordinates]
+            part = updates[:, chosen.to(updates.device)]
+        _, scores = principal_scores(centred_gram(part), torch.ones(n, dtype=torch.float64))
+        keep = torch.zeros(n, dtype=torch.bool)
+        keep[lowest(scores, n - removed)] = True
+        kept &= keep
+    if not kept.any():
+        raise ValueError(f"dnc with f={f} kept none of {n} updates")
+    return even(kept.nonzero().flatten(), n)
 
 
 def caf_weights(updates: Tensor, *, f: int) -> Tensor:
-    """Down-weigh along the main direction until 2 f updates are gone; return the best weights."""
-    n = len(updates)
-    gram = centred_gram(updates)
-    weights = torch.ones(n, dtype=torch.float64)
-    best, least = weights / n, float("inf")
-    for _ in range(MOST_STEPS):
-        if weights.sum() <= n - 2 * f:
-            break
-        value, scores = principal_scores(gram, weights)
-        if value < least:
-            best, least = weights / weights.sum(), value
-        greatest = scores.max()
-        if not greatest > 0:
-            break
-        weights = weights * (1 - scores / greatest).clamp(min=0)
-        weights[weights < 1e-12] = 0
-        if not weights.any():
-            break
-    return best
-
-
-def caf(updates: Tensor, *, f: int) -> Tensor:
     """Weigh updates down where they stick out; keep the weights of the least main variance.
 
-    Exact eigenvectors, where the authors' library takes one power step from a random vector. Rows
-    that are out still set the scale of the next step, as in that library: outliers of very
-    different sizes mask each other.
+    Exact eigenvectors, where the authors' library takes one power step from a random vector. The
+    greatest score is taken over the rows that still have weight; in that library a row that is out
+    still sets the scale of the next step, so that one far attacker shields another.
 
     Raises
     ------
@@ -133,4 +99,19 @@ def caf(updates: Tensor, *, f: int) -> Tensor:
     Allouah, Guerraoui, Stephan, Towards Trustworthy Federated Learning with Untrusted Participants,
     ICML 2025 (covariance-bound agnostic filter).
     """
-    return weighted(updates, caf_weights(updates, f=f))
+    n = len(updates)
+    gram = centred_gram(updates)
+    weights = torch.ones(n, dtype=torch.float64)
+    best, least = weights / n, float("inf")
+    while weights.sum() > n - 2 * f:
+        value, scores = principal_scores(gram, weights)
+        if value < least:
+            best, least = weights / weights.sum(), value
+        # Only rows that still weigh set the scale of a step: a row that is out could otherwise
+        # make every later step as small as it likes. Each step thus removes one row at least.
+        greatest = scores[weights > 0].max()
+        if not greatest > 0:
+            break
+        weights = weights * (1 - scores / greatest).clamp(min=0)
+        weights[weights < 1e-12] = 0
+    return best

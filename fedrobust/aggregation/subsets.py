@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedrobust.aggregation.distances import centred_gram, squared_distances
-from fedrobust.aggregation.selection import even, weighted
+from fedrobust.aggregation.selection import even
 
 MOST_SUBSETS = 200_000
 
@@ -32,17 +32,6 @@ def best_subset(n: int, f: int, cost: Callable[[list[int]], float], name: str) -
 
 
 def mda_weights(updates: Tensor, *, f: int) -> Tensor:
-    """Select the subset of the least diameter."""
-    squared = squared_distances(updates)
-    n = len(updates)
-
-    def diameter(rows: list[int]) -> float:
-        return float(squared[rows][:, rows].max())
-
-    return even(torch.tensor(best_subset(n, f, diameter, "mda")), n)
-
-
-def mda(updates: Tensor, *, f: int) -> Tensor:
     """Average the n - f updates of the least diameter (minimum diameter averaging, Brute).
 
     Raises
@@ -55,23 +44,16 @@ def mda(updates: Tensor, *, f: int) -> Tensor:
     El Mhamdi, Guerraoui, Rouault, The Hidden Vulnerability of Distributed Learning in Byzantium,
     ICML 2018 (Brute); El Mhamdi et al., 2020 (MDA).
     """
-    return weighted(updates, mda_weights(updates, f=f))
+    squared = squared_distances(updates)
+    n = len(updates)
+
+    def diameter(rows: list[int]) -> float:
+        return float(squared[rows][:, rows].max())
+
+    return even(torch.tensor(best_subset(n, f, diameter, "mda")), n)
 
 
 def smea_weights(updates: Tensor, *, f: int) -> Tensor:
-    """Select the subset whose covariance has the least top eigenvalue."""
-    gram = centred_gram(updates)
-    n = len(updates)
-
-    def top_eigenvalue(rows: list[int]) -> float:
-        part = gram[rows][:, rows]
-        part = part - part.mean(0) - part.mean(1, keepdim=True) + part.mean()
-        return float(torch.linalg.eigvalsh(part)[-1]) / len(rows)
-
-    return even(torch.tensor(best_subset(n, f, top_eigenvalue, "smea")), n)
-
-
-def smea(updates: Tensor, *, f: int) -> Tensor:
     """Average the n - f updates whose covariance has the least top eigenvalue (exact).
 
     Raises
@@ -85,4 +67,12 @@ def smea(updates: Tensor, *, f: int) -> Tensor:
     (smallest maximum eigenvalue averaging). The eigenvalue is that of the centred products, the
     same as the covariance's (divisor n - f).
     """
-    return weighted(updates, smea_weights(updates, f=f))
+    gram = centred_gram(updates)
+    n = len(updates)
+
+    def top_eigenvalue(rows: list[int]) -> float:
+        part = gram[rows][:, rows]
+        part = part - part.mean(0) - part.mean(1, keepdim=True) + part.mean()
+        return float(torch.linalg.eigvalsh(part)[-1]) / len(rows)
+
+    return even(torch.tensor(best_subset(n, f, top_eigenvalue, "smea")), n)

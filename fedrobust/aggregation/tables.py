@@ -1,14 +1,18 @@
-"""The tables: one line per rule and pre-aggregator."""
+"""The records of all rules and pre-aggregators, and the tables of functions derived from them.
+
+A new rule is one function in a file of this folder and one record here. A plain function put into
+``RULES`` works too; it then has the properties of a record that says nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from fedrobust.aggregation import (
+    bounds,
     bulyan,
     clusters,
     columns,
@@ -20,101 +24,175 @@ from fedrobust.aggregation import (
     subsets,
     trust,
 )
-from fedrobust.aggregation.outcome import Outcome
+from fedrobust.aggregation.record import PreAggregator, Rule, majority
 
-RULES: dict[str, Callable[..., Tensor]] = {
-    "mean": columns.mean,
-    "median": columns.median,
-    "trimmed_mean": columns.trimmed_mean,
-    "meamed": columns.meamed,
-    "phocas": columns.phocas,
-    "sign_majority": columns.sign_majority,
-    "krum": selection.krum,
-    "multi_krum": selection.multi_krum,
-    "bulyan": bulyan.bulyan,
-    "cge": selection.cge,
-    "mda": subsets.mda,
-    "smea": subsets.smea,
-    "geometric_median": geometry.geometric_median,
-    "rfa": geometry.rfa,
-    "centered_clipping": geometry.centered_clipping,
-    "norm_clipping": geometry.norm_clipping,
-    "median_of_means": geometry.median_of_means,
-    "dnc": spectral.dnc,
-    "caf": spectral.caf,
-    "sign_guard": clusters.sign_guard,
-    "fltrust": trust.fltrust,
-    "zeno": trust.zeno,
-    "rsa": trust.rsa,
-    "foolsgold": history.foolsgold,
-    "safeguard": history.safeguard,
-    "clipped_clustering": history.clipped_clustering,
-    "flame": clusters.flame,
-    "hierarchical_clustering_krum": clusters.hierarchical_clustering_krum,
-}
+_RULES = (
+    Rule(
+        name="mean", compute=columns.mean_weights, kind="weights",
+        follows_scale=True, follows_shift=True,
+    ),
+    Rule(
+        name="median", compute=columns.median, coordinate_wise=True,
+        follows_scale=True, follows_shift=True, bounded=True,
+        kappa=bounds.median, kappa_source=bounds.MIXING,
+    ),
+    Rule(
+        name="trimmed_mean", compute=columns.trimmed_mean, coordinate_wise=True, minimum=majority,
+        follows_scale=True, follows_shift=True, bounded=True,
+        kappa=bounds.trimmed_mean, kappa_source=bounds.MIXING,
+    ),
+    Rule(
+        name="meamed", compute=columns.meamed, coordinate_wise=True, minimum=majority,
+        follows_scale=True, follows_shift=True, bounded=True,
+    ),
+    Rule(
+        name="phocas", compute=columns.phocas, coordinate_wise=True, minimum=majority,
+        follows_scale=True, follows_shift=True, bounded=True,
+    ),
+    Rule(
+        name="sign_majority", compute=columns.sign_majority, coordinate_wise=True, bounded=True,
+    ),
+    Rule(
+        name="krum", compute=selection.krum_weights, kind="weights",
+        minimum=selection.krum_minimum, follows_scale=True, follows_shift=True, bounded=True,
+        kappa=bounds.krum, kappa_source=bounds.MIXING,
+    ),
+    Rule(
+        name="multi_krum", compute=selection.multi_krum_weights, kind="weights",
+        minimum=selection.multi_krum_minimum, follows_scale=True, follows_shift=True, bounded=True,
+    ),
+    Rule(
+        name="bulyan", compute=bulyan.bulyan, minimum=lambda s: 4 * s["f"] + 3,
+        follows_scale=True, follows_shift=True, bounded=True,
+    ),
+    Rule(
+        name="cge", compute=selection.cge_weights, kind="weights", minimum=majority,
+        follows_scale=True, bounded=True,
+    ),
+    Rule(
+        name="mda", compute=subsets.mda_weights, kind="weights", minimum=majority,
+        follows_scale=True, follows_shift=True, bounded=True,
+    ),
+    Rule(
+        name="smea", compute=subsets.smea_weights, kind="weights", minimum=majority,
+        follows_scale=True, follows_shift=True, bounded=True,
+        kappa=bounds.smea, kappa_source=bounds.TRILEMMA,
+    ),
+    Rule(
+        name="geometric_median", compute=geometry.geometric_median_weights, kind="weights",
+        follows_scale=True, follows_shift=True, bounded=True,
+        kappa=bounds.median, kappa_source=bounds.MIXING,
+    ),
+    Rule(name="rfa", compute=geometry.rfa_weights, kind="weights", follows_shift=True),
+    Rule(
+        name="centered_clipping", compute=geometry.centered_clipping_step, kind="outcome",
+        bounded=True,
+    ),
+    Rule(
+        name="norm_clipping", compute=geometry.norm_clipping_weights, kind="weights", bounded=True,
+    ),
+    Rule(
+        name="median_of_means", compute=geometry.median_of_means_step, kind="outcome",
+        minimum=geometry.groups_of, follows_scale=True, follows_shift=True, bounded=True,
+        order_matters=True,
+    ),
+    Rule(
+        name="dnc", compute=spectral.dnc_weights, kind="weights", minimum=majority,
+        follows_scale=True, follows_shift=True,
+    ),
+    Rule(
+        name="caf", compute=spectral.caf_weights, kind="weights", minimum=majority,
+        follows_scale=True, follows_shift=True, bounded=True,
+    ),
+    Rule(
+        name="sign_guard", compute=clusters.sign_guard_weights, kind="weights",
+        minimum=lambda s: 3, follows_scale=True, bounded=True,
+    ),
+    Rule(name="fltrust", compute=trust.fltrust_step, kind="outcome", bounded=True),
+    Rule(
+        name="zeno", compute=trust.zeno_weights, kind="weights", minimum=lambda s: s["f"] + 1,
+        bounded=True,
+    ),
+    Rule(name="rsa", compute=trust.rsa, bounded=True),
+    Rule(
+        name="foolsgold", compute=history.foolsgold_step, kind="outcome", minimum=lambda s: 2,
+    ),
+    Rule(name="safeguard", compute=history.safeguard_step, kind="outcome", bounded=True),
+    Rule(
+        name="clipped_clustering", compute=history.clipped_clustering_step, kind="outcome",
+        bounded=True,
+    ),
+    Rule(
+        name="flame", compute=clusters.flame_step, kind="outcome", minimum=lambda s: 3,
+        follows_scale=True, bounded=True,
+    ),
+    Rule(
+        name="hierarchical_clustering_krum", kind="weights",
+        compute=clusters.hierarchical_clustering_krum_weights,
+        minimum=lambda s: max(2 * s["f"] + 3, s.get("clusters") or 1),
+        follows_scale=True, follows_shift=True, bounded=True,
+    ),
+)  # fmt: skip
+
+_PREAGGREGATORS = (
+    PreAggregator(
+        name="nnm", compute=pre.nnm_mixing, minimum=majority,
+        kappa=bounds.with_nnm, kappa_source=bounds.MIXING,
+    ),
+    PreAggregator(
+        name="bucketing", compute=pre.bucketing_mixing, leaves=pre.buckets,
+    ),
+    PreAggregator(name="clip", compute=pre.clip_mixing, follows_scale=False),
+    PreAggregator(name="arc", compute=pre.arc_mixing, minimum=majority),
+)  # fmt: skip
+
+RULE_RECORDS = {record.name: record for record in _RULES}
+PREAGGREGATOR_RECORDS = {record.name: record for record in _PREAGGREGATORS}
+RULES: dict[str, Callable[..., Tensor]] = {name: r.function() for name, r in RULE_RECORDS.items()}
 PREAGGREGATORS: dict[str, Callable[..., Tensor]] = {
-    "nnm": pre.nnm,
-    "bucketing": pre.bucketing,
-    "clip": pre.clip,
-    "arc": pre.arc,
+    name: r.function() for name, r in PREAGGREGATOR_RECORDS.items()
 }
 
-# Pre-aggregators as mixing matrices (m, n): what lets a weight be traced back to its client.
-MIXINGS: dict[str, Callable[..., Tensor]] = {
-    "nnm": pre.nnm_mixing,
-    "bucketing": pre.bucketing_mixing,
-    "clip": pre.clip_mixing,
-    "arc": pre.arc_mixing,
-}
 
-# Rules that are a weighted sum of updates: (n, d) -> (n,).
-WEIGHTS: dict[str, Callable[..., Tensor]] = {
-    "mean": lambda updates: torch.full((len(updates),), 1 / len(updates), dtype=torch.float64),
-    "krum": selection.krum_weights,
-    "multi_krum": selection.multi_krum_weights,
-    "cge": selection.cge_weights,
-    "mda": subsets.mda_weights,
-    "smea": subsets.smea_weights,
-    "geometric_median": geometry.geometric_median_weights,
-    "rfa": geometry.rfa_weights,
-    "norm_clipping": geometry.norm_clipping_weights,
-    "zeno": trust.zeno_weights,
-    "dnc": spectral.dnc_weights,
-    "caf": spectral.caf_weights,
-    "sign_guard": clusters.sign_guard_weights,
-    "hierarchical_clustering_krum": clusters.hierarchical_clustering_krum_weights,
-}
+def rule_record(name: str) -> Rule:
+    """Return a rule's record; a plain one for a function that stands in ``RULES`` alone."""
+    return RULE_RECORDS.get(name) or Rule(name=name, compute=RULES[name])
 
-# Rules that yield more than their aggregate: memory for the next round, or weights beside a term
-# that is no update (the previous aggregate, noise, a root).
-STEPS: dict[str, Callable[..., Outcome]] = {
-    "centered_clipping": geometry.centered_clipping_step,
-    "median_of_means": geometry.median_of_means_step,
-    "fltrust": trust.fltrust_step,
-    "foolsgold": history.foolsgold_step,
-    "safeguard": history.safeguard_step,
-    "clipped_clustering": history.clipped_clustering_step,
-    "flame": clusters.flame_step,
-}
 
-# Rules that cannot do without data of the server's own.
-NEEDS_OWN_DATA = {"fltrust", "zeno"}
+def needs_own_data(name: str) -> bool:
+    """Whether a rule cannot do without data of the server's own; False for an unknown name."""
+    return name in RULES and bool(rule_record(name).needs)
 
-# Rules that treat every coordinate by itself: they run block by block behind a mixing.
-COORDINATE_WISE = {"median", "trimmed_mean", "meamed", "phocas", "sign_majority"}
 
-# Settings -> the fewest updates; one where a rule is not named.
-MINIMUM: dict[str, Callable[[dict[str, Any]], int]] = {
-    "krum": lambda s: 2 * s["f"] + 3,
-    "multi_krum": lambda s: max(2 * s["f"] + 3, s.get("m") or 1),
-    "hierarchical_clustering_krum": lambda s: max(2 * s["f"] + 3, s.get("clusters") or 1),
-    "bulyan": lambda s: 4 * s["f"] + 3,
-    "median_of_means": lambda s: s["groups"],
-    "zeno": lambda s: s["f"] + 1,
-    "sign_guard": lambda s: 3,
-    "flame": lambda s: 3,
-    "foolsgold": lambda s: 2,
-} | dict.fromkeys(
-    ("trimmed_mean", "meamed", "phocas", "cge", "mda", "smea", "dnc", "caf", "nnm", "arc"),
-    lambda s: 2 * s["f"] + 1,
-)
+def is_coordinate_wise(name: str) -> bool:
+    """Whether a rule treats each coordinate by itself; False for an unknown name."""
+    return name in RULES and rule_record(name).coordinate_wise
+
+
+def preaggregator_record(name: str) -> PreAggregator:
+    """Return a pre-aggregator's record.
+
+    Raises
+    ------
+    KeyError
+        For a name without one.
+    """
+    return PREAGGREGATOR_RECORDS[name]
+
+
+@contextmanager
+def installed(record: Rule) -> Iterator[None]:
+    """Let a rule stand in the tables inside the block, like any of ours.
+
+    Raises
+    ------
+    ValueError
+        If there is a rule of that name.
+    """
+    if record.name in RULES:
+        raise ValueError(f"there is a rule {record.name!r} already: rename your own")
+    RULE_RECORDS[record.name], RULES[record.name] = record, record.function()
+    try:
+        yield
+    finally:
+        del RULE_RECORDS[record.name], RULES[record.name]

@@ -9,29 +9,14 @@ import torch
 from torch import Tensor
 
 from fedrobust.aggregation.columns import sign_sums
-from fedrobust.aggregation.distances import TINY, lowest, norms
+from fedrobust.aggregation.distances import TINY, lowest, norms, products_with
 from fedrobust.aggregation.outcome import Outcome
-from fedrobust.aggregation.selection import even, weighted
+from fedrobust.aggregation.record import weighted
+from fedrobust.aggregation.selection import even
+from fedrobust.ranges import real
 
 
 def fltrust_step(updates: Tensor, *, root: Tensor) -> Outcome:
-    """Aggregate by FLTrust; all weights are 0 where no update points the root's way."""
-    if root.shape != updates.shape[1:]:
-        raise ValueError(
-            f"fltrust needs a root of shape {tuple(updates.shape[1:])}, got {tuple(root.shape)}"
-        )
-    root = root.to(updates)
-    length = norms(root[None])[0]
-    lengths = norms(updates).clamp(min=TINY)
-    along = (updates @ (root / float(length.clamp(min=TINY)))).double().cpu()
-    scores = (along / lengths).clamp(min=0)
-    if not scores.any():
-        return Outcome(root.clone(), None, torch.zeros_like(scores))
-    weights = scores * length / lengths / scores.sum()
-    return Outcome(weighted(updates, weights), None, weights)
-
-
-def fltrust(updates: Tensor, *, root: Tensor) -> Tensor:
     """Weigh updates by their cosine with a root update, each scaled to the root's norm.
 
     Parameters
@@ -54,31 +39,24 @@ def fltrust(updates: Tensor, *, root: Tensor) -> Tensor:
     Cao, Fang, Liu, Gong, FLTrust, NDSS 2021, section IV. Tolerates any number of Byzantine clients
     as far as the root data are representative.
     """
-    return fltrust_step(updates, root=root).aggregate
+    if root.shape != updates.shape[1:]:
+        raise ValueError(
+            f"fltrust needs a root of shape {tuple(updates.shape[1:])}, got {tuple(root.shape)}"
+        )
+    if not bool(torch.isfinite(root).all()):
+        raise ValueError("fltrust needs a finite root, got NaN or Inf")
+    root = root.to(updates)
+    length = norms(root[None])[0]
+    lengths = norms(updates)
+    along = products_with(updates, root / float(length.clamp(min=TINY)))
+    scores = torch.where(lengths > 0, along / lengths, 0.0).clamp(min=0)
+    if not scores.any():
+        return Outcome(root.clone(), None, torch.zeros_like(scores))
+    weights = scores / scores.sum() * torch.where(lengths > 0, length / lengths, 0.0)
+    return Outcome(weighted(updates, weights), None, weights)
 
 
 def zeno_weights(
-    updates: Tensor,
-    *,
-    f: int,
-    loss: Callable[[Tensor], float],
-    lr: float = 0.1,
-    rho: float = 5e-4,
-) -> Tensor:
-    """Select the n - f greatest scores; a step whose loss is not finite scores lowest."""
-    if not lr > 0 or rho < 0:
-        raise ValueError(f"zeno needs lr > 0 and rho >= 0, got {lr}, {rho}")
-    before = loss(torch.zeros_like(updates[0]))
-    descents = [before - loss(lr * row) for row in updates]
-    scores = [
-        descent - rho * float(norm) ** 2 if math.isfinite(descent) else -math.inf
-        for descent, norm in zip(descents, norms(updates), strict=True)
-    ]
-    worst_first = -torch.tensor(scores, dtype=torch.float64)
-    return even(lowest(worst_first, len(updates) - f), len(updates))
-
-
-def zeno(
     updates: Tensor,
     *,
     f: int,
@@ -111,7 +89,16 @@ def zeno(
     Xie, Koyejo, Gupta, Zeno: Distributed SGD with Suspicion-based Fault-tolerance, ICML 2019,
     Definition 2. Needs one honest client only, and a forward pass for each.
     """
-    return weighted(updates, zeno_weights(updates, f=f, loss=loss, lr=lr, rho=rho))
+    real(lr, "zeno", "lr", above=0)
+    real(rho, "zeno", "rho", low=0)
+    before = loss(torch.zeros_like(updates[0]))
+    descents = [before - loss(lr * row) for row in updates]
+    scores = [
+        descent - rho * float(norm) ** 2 if math.isfinite(descent) else -math.inf
+        for descent, norm in zip(descents, norms(updates), strict=True)
+    ]
+    worst_first = -torch.tensor(scores, dtype=torch.float64)
+    return even(lowest(worst_first, len(updates) - f), len(updates))
 
 
 def rsa(updates: Tensor, *, penalty: float = 0.01, root: Tensor | None = None) -> Tensor:
@@ -138,7 +125,6 @@ def rsa(updates: Tensor, *, penalty: float = 0.01, root: Tensor | None = None) -
     Li, Xu, Chen, Giannakis, Ling, RSA: Byzantine-Robust Stochastic Aggregation, AAAI 2019,
     equation 8 (l1 penalty).
     """
-    if not penalty > 0:
-        raise ValueError(f"rsa needs penalty > 0, got {penalty}")
+    real(penalty, "rsa", "penalty", above=0)
     pull = penalty * sign_sums(updates)
     return pull if root is None else pull + root.to(pull)

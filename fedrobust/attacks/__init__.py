@@ -1,7 +1,7 @@
 """Attacks on updates, data poisoning, placement of the adversary, and what an attack achieved."""
 
 from fedrobust.attacks.alie import support_probability, z_max
-from fedrobust.attacks.crafting import ATTACKS, KNOWLEDGE, craft, knowledge, settings
+from fedrobust.attacks.crafting import Attacker, build, craft, knowledge, settings, step
 from fedrobust.attacks.data import (
     POISONS,
     alie_backdoor,
@@ -15,21 +15,30 @@ from fedrobust.attacks.data import (
 )
 from fedrobust.attacks.impact import Impact, bypass, flippable, impact, spread
 from fedrobust.attacks.placement import PLACEMENTS, place
+from fedrobust.attacks.record import KNOWLEDGE, Attack, Crafted
+from fedrobust.attacks.tables import ATTACKS, TRAINED, attack_record, installed
 
 __all__ = [
     "ATTACKS",
     "KNOWLEDGE",
     "PLACEMENTS",
     "POISONS",
+    "TRAINED",
+    "Attack",
+    "Attacker",
+    "Crafted",
     "Impact",
     "alie_backdoor",
+    "attack_record",
     "backdoor",
     "backdoor_loss",
+    "build",
     "bypass",
     "craft",
     "delta_loss",
     "flippable",
     "impact",
+    "installed",
     "knowledge",
     "label_flip",
     "place",
@@ -38,6 +47,7 @@ __all__ = [
     "settings",
     "spread",
     "stamp",
+    "step",
     "support_probability",
     "z_max",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -90,8 +88,7 @@ def _train_backdoor(
             model.vector.sub_(model.gradient, alpha=lr)
 
 
-# Attacks that train a model of their own: the malicious client hands them one.
-TRAINED: dict[str, Callable[..., Tensor]] = {"alie_backdoor": alie_backdoor}
+# What the malicious client hands to an attack that trains a model of its own.
 TRAINED_SUPPLIED = ("model", "start", "images", "lr", "generator")
 
 

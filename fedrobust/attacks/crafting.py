@@ -1,52 +1,23 @@
-"""The table of attacks, and the one call that crafts the malicious updates of a round."""
+"""From a spec to an attack: what enters it, its memory, and what it sends in a round."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedrobust.attacks import (
-    alie,
-    coupled,
-    fang,
-    finite_norm,
-    min_max,
-    optimised,
-    seesaw,
-    simple,
-)
+from fedrobust.attacks import alie
 from fedrobust.attacks.probe import Rule
+from fedrobust.attacks.record import KNOWLEDGE, Crafted
+from fedrobust.attacks.tables import ATTACKS, attack_record
+from fedrobust.matrix import computable, matrix, narrowed, vector
+from fedrobust.ranges import whole
 from fedrobust.spec import Spec, SpecError, parameters, resolve, split, suggest
 
-ATTACKS: dict[str, Callable[..., Tensor]] = {
-    "alie": alie.alie,
-    "seesaw": seesaw.seesaw,
-    "finite_norm": finite_norm.finite_norm,
-    "ipm": simple.ipm,
-    "sign_flip": simple.sign_flip,
-    "reversed_gradient": simple.reversed_gradient,
-    "constant": simple.constant,
-    "zero": simple.zero,
-    "gaussian": simple.gaussian,
-    "mimic": coupled.mimic,
-    "min_max": min_max.min_max,
-    "min_sum": min_max.min_sum,
-    "fang": fang.fang,
-    "rop": coupled.rop,
-    "byzmean": coupled.byzmean,
-    "sensitivity_curve": optimised.sensitivity_curve,
-    "opt_alie": optimised.opt_alie,
-    "opt_ipm": optimised.opt_ipm,
-    "model_replacement": simple.model_replacement,
-    "free_rider": simple.free_rider,
-    "nan": simple.nan,
-    "inf": simple.inf,
-}
-SUPPLIED = ("n", "f", "round", "rule", "generator", "previous", "own", "craft")
-KNOWLEDGE = ("own", "colluding", "omniscient")
+SUPPLIED = ("n", "f", "round", "rule", "generator", "previous", "own", "state")
 
 
 def knowledge(spec: Spec) -> tuple[Spec, str | None]:
@@ -63,6 +34,37 @@ def knowledge(spec: Spec) -> tuple[Spec, str | None]:
         hint = suggest(str(level), list(KNOWLEDGE))
         raise SpecError(f"unknown knowledge {level!r} of attack {name!r}; {hint}")
     return {"name": name, **given}, level
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """An attack with its memory as a value.
+
+    Attributes
+    ----------
+    init
+        ``() -> state``.
+    craft
+        ``(honest, state, *, n, f, ...) -> Crafted``, the keywords those of ``craft``.
+    """
+
+    init: Callable[[], Any]
+    craft: Callable[..., Crafted]
+
+
+def build(spec: Spec) -> Attacker:
+    """Build an attack from its spec; names and parameters are checked here, once.
+
+    Raises
+    ------
+    SpecError
+        For an unknown attack or setting.
+    """
+    plain, _ = knowledge(spec)
+    resolve(ATTACKS, plain, kind="attack", supplied=SUPPLIED)
+    return Attacker(
+        lambda: None, lambda honest, state=None, **given: step(honest, spec, state=state, **given)
+    )
 
 
 def craft(
@@ -83,7 +85,8 @@ def craft(
     ----------
     honest
         The updates that the attackers see: all honest ones (omniscient, h = n - f) or their own
-        (h = f, or 1). Never changed.
+        (h = f, or 1). A tensor, a numpy array or a list of rows; never changed. Halves are computed
+        in float32.
     spec
         An attack of ``ATTACKS`` and its settings; ``knowledge`` is checked and left aside.
     n, f
@@ -103,20 +106,52 @@ def craft(
     Returns
     -------
     Tensor
-        (f, d). Where all attackers send one vector the rows share its memory: read only.
+        (f, d). Where all attackers send one vector the rows share its memory: read only. An attack
+        with memory starts afresh here; ``step`` carries it.
 
     Raises
     ------
     SpecError
         For an unknown attack or setting.
     ValueError
-        For NaN or Inf in what the attacker sees, wrong shapes, or n and f out of range.
+        For updates that are no real floating-point matrix, NaN or Inf among them, wrong shapes, n
+        and f out of range, or values that the attack cannot compute with.
     """
+    return step(
+        honest, spec, n=n, f=f, round=round, rule=rule, generator=generator,
+        previous=previous, own=own,
+    ).updates  # fmt: skip
+
+
+def step(
+    honest: Tensor,
+    spec: Spec,
+    *,
+    n: int,
+    f: int,
+    state: Any = None,
+    round: int = 0,
+    rule: Rule | None = None,
+    generator: torch.Generator | None = None,
+    previous: Tensor | None = None,
+    own: Tensor | None = None,
+) -> Crafted:
+    """Craft as ``craft`` does, from the attack's memory; the new memory is returned.
+
+    Parameters
+    ----------
+    state
+        The state that the last round returned, None in the first. Never modified.
+    """
+    name = split(spec)[0]
     plain, _ = knowledge(spec)
     function, given = resolve(ATTACKS, plain, kind="attack", supplied=SUPPLIED)
-    check(honest, split(spec)[0], n, f, previous, own)
+    view = _view(honest, name)
+    previous = None if previous is None else computable(vector(previous, f"{name}: previous"))
+    own = None if own is None else computable(matrix(own, f"{name}: own"))
+    check(view, name, n, f, previous, own)
     if f == 0:
-        return honest.new_empty((0, honest.shape[1]))
+        return Crafted(view.new_empty((0, view.shape[1])), state)
     supplied = {
         "n": n,
         "f": f,
@@ -125,20 +160,43 @@ def craft(
         "generator": generator,
         "previous": previous,
         "own": own,
-        "craft": craft,
+        "state": state,
     }
     wanted = parameters(function)
-    return function(honest, **given, **{k: v for k, v in supplied.items() if k in wanted})
+    sent = function(computable(view), **given, **{k: v for k, v in supplied.items() if k in wanted})
+    crafted = sent if isinstance(sent, Crafted) else Crafted(sent)
+    return replace(crafted, updates=_finished(crafted.updates, view, name, f))
+
+
+def _view(honest: Any, name: str) -> Tensor:
+    """Return what the attacker sees as a matrix with one row at least."""
+    try:
+        view = matrix(honest, "they")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} needs (h, d) floating updates, h, d >= 1: {error}") from error
+    if not len(view):
+        got = tuple(view.shape)
+        raise ValueError(f"{name} needs (h, d) floating updates, h, d >= 1, got shape {got}")
+    return view
+
+
+def _finished(sent: Tensor, view: Tensor, name: str, f: int) -> Tensor:
+    """Return the rows in the honest updates' type, or say what is wrong with them."""
+    if tuple(sent.shape) != (f, view.shape[1]):
+        wanted = (f, view.shape[1])
+        raise TypeError(f"{name} needs to return rows of shape {wanted}, got {tuple(sent.shape)}")
+    if attack_record(name).finite and not bool(torch.isfinite(sent[:1] if f else sent).all()):
+        raise ValueError(f"{name}: from these updates it crafts no finite ones; scale them")
+    return narrowed(sent, view.dtype, name)
 
 
 def check(
     honest: Tensor, name: str, n: int, f: int, previous: Tensor | None, own: Tensor | None
 ) -> None:
     """Raise ValueError for input that no attack can use."""
-    if honest.dim() != 2 or 0 in honest.shape or not honest.is_floating_point():
-        shape, dtype = tuple(honest.shape), honest.dtype
-        raise ValueError(f"{name} needs (h, d) floating updates, h, d >= 1, got {shape} {dtype}")
-    if not 0 <= f <= n:
+    whole(n, name, "n")
+    whole(f, name, "f")
+    if f > n:
         raise ValueError(f"{name} needs 0 <= f <= n, got n={n}, f={f}")
     for what, value, shape in (
         ("previous", previous, honest.shape[1:]),
@@ -149,7 +207,7 @@ def check(
             raise ValueError(f"{name} needs {what} of shape {tuple(shape)}, got {got}")
     for what, value in (("honest", honest), ("previous", previous), ("own", own)):
         if value is not None and value.numel():
-            low, high = torch.aminmax(value.detach())
+            low, high = torch.aminmax(value)
             if not (torch.isfinite(low) and torch.isfinite(high)):
                 raise ValueError(f"{name} needs finite {what} updates, got NaN or Inf")
 

@@ -59,13 +59,14 @@ def krum_picks(distances: Tensor, squares: Tensor, n: int, f: int) -> bool:
 
 
 def krum_size(honest: Tensor, sign: Tensor, n: int, f: int) -> float:
-    """Halve lambda from the paper's upper bound until Krum picks -lambda * sign."""
+    """Halve lambda from the upper bound of Theorem 1 until Krum picks -lambda * sign."""
     distances = squared_distances(honest)
     zero = torch.zeros_like(sign)
     squares, products = along(honest, zero, -sign)
-    dimension, nearest = sign.numel(), max(1, honest.shape[0] - f - 2)
-    scores = distances.sqrt().sort(dim=1).values[:, 1 : nearest + 1].sum(dim=1)
-    size = float(scores.min() / (nearest + 1) + squares.max().sqrt()) / math.sqrt(dimension)
+    h, dimension = honest.shape[0], sign.numel()
+    neighbours, divisor = max(1, h - 2), max(1, h - f - 1)  # the paper's m - c - 2 and m - 2 c - 1
+    scores = distances.sqrt().sort(dim=1).values[:, 1 : neighbours + 1].sum(dim=1)
+    size = float(scores.min() / divisor + squares.max().sqrt()) / math.sqrt(dimension)
     while size > SMALLEST:
         gaps = squares + 2 * size * products + size**2 * dimension
         if krum_picks(distances, gaps, n, f):

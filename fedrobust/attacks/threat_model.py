@@ -10,26 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedrobust import attacks
-from fedrobust.attacks import ATTACKS, POISONS, place
-from fedrobust.attacks.alie_backdoor import TRAINED, TRAINED_SUPPLIED
+from fedrobust.attacks import ATTACKS, POISONS, TRAINED, attack_record, place
+from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
 from fedrobust.redundancy import rounds
 from fedrobust.spec import SpecError, resolve, split, suggest
 
 NONE = "none"
 POISON_SUPPLIED = ("generator", "classes")
-
-# What each attack's paper lets it see; everything else is omniscient unless the spec says so.
-DEFAULT_KNOWLEDGE = {
-    "alie": "colluding",
-    "alie_backdoor": "colluding",
-    "sign_flip": "own",
-    "gaussian": "own",
-    "constant": "own",
-    "zero": "own",
-    "nan": "own",
-    "inf": "own",
-    "free_rider": "own",
-}
 
 # Faults of the reply, with one line each; the malicious client commits them.
 FAULTS = {
@@ -80,7 +67,7 @@ def kind(name: str) -> str:
 def knowledge(spec: Mapping[str, Any]) -> str:
     """Return what the attacker sees: its spec's ``knowledge``, or the attack's own default."""
     _, level = attacks.knowledge(spec)
-    return level or DEFAULT_KNOWLEDGE.get(split(spec)[0], "omniscient")
+    return level or attack_record(split(spec)[0]).knowledge
 
 
 def check(spec: Mapping[str, Any], *, n: int, f: int) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedrobust.vector import FlatModel
 
@@ -46,27 +47,57 @@ class Stack:
         else:
             self.gradient[list(places)] = flat
 
-    def forward(self, leaves: Sequence[Tensor], images: Tensor) -> Tensor:
-        """Return logits (k, B, classes) of images (k, B, ...), each client's by its own network.
-
-        Running statistics of BatchNorm are thrown away: each call starts from the module's.
-        """
-        buffers = {name: b[: len(images)].clone() for name, b in self._buffers.items()}
-
-        def one(own: tuple[Tensor, ...], own_buffers: dict[str, Tensor], x: Tensor) -> Tensor:
-            tensors = dict(zip(self._names, own, strict=True)) | own_buffers
-            return torch.func.functional_call(self._module, tensors, (x,))
-
-        return torch.func.vmap(one)(tuple(leaves), buffers, images)
-
-    def call(self, own: Sequence[Tensor], images: Tensor) -> Tensor:
-        """Return the logits of one client inside a ``vmap`` of the caller's."""
-        tensors = dict(zip(self._names, own, strict=True))
-        return torch.func.functional_call(self._module, tensors, (images,))
+    def networks(self, leaves: Sequence[Tensor]) -> StackedNetworks:
+        """Return the clients' networks with these parameters, in the order of ``leaves``."""
+        buffers = {name: b[: len(leaves[0])] for name, b in self._buffers.items()}
+        return StackedNetworks(self._module, tuple(self._names), tuple(leaves), buffers)
 
     @staticmethod
     def _rows(matrix: Tensor, places: Sequence[int]) -> Tensor:
         return matrix[: len(places)] if _whole(places) else matrix[list(places)]
+
+
+@dataclass(frozen=True)
+class StackedNetworks:
+    """The networks of k clients; see ``fedrobust.training.losses.Networks``.
+
+    Attributes
+    ----------
+    names, leaves
+        Parameters by name, one (k, ...) tensor each.
+    buffers
+        The module's, one (k, ...) tensor each. What a forward pass writes into them is thrown away.
+    """
+
+    module: nn.Module
+    names: tuple[str, ...]
+    leaves: tuple[Tensor, ...]
+    buffers: dict[str, Tensor]
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return outputs (k, B, ...) for inputs (k, B, ...), each client's by its own network."""
+        # A pass in training mode writes running statistics: each starts from the module's own.
+        buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
+
+        def one(own: tuple[Tensor, ...], own_buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+            tensors = dict(zip(self.names, own, strict=True)) | own_buffers
+            return torch.func.functional_call(self.module, tensors, (x,))
+
+        return torch.func.vmap(one)(self.leaves, buffers, inputs)
+
+    def each(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """Return ``function(model, *one client's part of the tensors)`` for all clients."""
+        buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
+
+        def one(own: tuple[Tensor, ...], own_buffers: dict[str, Tensor], *parts: Tensor) -> Tensor:
+            named = dict(zip(self.names, own, strict=True)) | own_buffers
+            return function(lambda x: torch.func.functional_call(self.module, named, (x,)), *parts)
+
+        return torch.func.vmap(one)(self.leaves, buffers, *tensors)
+
+    def detached(self) -> StackedNetworks:
+        """Return the same networks with parameters that collect no gradient."""
+        return replace(self, leaves=tuple(leaf.detach() for leaf in self.leaves))
 
 
 def _whole(places: Sequence[int]) -> bool:

@@ -7,32 +7,27 @@ step those whose mini-batches have equal sizes share a pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fedrobust.adversarial import LOSSES, adversarial_loss, perturb
 from fedrobust.cohort.memory import chunk_of
 from fedrobust.cohort.stack import Stack
 from fedrobust.evaluation import pixels
-from fedrobust.spec import resolve, suggest
+from fedrobust.spec import suggest
 from fedrobust.training import augment
 from fedrobust.training.local import (
     Draw,
-    Loss,
     Recipe,
     batches,
-    cross_entropy,
     length,
-    optimizer_over,
+    local_optimizer,
     shortening,
     train_local,
 )
+from fedrobust.training.losses import IGNORED, Loss, StackableLoss, cross_entropy
 from fedrobust.training.precision import precision
 from fedrobust.vector import FlatModel
 
@@ -86,9 +81,9 @@ def train_cohort(
     Raises
     ------
     CohortError
-        With "vmap", for dropout (it draws from the global generator), for losses other than
-        cross-entropy and ``adversarial_loss``, and for adversarial examples with BatchNorm (the
-        attack would need each client's running statistics).
+        With "vmap", for dropout (it draws from the global generator), for losses that are no
+        ``StackableLoss``, and for adversarial examples with BatchNorm (the attack would need each
+        client's running statistics).
     """
     if cohort not in COHORTS:
         raise ValueError(f"unknown cohort {cohort!r}; {suggest(cohort, list(COHORTS))}")
@@ -126,11 +121,9 @@ def obstacle(module: nn.Module, loss: Loss) -> str:
     """Say why clients with this network and loss cannot be stacked; empty where they can."""
     if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p for m in module.modules()):
         return "dropout draws from the global generator"
-    if loss is cross_entropy:
-        return ""
-    if not (isinstance(loss, partial) and loss.func is adversarial_loss and not loss.args):
-        return f"the loss {loss!r} is neither cross-entropy nor adversarial_loss"
-    if has_batch_statistics(module):
+    if not isinstance(loss, StackableLoss):
+        return f"the loss {loss!r} has no form for a stack: see fedrobust.training.stackable"
+    if loss.evaluates and has_batch_statistics(module):
         return "adversarial examples with BatchNorm need each client's running statistics"
     return ""
 
@@ -156,18 +149,13 @@ def _alone(model: FlatModel, start: Tensor, member: Member) -> Result:
 
 def _kinds(members: Sequence[Member]) -> list[list[int]]:
     """Group the members' places by what one optimizer and one loss can do at once."""
-    groups: dict[str, list[int]] = {}
+    groups: dict[Hashable, list[int]] = {}
     for i, member in enumerate(members):
         recipe = replace(member.recipe, batch_size=1, epochs=1, steps=0)
         shape = tuple(member.images.shape[1:])
-        groups.setdefault(repr((recipe, shape, _loss_key(member.loss))), []).append(i)
+        loss = member.loss.settings if isinstance(member.loss, StackableLoss) else member.loss
+        groups.setdefault((repr(recipe), shape, loss), []).append(i)
     return list(groups.values())
-
-
-def _loss_key(loss: Loss) -> Any:
-    if isinstance(loss, partial):
-        return loss.func, {k: v for k, v in loss.keywords.items() if k != "generator"}
-    return loss
 
 
 def _by_chunks(
@@ -195,13 +183,13 @@ def _train_stack(model: FlatModel, start: Tensor, members: list[Member]) -> list
     """Train members, sorted by falling length, with one stack of parameters."""
     recipe, lengths = members[0].recipe, [_length(member) for member in members]
     stack = Stack(model, start, len(members))
-    optimizer = optimizer_over(stack.vector, stack.gradient, recipe)
+    optimizer = local_optimizer(stack.vector, stack.gradient, recipe)
     plans = [batches(len(m.labels), m.recipe, m.generator) for m in members]
     losses, updates = [0.0] * len(members), [torch.empty(0)] * len(members)
     for step in range(lengths[0]):
         active = sum(length > step for length in lengths)
         taken = [_take(m, next(p)) for m, p in zip(members[:active], plans, strict=False)]
-        for places in _parts(model.module, members[0].loss, taken):
+        for places in _parts(model.module, _stackable(members[0]), taken):
             values = _backward(stack, places, members, [taken[i] for i in places])
             for i, value in zip(places, values.tolist(), strict=True):
                 losses[i] += value
@@ -232,14 +220,14 @@ def _take(member: Member, batch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]
 
 
 def _parts(
-    module: nn.Module, loss: Loss, taken: list[tuple[Tensor, Tensor, Tensor | None]]
+    module: nn.Module, loss: StackableLoss, taken: list[tuple[Tensor, Tensor, Tensor | None]]
 ) -> Iterator[list[int]]:
     """Group the clients that share a pass.
 
-    Mini-batches of different sizes are padded where that changes nothing: with plain cross-entropy
-    and without BatchNorm.
+    Mini-batches of different sizes are filled up where that changes nothing: where the loss leaves
+    out the rows that are added, and no BatchNorm sees them.
     """
-    if loss is cross_entropy and not has_batch_statistics(module):
+    if loss.pads and not has_batch_statistics(module):
         yield list(range(len(taken)))
         return
     sizes = [len(labels) for _, labels, _ in taken]
@@ -254,8 +242,11 @@ def _backward(
     taken: list[tuple[Tensor, Tensor, Tensor | None]],
 ) -> Tensor:
     """Put the clients' mini-batch gradients into the stack; return their losses."""
-    recipe = members[places[0]].recipe
-    images, labels = _padded([one[0] for one in taken], 0), _padded([one[1] for one in taken], -1)
+    recipe, loss = members[places[0]].recipe, _stackable(members[places[0]])
+    sources = [_stackable(members[i]).generator for i in places]
+    images, labels = (
+        _padded([one[k] for one in taken], value) for k, value in ((0, 0), (1, IGNORED))
+    )
     if recipe.augment != augment.NONE:
         draws = _padded([one[2].T for one in taken if one[2] is not None], 0).flatten(0, 1).T
         flat = augment.apply(images.flatten(0, 1), recipe.augment, draws)
@@ -263,9 +254,14 @@ def _backward(
     leaves = stack.leaves(places)
     x = pixels(images)
     with precision(recipe.precision, x.device):
-        losses = _losses(stack, leaves, x, labels, [members[i].loss for i in places])
+        losses = loss.stacked(stack.networks(leaves), x, labels, sources)
     stack.keep(places, torch.autograd.grad(losses.sum(), leaves))
     return losses.detach()
+
+
+def _stackable(member: Member) -> StackableLoss:
+    assert isinstance(member.loss, StackableLoss), "obstacle() lets no other loss in"
+    return member.loss
 
 
 def _padded(parts: list[Tensor], value: int) -> Tensor:
@@ -273,50 +269,3 @@ def _padded(parts: list[Tensor], value: int) -> Tensor:
     if len({len(part) for part in parts}) == 1:
         return torch.stack(parts)
     return nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=value)
-
-
-def _losses(
-    stack: Stack, leaves: list[Tensor], x: Tensor, labels: Tensor, losses: list[Loss]
-) -> Tensor:
-    """Return each client's loss, (m,), from its own parameters."""
-    if losses[0] is cross_entropy:
-        logits = stack.forward(leaves, x)
-        each = F.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-1
-        )
-        return each.view(labels.shape).sum(1) / (labels >= 0).sum(1)
-    partials = [loss for loss in losses if isinstance(loss, partial)]
-    settings = partials[0].keywords
-    attacked = _attacked(stack, leaves, x, labels, partials)
-    function, given = resolve(LOSSES, settings.get("loss", "standard"), kind="loss")
-
-    def one(own: tuple[Tensor, ...], x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
-        return function(lambda images: stack.call(own, images), x, y, x_adv, **given)
-
-    return torch.func.vmap(one)(tuple(leaves), x, labels, attacked)
-
-
-def _attacked(
-    stack: Stack, leaves: list[Tensor], x: Tensor, labels: Tensor, partials: list[partial]
-) -> Tensor:
-    """Perturb the head of each client's batch; an attack sees one batch of all clients' images."""
-    settings = partials[0].keywords
-    clients, size = labels.shape
-    count = round(settings.get("fraction", 1.0) * size)
-    if not count:
-        return x
-    fixed = [leaf.detach() for leaf in leaves]
-
-    def model(images: Tensor) -> Tensor:
-        return stack.forward(fixed, images.view(clients, count, *x.shape[2:])).flatten(0, 1)
-
-    sources: Any = [one.keywords.get("generator") or torch.Generator().manual_seed(0)
-                    for one in partials]  # fmt: skip
-    head = perturb(
-        model,
-        x[:, :count].flatten(0, 1),
-        labels[:, :count].flatten(),
-        settings["perturbation"],
-        generator=sources,
-    )
-    return torch.cat([head.view(clients, count, *x.shape[2:]), x[:, count:]], 1)

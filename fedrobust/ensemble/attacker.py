@@ -23,6 +23,7 @@ from fedrobust.adversarial.objective import perturb_on_surrogates
 from fedrobust.adversarial.probes import loss_gradient
 from fedrobust.data import Dataset
 from fedrobust.ensemble import member as training
+from fedrobust.ensemble.plan import PLAIN
 from fedrobust.ensemble.shares import attacker_share
 from fedrobust.evaluation import pixels
 from fedrobust.experiment.schema import Experiment, NodeSettings, Transfer
@@ -128,20 +129,25 @@ def _surrogate(
 ) -> nn.Module:
     seed = derive(transfer.seed, "surrogate", client=place)
     module = models.build_for(name, dataset, seed=seed).to(dataset.train_images.device)
+    momentum = 0.0 if transfer.optimizer == PLAIN else transfer.momentum
     node = NodeSettings(
-        name, transfer.optimizer, transfer.lr, transfer.momentum, transfer.weight_decay, "cosine"
+        name, transfer.optimizer, transfer.lr, momentum, transfer.weight_decay, "cosine"
     )
     nothing = share[:0]
-    diet = training.TrainValSplit(
+    data = training.TrainValSplit(
         dataset.train_images[share], dataset.train_labels[share],
         dataset.train_images[nothing], dataset.train_labels[nothing],
     )  # fmt: skip
-    regime = training.EpochSettings(
-        transfer.epochs, transfer.batch_size, transfer.augment, False, seed, place
+    settings = training.EpochSettings(
+        epochs=transfer.epochs,
+        batch_size=transfer.batch_size,
+        augment=transfer.augment,
+        seed=seed,
+        client=place,
     )
     member = training.init_member(module, node)
     for _ in range(transfer.epochs):
-        training.train_epoch(member, node, diet, regime)
+        training.train_epoch(member, node, data, settings)
     return module.eval()
 
 

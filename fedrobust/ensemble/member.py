@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fedrobust.ensemble.augment import AUGMENTATIONS
-from fedrobust.evaluation import evaluate, pixels
+from fedrobust.ensemble.practice import OURS, Practice, Progress
+from fedrobust.evaluation import evaluate
 from fedrobust.experiment.schema import NodeSettings
 from fedrobust.seeds import generator
-from fedrobust.training.optimizers import Schedule, build_solver
+from fedrobust.training.local import Recipe, gradient_steps
+from fedrobust.training.optimizers import optimizer_over
+from fedrobust.vector import FlatModel
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class TrainValSplit:
     held_labels: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpochSettings:
     """What is the same for all epochs of a training.
 
@@ -38,45 +39,54 @@ class EpochSettings:
         Of the whole training, for the schedule.
     seed, client
         Whose draws: batches and augmentation of an epoch depend on these and the epoch alone.
+    practice
+        How a rate is set and what the validation part is.
     """
 
     epochs: int
     batch_size: int
     augment: str
-    quirks: bool
     seed: int
     client: int
+    practice: Practice = OURS
 
 
 @dataclass
 class Member:
     """A network in training; ``train_epoch`` moves it on."""
 
-    module: nn.Module
+    model: FlatModel
     optimizer: torch.optim.Optimizer
     epoch: int = 0
     losses: list[float] = field(default_factory=list)
     held_losses: list[float] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def module(self) -> nn.Module:
+        """The network itself."""
+        return self.model.module
+
 
 def init_member(module: nn.Module, node: NodeSettings) -> Member:
     """Return a member at its start."""
-    optimizer = build_solver(
+    model = FlatModel(module)
+    optimizer = optimizer_over(
+        model.vector,
+        model.gradient,
         node.optimizer,
-        module.parameters(),
         lr=node.lr,
         momentum=node.momentum,
         weight_decay=node.weight_decay,
     )
-    return Member(module, optimizer)
+    return Member(model, optimizer)
 
 
 def train_epoch(
     member: Member,
     node: NodeSettings,
-    diet: TrainValSplit,
-    regime: EpochSettings,
+    data: TrainValSplit,
+    settings: EpochSettings,
     *,
     keep_best: bool = False,
 ) -> None:
@@ -86,48 +96,52 @@ def train_epoch(
     ----------
     member
         Moved on in place.
-    node, diet, regime
+    node, data, settings
         How, from what, and under which seed.
     keep_best
         Copy the weights whenever the validation loss is the lowest so far.
     """
-    total, seen = 0.0, 0
+    source = generator(settings.seed, "member", round=member.epoch, client=settings.client)
+    order = torch.randperm(len(data.labels), generator=source)
+    # BatchNorm's statistics of a batch need two images: a single one left over is left out.
+    batches = [b for b in order.split(settings.batch_size) if len(b) > 1 or len(order) == 1]
+    recipe = Recipe(augment=settings.augment)
     member.module.train()
-    for batch, (images, labels) in enumerate(_batches(diet, regime, member.epoch)):
-        _set_rate(member, node, diet, regime, batch)
-        loss = F.cross_entropy(member.module(images), labels)
-        member.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    steps = gradient_steps(member.model, data.images, data.labels, batches, recipe, source)
+    total = 0.0
+    for batch, (chosen, value) in enumerate(zip(batches, steps, strict=True)):
+        _set_rate(member, node, data, settings, batch)
         member.optimizer.step()
-        total, seen = total + float(loss.detach()) * len(labels), seen + len(labels)
+        total += value * len(chosen)
     member.epoch += 1
-    member.losses.append(total / max(seen, 1))
-    if len(diet.held_labels):
-        loss_now = held_out_loss(member.module, diet, regime, member.epoch)
+    member.losses.append(total / max(sum(map(len, batches)), 1))
+    if len(data.held_labels):
+        loss_now = held_out_loss(member.module, data, settings, member.epoch)
         member.held_losses.append(loss_now if math.isfinite(loss_now) else math.inf)
         if keep_best and member.held_losses[-1] <= min(member.held_losses):
             member.best = {k: v.detach().clone() for k, v in member.module.state_dict().items()}
 
 
 def held_out_loss(
-    module: nn.Module, diet: TrainValSplit, regime: EpochSettings, epoch: int
+    module: nn.Module, data: TrainValSplit, settings: EpochSettings, epoch: int
 ) -> float:
-    """Measure the validation loss; on augmented images with quirks, as the released code does."""
-    images = diet.held_images
-    if regime.quirks:
-        source = generator(regime.seed, "validation view", round=epoch, client=regime.client)
-        view = AUGMENTATIONS[regime.augment](pixels(images), source)
-        images = (view * 255).round().to(torch.uint8)
-    return evaluate(module, images, diet.held_labels).loss
+    """Measure the loss on the validation part, as the practice looks at it."""
+    images = settings.practice.validation_view(
+        data.held_images, settings.augment, seed=settings.seed, client=settings.client, epoch=epoch
+    )
+    return evaluate(module, images, data.held_labels).loss
 
 
 def curve(
-    build: Callable[[], nn.Module], node: NodeSettings, diet: TrainValSplit, regime: EpochSettings
+    build: Callable[[], nn.Module],
+    node: NodeSettings,
+    data: TrainValSplit,
+    settings: EpochSettings,
 ) -> Iterator[float]:
     """Train from the start and yield the validation loss after each epoch, epoch by epoch."""
     member = init_member(build(), node)
-    for _ in range(regime.epochs):
-        train_epoch(member, node, diet, regime)
+    for _ in range(settings.epochs):
+        train_epoch(member, node, data, settings)
         yield member.held_losses[-1]
 
 
@@ -169,34 +183,20 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _batches(
-    diet: TrainValSplit, regime: EpochSettings, epoch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    source = generator(regime.seed, "member", round=epoch, client=regime.client)
-    order = torch.randperm(len(diet.labels), generator=source)
-    for chunk in order.split(regime.batch_size):
-        if len(chunk) == 1 and len(order) > 1:
-            continue  # statistics of a batch need two images
-        images = AUGMENTATIONS[regime.augment](pixels(diet.images[chunk]), source)
-        yield images, diet.labels[chunk]
-
-
 def _set_rate(
-    member: Member, node: NodeSettings, diet: TrainValSplit, regime: EpochSettings, batch: int
+    member: Member, node: NodeSettings, data: TrainValSplit, settings: EpochSettings, batch: int
 ) -> None:
-    quotient = len(diet.labels) / regime.batch_size
-    schedule = Schedule(
-        node.schedule,
-        node.schedule_value,
-        node.lr,
-        regime.epochs,
-        max(1, math.ceil(quotient)),
-        quotient,
-        regime.quirks,
+    images, size = len(data.labels), settings.batch_size
+    now = Progress(
+        epoch=member.epoch,
+        batch=batch,
+        epochs=settings.epochs,
+        batches=max(1, math.ceil(images / size)),
+        images=images,
+        batch_size=size,
+        losses=member.losses,
     )
-    base = 0.0 if node.optimizer == "sgd" else node.momentum  # plain SGD has none, but for quirks
-    rate = schedule.at(member.epoch, batch, member.losses)
-    momentum = schedule.momentum_at(node.optimizer, base, member.epoch)
+    rate, momentum = settings.practice.rate(node, now)
     for group in member.optimizer.param_groups:
         group["lr"] = rate
         if "momentum" in group:

@@ -11,23 +11,34 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import torch
-
-from fedrobust.ensemble.authors import authors_cycle
+from fedrobust.ensemble.practice import practice_of, released_code
 from fedrobust.experiment.schema import EnsembleSettings, Experiment, NodeSettings
-from fedrobust.seeds import generator
-from fedrobust.training.optimizers import MOMENTUM_SOLVERS, fits
+from fedrobust.spec import SpecError, suggest
+from fedrobust.training.optimizers import OPTIMIZERS
 
+SCHEDULES_WITH_VALUE = ("cosine", "step", "exponential")  # have a value to tune
+NODE_SCHEDULES = ("constant", *SCHEDULES_WITH_VALUE, "plateau", "cyclic")
+PLAIN = "sgd"  # without momentum on a node, whatever the master has: "sgd_m" is the one with it
 # Rates for optimizers whose own is not tuned (trials = 0); an SGD keeps the master's.
-USUAL_LR = {"adam": 1e-3, "nadam": 1e-3, "adagrad": 1e-2, "rprop": 1e-3, "rmsprop": 1e-3}
+USUAL_LR = {
+    "adam": 1e-3,
+    "adamw": 1e-3,
+    "nadam": 1e-3,
+    "adagrad": 1e-2,
+    "rprop": 1e-3,
+    "rmsprop": 1e-3,
+}
 
 
 def nodes_of(experiment: Experiment) -> tuple[NodeSettings, ...]:
     """Return the node table of an experiment: node 0 keeps the master's configuration.
 
-    On a diverse axis the values are dealt from the plan's list, shuffled by the seed, each once
-    before any comes again; a cycle goes to momentum-capable optimizers only. With quirks the
-    assignment is the released code's deterministic cycle.
+    On a diverse axis the values are dealt as ``Practice.deal`` says.
+
+    Raises
+    ------
+    SpecError
+        If the plan asks for the released code, which is not there.
     """
     plan = experiment.ensemble
     master = master_of(experiment)
@@ -38,20 +49,27 @@ def nodes_of(experiment: Experiment) -> tuple[NodeSettings, ...]:
         "scheduler": [master.schedule] * count,
     }
     if plan.axes:
-        deal = _authors if plan.quirks else _dealt
-        columns |= deal(plan, master, count, experiment.seed)
+        columns |= practice_of(plan).deal(plan, master, count, experiment.seed)
     rows = [
         _node(master, plan, a, o, s, k)
         for k, (a, o, s) in enumerate(zip(*columns.values(), strict=True))
     ]
     for k, changes in enumerate(plan.nodes[:count]):
         rows[k] = dataclasses.replace(rows[k], **changes)
+        if rows[k].optimizer == PLAIN and "momentum" not in changes:
+            rows[k] = dataclasses.replace(rows[k], momentum=0.0)
     return tuple(rows)
 
 
 def master_of(experiment: Experiment) -> NodeSettings:
-    """Return the master's configuration."""
+    """Return the master's configuration: the plan's values, or one of the paper's."""
     plan = experiment.ensemble
+    if plan.master:
+        masters = released_code(f"ensemble.master = {plan.master!r}").masters
+        if plan.master not in masters:
+            hint = suggest(plan.master, list(masters))
+            raise SpecError(f"unknown ensemble.master {plan.master!r}; {hint}")
+        return NodeSettings(**masters[plan.master])
     return NodeSettings(
         experiment.model,
         plan.optimizer,
@@ -71,68 +89,15 @@ def _node(
     schedule: str,
     place: int,
 ) -> NodeSettings:
-    same = schedule == master.schedule
+    same, usual = schedule == master.schedule, 0.9 if OPTIMIZERS[optimizer].momentum else 0.0
     lr = master.lr if optimizer == master.optimizer else USUAL_LR.get(optimizer, master.lr)
     return NodeSettings(
         model,
         optimizer,
         lr,
-        master.momentum or (0.9 if optimizer in MOMENTUM_SOLVERS else 0.0),
+        0.0 if optimizer == PLAIN else master.momentum or usual,
         master.weight_decay,
         schedule,
         master.schedule_value if same else 0.0,
         tuned=plan.tunes,
     )
-
-
-def _dealt(
-    plan: EnsembleSettings, master: NodeSettings, count: int, seed: int
-) -> dict[str, list[str]]:
-    lists = {
-        "architecture": (plan.architectures, master.model),
-        "optimizer": (plan.optimizers, master.optimizer),
-        "scheduler": (plan.schedules, master.schedule),
-    }
-    dealt = {axis: _deal(*lists[axis], count, seed, axis) for axis in plan.axes}
-    optimizers = dealt.get("optimizer", [master.optimizer] * count)
-    schedules = dealt.get("scheduler", [master.schedule] * count)
-    if "scheduler" in dealt:
-        dealt["scheduler"] = _made_to_fit(optimizers, schedules)
-    return dealt
-
-
-def _deal(values: Sequence[str], first: str, count: int, seed: int, axis: str) -> list[str]:
-    """Deal the master's value first, then the others in an order drawn from the seed."""
-    others = [value for value in values if value != first]
-    source = generator(seed, f"assignment of {axis}")
-    order = [others[i] for i in torch.randperm(len(others), generator=source).tolist()]
-    hand = [first, *order]
-    return [hand[k % len(hand)] for k in range(count)]
-
-
-def _made_to_fit(optimizers: Sequence[str], schedules: Sequence[str]) -> list[str]:
-    """Exchange schedules so that a cycle meets momentum; what fits nowhere becomes a cosine."""
-    result = list(schedules)
-    for k, (optimizer, schedule) in enumerate(zip(optimizers, schedules, strict=True)):
-        if fits(optimizer, schedule):
-            continue
-        other = next(
-            (j for j in range(1, len(result)) if fits(optimizers[j], schedule)
-             and fits(optimizer, result[j]) and result[j] != schedule), None)  # fmt: skip
-        if other is None:
-            result[k] = "cosine"
-        else:
-            result[k], result[other] = result[other], schedule
-    return result
-
-
-def _authors(
-    plan: EnsembleSettings, master: NodeSettings, count: int, seed: int
-) -> dict[str, list[str]]:
-    first = {
-        "architecture": master.model,
-        "optimizer": master.optimizer,
-        "scheduler": master.schedule,
-    }
-    every = authors_cycle(plan.axes, first, plan.master_round, plan.iteration, count)
-    return {axis: every[axis] for axis in plan.axes}

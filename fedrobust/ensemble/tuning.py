@@ -18,9 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedrobust.ensemble.plan import PLAIN, SCHEDULES_WITH_VALUE
+from fedrobust.ensemble.practice import Range, value_range
 from fedrobust.experiment.schema import NodeSettings
 from fedrobust.seeds import derive
-from fedrobust.training.optimizers import MOMENTUM_SOLVERS, NO_DECAY, VALUED
+from fedrobust.training.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -41,7 +43,7 @@ def tune(
     epochs: tuple[int, ...],
     total: int,
     seed: int,
-    quirks: bool = False,
+    value_range: Callable[[NodeSettings, int], Range] = value_range,
     folder: Path | None = None,
 ) -> NodeSettings:
     """Return the node with its own learning rate, momentum, weight decay and schedule value.
@@ -62,8 +64,8 @@ def tune(
         Epochs of the final training, in which schedule values are stated.
     seed
         Of the draws: trial k draws the same whatever came before.
-    quirks
-        Draw T_max from 1 to 50 epochs, as the released code, not from 3/4 of the training to all.
+    value_range
+        (node, total) -> from where to where the schedule's value is drawn.
     folder
         Keep each phase's journal here, so that an interrupted search goes on where it was.
     """
@@ -77,10 +79,10 @@ def tune(
         journal=folder / "phase-1.jsonl" if folder else None,
     )
     found = replace(node, lr=first.lr, momentum=first.momentum)
-    if node.optimizer in NO_DECAY and node.schedule not in VALUED:
+    if not OPTIMIZERS[node.optimizer].weight_decay and node.schedule not in SCHEDULES_WITH_VALUE:
         return found
     return search(
-        lambda trial: replace(found, **_regularity(trial, node, total, quirks)),
+        lambda trial: replace(found, **_regularity(trial, node, value_range(node, total))),
         curve,
         trials=trials,
         epochs=epochs[1],
@@ -152,25 +154,20 @@ def rungs(epochs: int) -> list[int]:
 
 def _rate(trial: Trial, node: NodeSettings) -> dict[str, Any]:
     values = {"lr": trial.suggest_float("lr", *LR, log=True)}
-    if node.optimizer in MOMENTUM_SOLVERS:
+    if OPTIMIZERS[node.optimizer].momentum and node.optimizer != PLAIN:
         drawn = trial.suggest_float("momentum", *MOMENTUM)
         values["momentum"] = min(drawn, LARGEST_MOMENTUM)
     return values
 
 
-def _regularity(trial: Trial, node: NodeSettings, total: int, quirks: bool) -> dict[str, Any]:
-    values = {}
-    if node.optimizer not in NO_DECAY:
-        values["weight_decay"] = trial.suggest_float("weight_decay", *DECAY, log=True)
-    if node.schedule == "cosine":
-        low, high = (1.0, 50.0) if quirks else (0.75 * total, float(total))
-        values["schedule_value"] = trial.suggest_float("schedule_value", low, high)
-    elif node.schedule == "step":
-        low, high = (10.0, 30.0) if quirks else (max(1.0, total / 4), max(2.0, total / 2))
-        values["schedule_value"] = trial.suggest_float("schedule_value", low, high)
-    elif node.schedule == "exponential":
-        values["schedule_value"] = trial.suggest_float("schedule_value", 0.9, 0.9999, log=True)
-    return values
+def _regularity(trial: Trial, node: NodeSettings, values: Range) -> dict[str, Any]:
+    found = {}
+    if OPTIMIZERS[node.optimizer].weight_decay:
+        found["weight_decay"] = trial.suggest_float("weight_decay", *DECAY, log=True)
+    if node.schedule in SCHEDULES_WITH_VALUE:
+        log = node.schedule == "exponential"
+        found["schedule_value"] = trial.suggest_float("schedule_value", *values, log=log)
+    return found
 
 
 def _open(journal: Path | None) -> Study:

@@ -8,12 +8,14 @@ from fedrobust import aggregation
 from fedrobust.adversarial.objective import TRANSFER_ATTACKS
 from fedrobust.attacks.threat_model import ANSWERS, NONE
 from fedrobust.ensemble import VOTES
-from fedrobust.ensemble.augment import AUGMENTATIONS
-from fedrobust.ensemble.plan import nodes_of
+from fedrobust.ensemble.assignment import fits
+from fedrobust.ensemble.plan import NODE_SCHEDULES, master_of, nodes_of
+from fedrobust.ensemble.practice import practice_of
 from fedrobust.experiment.schema import EnsembleSettings, Experiment, Transfer
 from fedrobust.models import MODELS
-from fedrobust.spec import split, suggest
-from fedrobust.training.optimizers import LR_SCHEDULES, SOLVERS, fits
+from fedrobust.spec import SpecError, split, suggest
+from fedrobust.training.augment import names_of
+from fedrobust.training.optimizers import OPTIMIZERS
 
 Named = tuple[str, str, tuple[str, ...] | list[str]]
 
@@ -26,17 +28,31 @@ def check(e: Experiment) -> list[str]:
         if name not in table
     ]
     errors += [sentence for holds, sentence in (*_ranges(e), *_attacker_ranges(e)) if not holds]
+    errors += _refusals(e)
     return errors or [*_nodes(e), *_votes(e)]
 
 
+def _refusals(e: Experiment) -> Iterator[str]:
+    """Try what refuses by itself: augmentations, and what the released code alone has."""
+    for key, augment in (("ensemble", e.ensemble.augment), ("transfer", e.transfer.augment)):
+        try:
+            names_of(augment)
+        except SpecError as error:
+            yield f"{key}.augment: {error}"
+    for probe in (lambda: practice_of(e.ensemble), lambda: master_of(e)):
+        try:
+            probe()
+        except SpecError as error:
+            yield str(error)
+
+
 def _names(plan: EnsembleSettings) -> Iterator[Named]:
-    yield plan.optimizer, "ensemble.optimizer", list(SOLVERS)
-    yield plan.schedule, "ensemble.schedule", LR_SCHEDULES
-    yield plan.augment, "ensemble.augment", list(AUGMENTATIONS)
+    yield plan.optimizer, "ensemble.optimizer", list(OPTIMIZERS)
+    yield plan.schedule, "ensemble.schedule", NODE_SCHEDULES
     for key, table in (
         ("architectures", list(MODELS)),
-        ("optimizers", list(SOLVERS)),
-        ("schedules", list(LR_SCHEDULES)),
+        ("optimizers", list(OPTIMIZERS)),
+        ("schedules", list(NODE_SCHEDULES)),
         ("votes", list(VOTES)),
     ):
         for name in getattr(plan, key):
@@ -44,8 +60,7 @@ def _names(plan: EnsembleSettings) -> Iterator[Named]:
 
 
 def _attacker_names(transfer: Transfer) -> Iterator[Named]:
-    yield transfer.optimizer, "transfer.optimizer", list(SOLVERS)
-    yield transfer.augment, "transfer.augment", list(AUGMENTATIONS)
+    yield transfer.optimizer, "transfer.optimizer", list(OPTIMIZERS)
     for name in transfer.attacks:
         yield name, "name in transfer.attacks", list(TRANSFER_ATTACKS)
     for name in transfer.surrogates:
@@ -106,8 +121,8 @@ def _nodes(e: Experiment) -> Iterator[str]:
     for k, node in enumerate(nodes_of(e)):
         for name, kind, table in (
             (node.model, "model", list(MODELS)),
-            (node.optimizer, "optimizer", list(SOLVERS)),
-            (node.schedule, "schedule", list(LR_SCHEDULES)),
+            (node.optimizer, "optimizer", list(OPTIMIZERS)),
+            (node.schedule, "schedule", list(NODE_SCHEDULES)),
         ):
             if name not in table:
                 yield f"node {k}: unknown {kind} {name!r}; {suggest(str(name), table)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, cast, get_type_hints
@@ -11,7 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, S
 from pydantic_core import CoreSchema
 from typing_extensions import TypedDict
 
-from fedrobust.spec import split
+from fedrobust.spec import parse_spec
 
 CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)  # of every table
 
@@ -28,24 +27,6 @@ Fraction = Annotated[Number, Field(ge=0, le=1)]
 BelowOne = Annotated[Number, Field(ge=0, lt=1)]
 Share = Annotated[Number, Field(gt=0, le=1, title="a share in ")]
 Probability = Annotated[Number, Field(ge=0, le=1, title="a probability in ")]
-
-
-def parse_value(text: str) -> Any:
-    """Read a command-line value as TOML, or as the bare string that it is."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def parse_spec(value: Any) -> dict[str, Any]:
-    """Turn a spec in any notation into its table: ``"alie"``, ``"alie:z=1.5"``, or a table."""
-    if isinstance(value, str):
-        name, _, settings = value.partition(":")
-        pairs = [pair.partition("=") for pair in settings.split(",") if pair]
-        return {"name": name.strip()} | {k.strip(): parse_value(v.strip()) for k, _, v in pairs}
-    name, given = split(value)
-    return {"name": name} | given
 
 
 def listed(value: Any) -> Any:

@@ -15,13 +15,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from fedrobust.experiment import validate
-from fedrobust.experiment.fields import parse_spec, parse_value, some_of
+from fedrobust.experiment.fields import some_of
 from fedrobust.experiment.honoured import ONLY_FEDERATED, refused
 from fedrobust.experiment.modes import FEDAVG
 from fedrobust.experiment.schema import ConfigError, Experiment, FederatedAdversarial
 from fedrobust.experiment.sentences import keys_at, sentences, table_at
 from fedrobust.redundancy import rounds
-from fedrobust.spec import suggest
+from fedrobust.spec import parse_spec, parse_value, suggest
 
 __all__ = [
     "expand",
@@ -41,7 +41,6 @@ GONE = {
     "redundancy.together": "redundancy.together is now redundancy.vmap_files",
     "redundancy.permutation": "redundancy.permutation is gone: fresh for aspis_plus only",
     "ensemble.lie": "ensemble.lie is now attack",
-    "ensemble.master": "ensemble.master is gone: write its values into [ensemble]",
 }
 
 

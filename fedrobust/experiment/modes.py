@@ -142,8 +142,12 @@ class EnsembleSettings:
         and the order differ. "fedavg": one averaged model (strategy ``RobustStrategy``). "same":
         disjoint shares, the master's values. "tuned": own values. "architecture", "optimizer",
         "scheduler", two of them joined by "+", or "full" for all three: these differ as well.
+    master
+        "" for the values below, or one of the transfer paper's, "round-0" to "round-4", which need
+        its released code.
     optimizer, lr, momentum, weight_decay, schedule, schedule_value
-        Of the master, node 0; its architecture is the experiment's ``model``.
+        Of the master; its architecture is the experiment's ``model``. "sgd" is the plain one,
+        without momentum.
     batch_size
         Images per optimizer step.
     epochs
@@ -151,7 +155,8 @@ class EnsembleSettings:
     validation
         Share of a node's data kept for its tuning and its choice of the checkpoint, in [0, 1).
     augment
-        "none", "light" (pad 4, crop, flip) or "paper" (flip, RandomResizedCrop of 0.08 to 1).
+        "none", or names of ``fedrobust.training.AUGMENTATIONS`` joined by "+": "light" (pad 4,
+        crop, flip), "paper" (flip, RandomResizedCrop of 0.08 to 1).
     checkpoint
         "last", or "best": the epoch of lowest validation loss votes.
     trials, tune_epochs
@@ -169,7 +174,8 @@ class EnsembleSettings:
     probe_images
         Measure gradient similarity and curvature on this many images at the end; 0: not.
     quirks
-        Do as the released code does: solvers, augmentation of the validation part, assignment.
+        Do as the released code of the transfer paper does; ``experiments.papers.transfer.authors``
+        runs such experiments.
     master_round, iteration
         The released code's indices of the assignment, with quirks only.
     nodes
@@ -177,6 +183,7 @@ class EnsembleSettings:
     """
 
     paradigm: Paradigm = ""
+    master: str = ""
     optimizer: str = "sgd_m"
     lr: Positive = 0.05
     momentum: BelowOne = 0.9

@@ -48,13 +48,14 @@ class Recipe:
         Length of local training in update mode: ``steps`` mini-batches, or ``epochs`` passes
         where steps is 0.
     optimizer, lr, momentum, weight_decay
-        The local optimizer of update mode; weight decay also adds to the gradient of gradient mode.
+        The local optimizer of update mode, a name of ``fedrobust.training.OPTIMIZERS``; weight
+        decay also adds to the gradient of gradient mode.
     schedule
         A spec of ``SCHEDULES``: how ``lr`` changes from round to round.
     clip
         Greatest L2 norm of a mini-batch gradient, longer ones are shortened to it; 0 clips none.
     augment
-        "none", "flip", "crop" or "flip+crop": random changes of the training images.
+        "none", or names of ``fedrobust.training.AUGMENTATIONS`` joined by "+": "flip+crop".
     precision
         "float32", "tf32" or "bf16".
     cohort
@@ -132,7 +133,8 @@ class Server:
     root_images
         Training images that the server holds itself, for rules that trust it (fltrust, zeno, rsa).
     optimizer
-        A spec of ``fedrobust.training.SERVER_OPTIMIZERS``: "sgd" (``momentum`` is its), or "lalr".
+        A spec of ``fedrobust.training.SERVER_OPTIMIZERS``: "sgd" (``momentum`` is its), "lalr",
+        "lars" or "layerwise".
     schedule, warmup
         A spec of ``fedrobust.training.SCHEDULES`` and the steps of linear warm-up before it.
     times

@@ -17,8 +17,8 @@ from fedrobust.models import MODELS
 from fedrobust.redundancy import rounds
 from fedrobust.simulation import stragglers
 from fedrobust.spec import SpecError, parameters, resolve, split, suggest
-from fedrobust.training import SCHEDULES, SERVER_OPTIMIZERS
-from fedrobust.training.steps import SUPPLIED as STEP_SUPPLIED
+from fedrobust.training import SCHEDULES
+from fedrobust.training.steps import resolve_optimizer
 
 BATCHNORM = ("average", "local", "dual")
 Check = Callable[[Experiment], Iterator[str]]
@@ -122,7 +122,7 @@ def _operands(e: Experiment) -> Iterator[str]:
 
 
 def _root(e: Experiment) -> Iterator[str]:
-    if e.rule and e.rule["name"] in aggregation.NEEDS_OWN_DATA and not e.server.root_images:
+    if e.rule and aggregation.needs_own_data(e.rule["name"]) and not e.server.root_images:
         yield f"{e.rule['name']} needs data of the server's own: set server.root_images"
 
 
@@ -150,8 +150,7 @@ def _perturbations(e: Experiment) -> Iterator[str]:
 
 
 def _server(e: Experiment) -> Iterator[str]:
-    table = SERVER_OPTIMIZERS
-    resolve(table, e.server.optimizer, kind="server optimizer", supplied=STEP_SUPPLIED)
+    resolve_optimizer(e.server.optimizer)
     resolve(SCHEDULES, e.server.schedule, kind="schedule", supplied=("lr",))
     yield from ()
 

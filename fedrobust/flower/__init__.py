@@ -2,10 +2,13 @@
 
 from fedrobust.flower import commit_reveal
 from fedrobust.flower.adversary_grid import AdversaryGrid
+from fedrobust.flower.attackers import Attackers
 from fedrobust.flower.cohort_grid import CohortGrid, serve_cohort
 from fedrobust.flower.guarded_grid import GuardedGrid
 from fedrobust.flower.in_process import InProcessGrid
+from fedrobust.flower.legacy import whole_rounds
 from fedrobust.flower.quantized_arrays import Wire, payload, wire_of
+from fedrobust.flower.robust_grid import RobustGrid
 from fedrobust.flower.robust_wrapper import Robust
 from fedrobust.flower.screening import Rejected, screen
 from fedrobust.flower.serialization import (
@@ -19,11 +22,13 @@ from fedrobust.flower.straggler_grid import StragglerGrid
 
 __all__ = [
     "AdversaryGrid",
+    "Attackers",
     "CohortGrid",
     "GuardedGrid",
     "InProcessGrid",
     "Rejected",
     "Robust",
+    "RobustGrid",
     "StragglerGrid",
     "TensorArray",
     "Wire",
@@ -35,5 +40,6 @@ __all__ = [
     "screen",
     "serve_cohort",
     "tensor_of",
+    "whole_rounds",
     "wire_of",
 ]

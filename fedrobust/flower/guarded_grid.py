@@ -15,25 +15,26 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from flwr.app import ArrayRecord, Error, Message
-from flwr.proto.message_pb2 import (  # type: ignore[import-untyped]
-    ConfirmMessageReceivedRequest,
-    ObjectTree,
-)
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest  # type: ignore[import-untyped]
 from flwr.serverapp import Grid
-from flwr.supercore.constant import HEAD_BODY_DIVIDER
-from flwr.supercore.inflatable.inflatable_object import get_object_head_values_from_object_content
-from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectUnavailableError,
-    inflate_object_from_contents,
-)
-from flwr.superlink.grid.http_grid import HttpGrid
 
+from fedrobust.flower._compat import (
+    CHUNK,
+    HEAD_BODY_DIVIDER,
+    ConfirmMessageReceivedRequest,
+    HttpGrid,
+    ObjectTree,
+    ObjectUnavailableError,
+    PullAppMessagesRequest,
+    get_object_head_values_from_object_content,
+    inflate_object_from_contents,
+    make_pull_object_fn_protobuf,
+    runtime_client,
+    set_message_id,
+)
+from fedrobust.flower.salt import salted, take_ids
 from fedrobust.flower.wrapping import WrappedGrid
 
 UNREADABLE = 11  # a code of our own, beyond Flower's
-CHUNK = 5 * 2**20  # Flower cuts arrays into pieces of this size
 SLACK = 2**20  # bytes of a reply beside its arrays
 MOST_SMALL = 64  # objects of one client's reply beside chunks: ours has five
 LARGEST_SMALL = 2**16  # bytes of such an object, per client: names, shapes, numbers
@@ -88,8 +89,10 @@ class GuardedGrid(WrappedGrid):
             return list(self._inner.send_and_receive(messages, timeout=timeout))
         end = time.monotonic() + timeout if timeout is not None else None
         listed = list(messages)
-        ids = self._inner.push_messages(listed)
-        waiting = {i: m for i, m in zip(ids, listed, strict=True) if i is not None}
+        sent = salted(listed)
+        ids = list(self._inner.push_messages(sent))
+        take_ids(listed, sent)
+        waiting = {i: m for i, m in zip(ids, listed, strict=True) if i}
         arriving: dict[str, _Arriving] = {}
         replies: list[Message] = []
         while waiting:
@@ -108,7 +111,7 @@ class GuardedGrid(WrappedGrid):
         """Return the replies that nodes have begun to send, by what they answer."""
         if not asked:
             return {}
-        client = cast(HttpGrid, self._inner)._runtime_client
+        client = runtime_client(cast(HttpGrid, self._inner))
         found = client.PullMessages(PullAppMessagesRequest(message_ids=asked))
         return {
             proto.metadata.reply_to_message_id: _Arriving(proto.metadata.message_id, tree)
@@ -119,7 +122,7 @@ class GuardedGrid(WrappedGrid):
     def _read(self, arriving: _Arriving, asked: Message) -> Message | None:
         """Return a reply, an error reply that says why it cannot be one, or None for not yet."""
         run, node = self._inner.run.run_id, cast(HttpGrid, self._inner).node
-        client = cast(HttpGrid, self._inner)._runtime_client
+        client = runtime_client(cast(HttpGrid, self._inner))
         fetch = make_pull_object_fn_protobuf(client.PullObject, node, run)
         most_bytes = self._clients * (_array_bytes(asked) + SLACK)
         try:
@@ -193,7 +196,7 @@ def read_reply(
     message = inflate_object_from_contents(tree.object_id, contents)
     if not isinstance(message, Message):
         raise ValueError(f"a {type(message).__name__} instead of a message")
-    message.metadata.__dict__["_message_id"] = tree.object_id
+    set_message_id(message, tree.object_id)
     return message
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
+
+from fedrobust.flower._compat import TaskIdentity, set_message_id
 
 Together = Callable[[Sequence[Message], Sequence[Context]], Iterable[Message | None]]
 RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
@@ -140,7 +141,7 @@ def new_context(client: int, clients: int, run_config: dict[str, Any]) -> Contex
 
 def stamp(message: Message, message_id: str) -> Message:
     """Give a message its id, as Flower's own grids do."""
-    message.metadata.__dict__["_message_id"] = message_id
+    set_message_id(message, message_id)
     return message
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation.tables import COORDINATE_WISE
+from fedrobust.aggregation import is_coordinate_wise
 from fedrobust.experiment.modes import AUTO
 from fedrobust.experiment.schema import Experiment, Redundancy
 from fedrobust.redundancy import ADVERSARIES, SCHEMES, Assignment, Corruption, assign, permute
@@ -199,7 +199,7 @@ def _ranges(experiment: Experiment) -> list[tuple[bool, str]]:
         (not coded or s.tolerance == 0, "draco_cyclic decodes: redundancy.tolerance must be 0"),
         (not coded or e.rule["name"] == "mean", "draco_cyclic decodes the sum: the rule must be"
          f" 'mean', got {e.rule['name']!r}"),
-        (not s.coordinates or (e.rule["name"] in COORDINATE_WISE and not e.pre),
+        (not s.coordinates or (is_coordinate_wise(e.rule["name"]) and not e.pre),
          "redundancy.coordinates needs a coordinate-wise rule and no pre-aggregator, got"
          f" {e.rule['name']!r}"),
         (not coded or s.lies == "commit",

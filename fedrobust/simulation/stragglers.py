@@ -73,6 +73,9 @@ def _recipe_errors(recipe: Recipe, prefix: str) -> list[str]:
         for key, table in names.items()
         if getattr(recipe, key) not in table
     ]
+    known = recipe.optimizer in OPTIMIZERS
+    if known and OPTIMIZERS[recipe.optimizer].needs_momentum and not recipe.momentum > 0:
+        found.append(f"{prefix}optimizer {recipe.optimizer!r} needs {prefix}momentum above 0")
     for probe in (lambda: names_of(recipe.augment), lambda: _lr(recipe, 1)):
         try:
             probe()

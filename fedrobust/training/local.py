@@ -1,49 +1,21 @@
-"""Local training of one client: the readable engine."""
+"""Local training of one client: the readable engine, and the loop that all training shares."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from fedrobust.evaluation import pixels
 from fedrobust.experiment.schema import Recipe
 from fedrobust.training import augment
+from fedrobust.training.losses import Loss, cross_entropy
+from fedrobust.training.optimizers import optimizer_over
 from fedrobust.training.precision import precision
 from fedrobust.vector import FlatModel
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-    "adagrad": torch.optim.Adagrad,
-}
-WITH_MOMENTUM = ("sgd", "rmsprop")
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Draw = Callable[[int, Recipe, torch.Generator], Iterator[Tensor]]  # -> batches of indices
-
-
-def cross_entropy(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy on clean images."""
-    return F.cross_entropy(module(images), labels)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Train on one CPU thread: the sums of a gradient depend on the number of threads."""
-    before = torch.get_num_threads()
-    if before == 1:  # setting it costs a tenth of a millisecond, the same number or not
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def train_local(
@@ -88,14 +60,15 @@ def train_local(
     if not model.module.training:
         model.module.train()
     out = torch.empty_like(start) if out is None else out
-    steps = _steps(model, images, labels, recipe, generator, loss, draw or batches)
+    order = (draw or batches)(len(labels), recipe, generator)
+    steps = gradient_steps(model, images, labels, order, recipe, generator, loss)
     if recipe.mode == "gradient":
         value = next(steps)
         out.copy_(model.gradient)
         if recipe.weight_decay:
             out.add_(start, alpha=recipe.weight_decay)
         return out, value
-    optimizer = optimizer_over(model.vector, model.gradient, recipe)
+    optimizer = local_optimizer(model.vector, model.gradient, recipe)
     losses = []
     for value in steps:
         optimizer.step()
@@ -119,28 +92,44 @@ def length(count: int, recipe: Recipe) -> int:
     return recipe.steps or recipe.epochs * -(-count // min(recipe.batch_size, count))
 
 
-def optimizer_over(vector: Tensor, gradient: Tensor, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return an optimizer over one tensor: elementwise steps need no named tensors."""
-    flat = torch.nn.Parameter(vector)
-    flat.data = vector
-    flat.grad = gradient
-    settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
-    if recipe.optimizer in WITH_MOMENTUM:
-        settings["momentum"] = recipe.momentum
-    return OPTIMIZERS[recipe.optimizer]([flat], **settings)
+def local_optimizer(vector: Tensor, gradient: Tensor, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return a recipe's optimizer over one vector (d,), or over one row a client (m, d)."""
+    return optimizer_over(
+        vector,
+        gradient,
+        recipe.optimizer,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
 
 
-def _steps(
+def gradient_steps(
     model: FlatModel,
     images: Tensor,
     labels: Tensor,
+    order: Iterable[Tensor],
     recipe: Recipe,
     generator: torch.Generator,
-    loss: Loss,
-    draw: Draw,
+    loss: Loss = cross_entropy,
 ) -> Iterator[float]:
-    """Leave one mini-batch's gradient in the model and yield its loss, again and again."""
-    for batch in draw(len(labels), recipe, generator):
+    """Leave one mini-batch's gradient in the model and yield its loss, again and again.
+
+    Between two of them the caller steps, or does not: this is the one loop of local training, for
+    federated clients and for ensemble members.
+
+    Parameters
+    ----------
+    model
+        In training mode; its gradient is overwritten.
+    order
+        Index batches into the images.
+    recipe
+        Its augmentation, precision and clipping count here.
+    generator
+        Draws the augmentation, after the batch that it belongs to was taken from ``order``.
+    """
+    for batch in order:
         chosen = batch.to(images.device)
         taken = images[chosen]
         if recipe.augment != augment.NONE:

@@ -1,7 +1,7 @@
-"""What is done with an aggregate: one step of SGD or LALR on the flat model, and its memory.
+"""The server's step with an aggregate: SGD or a layer-wise step on the flat model.
 
-The server takes this step; where clients keep replicas of the model, so does every client, with
-the same function on the same bytes, and all of them stay equal bit for bit.
+Where clients keep replicas of the model, every client takes the same step from the same bytes, and
+all replicas stay equal bit for bit.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedrobust.spec import Spec, resolve
-from fedrobust.training.lalr import LalrState, lalr_step, lr_at
+from fedrobust.spec import Spec, SpecError, resolve, split
+from fedrobust.training.lalr import lamb, lars, layerwise, step_layers
+from fedrobust.training.schedules import lr_at
+from fedrobust.training.transforms import Transform
 from fedrobust.training.update_codec import layers
 
 Shapes = Sequence[tuple[int, ...]]
@@ -32,7 +34,7 @@ class StepState:
 def sgd(
     model: Tensor, aggregate: Tensor, state: StepState, *, lr: float, momentum: float
 ) -> tuple[Tensor, StepState]:
-    """V <- momentum v + aggregate, w <- w - lr v."""
+    """Step along the velocity: ``v = momentum * v + aggregate``, ``w = w - lr * v``."""
     velocity = aggregate
     if state.moments:
         velocity = momentum * state.moments[0] + velocity
@@ -46,7 +48,6 @@ def lalr(
     *,
     lr: float,
     shapes: Shapes,
-    direction: str = "lamb",
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-6,
@@ -54,30 +55,89 @@ def lalr(
     clip_low: float = 0.0,
     clip_high: float = 10.0,
 ) -> tuple[Tensor, StepState]:
-    """Layer-wise adaptive step: ``lalr_step`` on each parameter tensor; "lars" or "lamb" form.
+    """Layer-wise adaptive step on two moments: ``lalr_step`` on each parameter tensor.
 
     References
     ----------
     Zhang et al., UAI 2022, released code (lamb.py).
     """
-    kept = [tuple(layers(moment, shapes)) for moment in state.moments]
-    means, squares = [*kept, (), ()][:2]
-    after, memory = lalr_step(
-        layers(model, shapes),
-        layers(aggregate, shapes),
-        LalrState(state.step, means, squares) if state.step else None,
-        lr=lr,
-        betas=(beta1, beta2),
-        eps=eps,
-        weight_decay=weight_decay,
-        clip=(clip_low, clip_high),
-        direction=direction,
-    )
-    moments = tuple(_flat(part) for part in (memory.means, memory.squares) if part)
-    return _flat(after), StepState(state.step + 1, moments)
+    betas, clip = (beta1, beta2), (clip_low, clip_high)
+    transform = lamb(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, clip=clip)
+    return _step_layers(transform, model, aggregate, state, shapes)
 
 
-SERVER_OPTIMIZERS: dict[str, Callable[..., tuple[Tensor, StepState]]] = {"sgd": sgd, "lalr": lalr}
+def server_lars(
+    model: Tensor,
+    aggregate: Tensor,
+    state: StepState,
+    *,
+    lr: float,
+    shapes: Shapes,
+    beta: float = 0.9,
+    weight_decay: float = 1e-4,
+    clip_low: float = 0.0,
+    clip_high: float = 10.0,
+) -> tuple[Tensor, StepState]:
+    """Layer-wise adaptive step on the running mean of the aggregates.
+
+    References
+    ----------
+    You, Gitman, Ginsburg, Large Batch Training of Convolutional Networks, 2017.
+    """
+    transform = lars(lr=lr, beta=beta, weight_decay=weight_decay, clip=(clip_low, clip_high))
+    return _step_layers(transform, model, aggregate, state, shapes)
+
+
+def server_layerwise(
+    model: Tensor,
+    aggregate: Tensor,
+    state: StepState,
+    *,
+    lr: float,
+    shapes: Shapes,
+    weight_decay: float = 1e-4,
+    clip_low: float = 0.0,
+    clip_high: float = 10.0,
+) -> tuple[Tensor, StepState]:
+    """Layer-wise step along the aggregate itself, without memory."""
+    transform = layerwise(lr=lr, weight_decay=weight_decay, clip=(clip_low, clip_high))
+    return _step_layers(transform, model, aggregate, state, shapes)
+
+
+def _step_layers(
+    transform: Transform, model: Tensor, aggregate: Tensor, state: StepState, shapes: Shapes
+) -> tuple[Tensor, StepState]:
+    kept = tuple(tuple(layers(moment, shapes)) for moment in state.moments)
+    memory = kept if state.step else None
+    parts = layers(model, shapes), layers(aggregate, shapes)
+    after, memory = step_layers(transform, *parts, memory)
+    return _flat(after), StepState(state.step + 1, tuple(_flat(moment) for moment in memory))
+
+
+SERVER_OPTIMIZERS: dict[str, Callable[..., tuple[Tensor, StepState]]] = {
+    "sgd": sgd,
+    "lalr": lalr,
+    "lars": server_lars,
+    "layerwise": server_layerwise,
+}
+_FORMER_DIRECTIONS = {"lamb": "lalr", "lars": "lars", "gradient": "layerwise"}
+
+
+def resolve_optimizer(
+    spec: Spec,
+) -> tuple[Callable[..., tuple[Tensor, StepState]], dict[str, Any]]:
+    """Look a server optimizer up; its former setting ``direction`` is now a name of its own.
+
+    Raises
+    ------
+    SpecError
+        If the spec is unknown or does not fit.
+    """
+    name, given = split(spec)
+    if name == "lalr" and given.get("direction") in _FORMER_DIRECTIONS:
+        new = _FORMER_DIRECTIONS[given["direction"]]
+        raise SpecError(f"server optimizer 'lalr' has no direction any more: name it {new!r}")
+    return resolve(SERVER_OPTIMIZERS, spec, kind="server optimizer", supplied=SUPPLIED)
 
 
 def take_step(
@@ -108,7 +168,7 @@ def take_step(
     momentum
         Of "sgd".
     shapes
-        The parameter tensors, in order: LALR's layers.
+        The parameter tensors, in order: the layers of layer-wise steps.
     fixed
         So many leading coordinates stay as they are.
 
@@ -117,9 +177,7 @@ def take_step(
     ValueError
         If the spec is unknown, or the step would make the model non-finite.
     """
-    function, settings = resolve(
-        SERVER_OPTIMIZERS, optimizer, kind="server optimizer", supplied=SUPPLIED
-    )
+    function, settings = resolve_optimizer(optimizer)
     rate = lr_at(state.step, lr=lr, schedule=schedule, warmup=warmup)
     own: dict[str, Any] = {"momentum": momentum} if function is sgd else {"shapes": shapes}
     stepped, state = function(model, aggregate, state, lr=rate, **own, **settings)

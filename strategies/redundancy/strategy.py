@@ -61,6 +61,8 @@ class RedundantStrategy(RecordedStrategy):
         Called with each round's row when it is complete.
     shapes
         The model's parameter tensors in order; a layer-wise server optimizer needs them.
+    secret
+        What the server's draws follow from; None: the experiment's seed, which every node knows.
 
     Notes
     -----
@@ -78,9 +80,11 @@ class RedundantStrategy(RecordedStrategy):
         truth: Truth = lambda round: None,
         on_row: Callable[[Row], None] = lambda row: None,
         shapes: tuple[tuple[int, ...], ...] = (),
+        secret: int | None = None,
     ) -> None:
         super().__init__(on_row)
         self._experiment = experiment
+        self._secret = experiment.seed if secret is None else secret
         self._shapes = shapes
         self._clients = dict(clients)
         self._truth = truth
@@ -239,7 +243,7 @@ class RedundantStrategy(RecordedStrategy):
         rows = self._stacked([values[file] for file in order])
         if mean:
             return rows.mean(0), origin
-        source = generator(e.seed, "rule", round=job.questions.round)
+        source = generator(self._secret, "rule", round=job.questions.round)
         outcome = self._rule.apply(rows, self._memory, source, clients=order)
         self._memory = outcome.state
         return outcome.aggregate, origin
@@ -253,7 +257,7 @@ class RedundantStrategy(RecordedStrategy):
 
     def _shuffled(self, files: list[int]) -> list[int]:
         """Shuffle the files, as DETOX does before its buckets."""
-        source = generator(self._experiment.seed, "buckets", round=self._questions.round)  # type: ignore[union-attr]
+        source = generator(self._secret, "buckets", round=self._questions.round)  # type: ignore[union-attr]
         return [files[i] for i in torch.randperm(len(files), generator=source).tolist()]
 
     def _decode(self, heard: Mapping[int, Message], ledger: RoundLog) -> Tensor:
@@ -275,7 +279,7 @@ class RedundantStrategy(RecordedStrategy):
             ledger.up("code", value.nbytes)
             received[worker] = torch.complex(value[0], value[1])
         rounds = self._questions.round  # type: ignore[union-attr]
-        source = generator(e.seed, "code", round=rounds)
+        source = generator(self._secret, "code", round=rounds)
         found = decode_cyclic(received, s=(e.redundancy.replication - 1) // 2, generator=source)
         self._row |= {"path": "code", "flagged": list(found.byzantine)}
         self._row |= self._quality(set(found.byzantine))

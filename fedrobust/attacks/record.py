@@ -1,0 +1,93 @@
+"""One record per attack: all that the rest of the system knows about it.
+
+An attack is one function ``(honest, *, n, f, **settings) -> (f, d)``. One with memory also takes
+``state`` (None at first) and returns ``Crafted``; what it remembers is a value, never modified.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fedrobust import docstrings
+from fedrobust.spec import parameters
+
+KNOWLEDGE = ("own", "colluding", "omniscient")
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """What the attackers send in one round.
+
+    Attributes
+    ----------
+    updates
+        (f, d).
+    state
+        What the attack remembers for the next round: None, a tensor, or a table of tensors.
+    """
+
+    updates: Tensor
+    state: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """An attack on updates.
+
+    Attributes
+    ----------
+    name
+        Under which specs and tables know it.
+    craft
+        The function: ``(honest, *, n, f, ...) -> Tensor | Crafted``.
+    knowledge
+        What its paper lets it see: "own", "colluding" or "omniscient".
+    spread
+        Whether it needs several honest updates: from one alone it learns nothing.
+    finite
+        Whether it sends finite values only; the others are crash faults.
+    trains
+        Whether it trains a model of its own, which the malicious client hands to it.
+    """
+
+    name: str
+    craft: Callable[..., Any]
+    knowledge: str = "omniscient"
+    spread: bool = False
+    finite: bool = True
+    trains: bool = False
+
+    @property
+    def settings(self) -> dict[str, inspect.Parameter]:
+        """The keyword-only parameters of the function."""
+        return parameters(self.craft)
+
+    @property
+    def random(self) -> bool:
+        """Whether it draws from a generator."""
+        return "generator" in self.settings
+
+    @property
+    def asks_the_rule(self) -> bool:
+        """Whether it tunes itself against the defence."""
+        return "rule" in self.settings
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it keeps anything from round to round: a state, or the last aggregate."""
+        return "state" in self.settings or "previous" in self.settings
+
+    @property
+    def paper(self) -> str:
+        """The paper and the place in it, from the docstring."""
+        return docstrings.paper(self.craft)
+
+    @property
+    def what(self) -> str:
+        """The first sentence of the docstring."""
+        return docstrings.summary(self.craft)

@@ -1,0 +1,313 @@
+"""The one core of ``Robust`` and ``RobustGrid``: a round's replies in, as many alike out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedrobust import aggregation
+from fedrobust.aggregation import Outcome
+from fedrobust.flower.model_replies import (
+    SECURE_AGGREGATION,
+    Key,
+    Layout,
+    ModelReply,
+    Refused,
+    Sent,
+    Values,
+    agreed,
+    difference,
+    layout_of,
+    read_reply,
+)
+from fedrobust.flower.model_vectors import arrays_of, as_whole, matrix_of, starts_of, usual_dtype
+from fedrobust.flower.reply_metrics import own_configs, shared_metrics
+from fedrobust.flower.rule_spelling import Rule, read_rule, rule_name
+from fedrobust.secret import fresh
+from fedrobust.seeds import generator
+from fedrobust.spec import Spec, split
+
+ABSENT = ("no reply", "error reply")
+COLUMNS = ["round", "node", "accepted", "weight", "reason"]
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """One round.
+
+    Attributes
+    ----------
+    replies
+        One for each accepted reply, all with the same arrays and metrics; none where nothing could
+        be read.
+    refused
+        Node -> why its reply lost its vote.
+    kept
+        Why the round takes no step; empty where it takes one.
+    others
+        Running statistics and integer arrays, by key: each entry the median of the clients.
+    """
+
+    replies: list[Message] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
+    kept: str = ""
+    others: Values = field(default_factory=dict)
+
+
+class ReplyAggregator:
+    """Aggregate the replies of anybody's clients with a rule.
+
+    Every accepted reply is replaced by the aggregate, so that a strategy counts as many replies as
+    there were, and averages equal things. Floating arrays are coordinates; running statistics of
+    normalisation layers and integer or boolean arrays become medians, in the type that they had in
+    the first round. What most replies agree on (records, layers, shapes) is what a reply must hold.
+
+    Parameters
+    ----------
+    rule, pre
+        See ``read_rule``.
+    seed
+        For rules that draw; None draws one from the system's entropy, so that no client can
+        foresee it.
+
+    Raises
+    ------
+    SpecError
+        For an unknown rule or setting.
+    """
+
+    def __init__(self, rule: Rule, pre: Sequence[Spec] = (), seed: int | None = None) -> None:
+        self.rule, self.pre = read_rule(rule, pre)
+        self.name = rule_name(self.rule, self.pre)
+        self._built = _build(self.rule, self.pre)
+        self._seed = fresh() if seed is None else seed
+        self._rows: list[dict[str, Any]] = []
+        self._clients: dict[int, int] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what a run leaves in the rule; the history stays."""
+        self._memory = self._built.init()
+        self._integers: dict[Key, np.dtype] = {}
+        self.steps = 0
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row a node and round: round, node, accepted, weight, reason.
+
+        ``weight`` is NaN where the rule takes values apart from their updates; ``reason`` says why
+        a reply was refused, or why the round kept the model.
+        """
+        return pd.DataFrame(self._rows, columns=COLUMNS)
+
+    def check(self, n: int) -> None:
+        """Check that n updates are enough for the rule.
+
+        Raises
+        ------
+        ValueError
+            ``krum with f=5 needs at least 13 updates, got 12``.
+        """
+        if not callable(self.rule):
+            aggregation.check(self.rule, n=n, pre=self.pre)
+
+    def rehearse(self, updates: Tensor) -> Tensor:
+        """Return the rule's aggregate of some updates (n, d), with fresh memory: nothing is kept.
+
+        Raises
+        ------
+        ValueError
+            If they are too few for the rule.
+        """
+        self.check(len(updates))
+        source = generator(self._seed, "rehearsal")
+        return self._built.apply(updates, self._built.init(), source).aggregate
+
+    def aggregate(self, sent: Sent, replies: Iterable[Message], server_round: int) -> Aggregated:
+        """Aggregate one round; nothing that a client sends raises."""
+        accepted, layout, refused = self._screened(sent, replies)
+        if layout is None or not layout.coordinates:
+            reason = "no reply was left to aggregate"
+            if accepted:
+                reason = "no reply holds floating arrays"
+            elif len(refused) < len(sent.messages):
+                reason = "no layout of records and layers has more than half of the replies"
+            return self._noted(server_round, Aggregated(refused=refused, kept=reason), {})
+        starts = starts_of(accepted, layout, sent)
+        rows = matrix_of(accepted, layout, starts)
+        malformed = sum(not reason.startswith(ABSENT) for reason in refused.values())
+        outcome, kept = self._outcome(rows, accepted, malformed, server_round)
+        others = {key: self._median(key, accepted) for key in layout.others}
+        step = outcome.aggregate if outcome else torch.zeros(())
+        handed = _replies(accepted, layout, starts, step, others, sent)
+        weights = _weights(accepted, outcome)
+        self.steps += outcome is not None
+        return self._noted(server_round, Aggregated(handed, refused, kept, others), weights)
+
+    def _screened(
+        self, sent: Sent, replies: Iterable[Message]
+    ) -> tuple[list[ModelReply], Layout | None, dict[int, str]]:
+        """Read the replies and drop those that differ from what most of them hold."""
+        for arrays in {id(arrays): arrays for arrays in sent.arrays.values()}.values():
+            self._remember(arrays)
+        kept, refused = sent.kept(replies)
+        readable = []
+        for node in sorted(kept):  # the order of replies must not matter
+            try:
+                readable.append(read_reply(kept[node], node))
+            except Refused as reason:
+                refused[node] = str(reason)
+        layouts = [layout_of(reply.values, self._integers) for reply in readable]
+        layout = agreed(layouts)
+        if layout is None:
+            return [], None, refused
+        accepted = []
+        for reply, own in zip(readable, layouts, strict=True):
+            if own.slots == layout.slots:
+                accepted.append(reply)
+            else:
+                refused[reply.node] = difference(layout, own)
+        for key in layout.slots:
+            self._remember({key: accepted[0].values[key]})
+        return accepted, layout, refused
+
+    def _remember(self, values: Mapping[Key, np.ndarray]) -> None:
+        """Note the first type of whole numbers: averaging strategies send them back as floats."""
+        for key, array in values.items():
+            if array.dtype.kind in "iub":
+                self._integers.setdefault(key, array.dtype)
+
+    def _outcome(
+        self, rows: Tensor, accepted: list[ModelReply], malformed: int, server_round: int
+    ) -> tuple[Outcome | None, str]:
+        clients = [self._clients.setdefault(r.node, len(self._clients)) for r in accepted]
+        source = generator(self._seed, "rule", round=server_round)
+        try:
+            built = self._fitting(len(rows), malformed)
+            outcome = built.apply(rows, self._memory, source, clients=clients)
+        except ValueError as error:
+            if callable(self.rule):  # a fault of the user's own function is no refusal
+                raise
+            return None, str(error)
+        if not torch.isfinite(outcome.aggregate).all():
+            return None, f"{self.name} returned values that are not finite"
+        self._memory = outcome.state
+        return outcome, ""
+
+    def _fitting(self, n: int, malformed: int) -> aggregation.Aggregator:
+        """Return the rule, with a smaller f where n would be too few for the one it has.
+
+        No honest client sends a malformed reply, so up to f of them are Byzantine clients that are
+        out already. Else f malformed replies would keep a rule with little room from ever running.
+        Silent clients and those with an error may be honest: they do not lower f.
+        """
+        try:
+            self.check(n)
+        except ValueError:
+            if callable(self.rule) or not 0 < malformed <= split(self.rule)[1].get("f", 0):
+                raise
+            rule, *pre = (with_fewer(one, malformed) for one in (self.rule, *self.pre))
+            aggregation.check(rule, n=n, pre=pre)
+            return _build(rule, pre)
+        return self._built
+
+    def _median(self, key: Key, accepted: list[ModelReply]) -> np.ndarray:
+        stack = np.stack([reply.values[key] for reply in accepted])
+        middle = np.sort(stack, axis=0)[(len(stack) - 1) // 2]
+        return as_whole(middle, self._integers[key]) if key in self._integers else middle
+
+    def _noted(
+        self, server_round: int, result: Aggregated, weights: dict[int, float]
+    ) -> Aggregated:
+        for node in sorted(weights.keys() | result.refused.keys()):
+            accepted = node not in result.refused
+            reason = result.kept if accepted else result.refused[node]
+            weight = 0.0 if result.kept else weights.get(node, 0.0)
+            row = (server_round, node, accepted, weight, reason)
+            self._rows.append(dict(zip(COLUMNS, row, strict=True)))
+        return result
+
+
+def refuse_secure_aggregation(messages: Iterable[Message]) -> None:
+    """Raise where updates are hidden from the server.
+
+    Raises
+    ------
+    ValueError
+        For messages of Flower's SecAgg or SecAgg+.
+    """
+    if any(SECURE_AGGREGATION in m.content.config_records for m in messages if m.has_content()):
+        raise ValueError(
+            "secure aggregation shows the server nothing but the sum of the updates, and a robust "
+            "rule has to see each of them: use one or the other"
+        )
+
+
+def with_fewer(spec: Spec, out: int) -> Spec:
+    """Lower the f of a spec, where it has one, by the Byzantine clients that are out already."""
+    name, given = split(spec)
+    return {"name": name, **given, **({"f": max(0, given["f"] - out)} if "f" in given else {})}
+
+
+def _build(rule: Rule, pre: Sequence[Spec]) -> aggregation.Aggregator:
+    if not callable(rule):
+        return aggregation.build(rule, pre=pre)
+    chain = [aggregation.build("mean", pre=[one]) for one in pre]  # checks their names
+    function = rule
+
+    def apply(updates: Tensor, state: Any = None, source: Any = None, **_: Any) -> Outcome:
+        rows = updates
+        for one in pre[: len(chain)]:
+            rows = aggregation.preaggregate(rows, one, generator=source)
+        result = function(rows)
+        if not isinstance(result, Tensor) or result.shape != rows.shape[1:]:
+            found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(f"the rule returned {found}, expected a tensor {(rows.shape[1],)}")
+        return Outcome(result, None, None)
+
+    return aggregation.Aggregator(lambda: None, apply)
+
+
+def _replies(
+    accepted: list[ModelReply],
+    layout: Layout,
+    starts: dict[int, dict[Key, np.ndarray]],
+    step: Tensor,
+    others: Values,
+    sent: Sent,
+) -> list[Message]:
+    """Make as many replies as were accepted, each its node's start plus the aggregate."""
+    contents = [reply.content for reply in accepted]
+    metrics, configs = shared_metrics(contents), own_configs(contents)
+    dtypes = {key: usual_dtype(key, accepted) for key in layout.coordinates}
+    arrays: dict[int, dict[Key, Array]] = {}
+    replies = []
+    for reply, config in zip(accepted, configs, strict=True):
+        start = starts[reply.node]
+        if id(start) not in arrays:
+            arrays[id(start)] = arrays_of(layout, start, step, others, dtypes)
+        content = RecordDict()
+        for (record, name), array in arrays[id(start)].items():  # records anew: strategies pop
+            if record not in content:
+                content[record] = ArrayRecord()
+            content.array_records[record][name] = array
+        for name, held in metrics.items():
+            content[name] = MetricRecord(dict(held))
+        for name, own in config.items():
+            content[name] = own
+        replies.append(Message(content, reply_to=sent.messages[reply.node]))
+    return replies
+
+
+def _weights(accepted: list[ModelReply], outcome: Outcome | None) -> dict[int, float]:
+    nodes = [reply.node for reply in accepted]
+    if outcome is None or outcome.weights is None:
+        return dict.fromkeys(nodes, float("nan"))
+    return dict(zip(nodes, outcome.weights.tolist(), strict=True))

@@ -1,0 +1,49 @@
+"""other_keys: the model goes down as "model" and comes up as "weights"."""
+
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+from task import initial, layers_of, measure, record, share
+from task import train as fit
+
+client = ClientApp()
+server = ServerApp()
+
+
+@client.train()
+def train(message, context):
+    """Train on the node's own digits."""
+    images, labels = share(context)
+    layers = fit(layers_of(message.content["model"]), images, labels)
+    metrics = MetricRecord({"rows": len(images)})
+    content = RecordDict({"weights": record(layers), "told": metrics})
+    return Message(content, reply_to=message)
+
+
+@client.evaluate()
+def evaluate(message, context):
+    """Measure on the node's own digits."""
+    images, labels = share(context)
+    loss, accuracy = measure(layers_of(message.content["model"]), images, labels)
+    told = {"rows": len(images), "eval_loss": loss, "eval_acc": accuracy}
+    return Message(RecordDict({"metrics": MetricRecord(told)}), reply_to=message)
+
+
+def global_evaluate(server_round, arrays):
+    """Measure on the server's digits."""
+    loss, accuracy = measure(layers_of(arrays))
+    return MetricRecord({"accuracy": accuracy, "loss": loss})
+
+
+@server.main()
+def main(grid, context):
+    """Lead the rounds."""
+    strategy = FedAvg(arrayrecord_key="model", configrecord_key="settings", weighted_by_key="rows")
+    result = strategy.start(
+        grid=grid,
+        initial_arrays=record(initial()),
+        num_rounds=context.run_config["num-server-rounds"],
+        evaluate_fn=global_evaluate,
+    )
+    print("final", result.evaluate_metrics_serverapp)
