@@ -7,8 +7,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from experiments.simulation import run_one
 from fedrobust import simulate
-from fedrobust.attacks import ATTACKS, KNOWLEDGE, POISONS, threat_model
-from fedrobust.attacks.alie_backdoor import TRAINED
+from fedrobust.attacks import ATTACKS, KNOWLEDGE, POISONS, TRAINED, threat_model
 from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.flower import CohortGrid, InProcessGrid
