@@ -23,7 +23,6 @@ EXIT_CODES = (
     "Exit codes: 0 done; 1 a run failed; 2 the configuration or the call is wrong; 130 interrupted."
 )
 app = typer.Typer(
-    help="What happens to federated training when clients lie, and which defence holds.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

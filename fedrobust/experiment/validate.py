@@ -21,7 +21,7 @@ from fedrobust.training import SCHEDULES
 from fedrobust.training.steps import resolve_optimizer
 
 BATCHNORM = ("average", "local", "dual")
-Check = Callable[[Experiment], Iterator[str]]
+Check = Callable[[Experiment], Iterator[str] | None]  # yields sentences, or raises one
 
 
 def rule_needs_f(name: str) -> bool:
@@ -47,7 +47,7 @@ def check(experiment: Experiment, broken: Set[str] = frozenset()) -> list[str]:
     errors: list[str] = []
     for part in CHECKS:
         try:
-            for sentence in part(experiment):
+            for sentence in part(experiment) or ():
                 errors.append(sentence)
         except AttributeError as error:
             if error.obj is not experiment or error.name not in broken:
@@ -73,39 +73,33 @@ def _byzantine(e: Experiment) -> Iterator[str]:
         yield f"byzantine must lie in 0..clients-1 = 0..{last}, got {e.byzantine}"
 
 
-def _partition(e: Experiment) -> Iterator[str]:
+def _partition(e: Experiment) -> None:
     resolve(PARTITIONERS, e.partition, kind="partition", supplied=SUPPLIED)
-    yield from ()
 
 
-def _placement(e: Experiment) -> Iterator[str]:
+def _placement(e: Experiment) -> None:
     attacks.place(e.placement, clients=e.clients, byzantine=e.byzantine, seed=e.seed)
-    yield from ()
 
 
-def _attack_name(e: Experiment) -> Iterator[str]:
+def _attack_name(e: Experiment) -> None:
     kind = threat_model.kind(e.attack["name"])
     if e.mode == "redundancy":
         rounds.check_attack(e.attack["name"], kind)
-    yield from ()
 
 
-def _attack(e: Experiment) -> Iterator[str]:
+def _attack(e: Experiment) -> None:
     if e.mode != "ensemble":  # what its members do to answers is checked with the ensemble
         threat_model.check(e.attack, n=e.clients, f=e.byzantine)
-    yield from ()
 
 
-def _rule(e: Experiment) -> Iterator[str]:
+def _rule(e: Experiment) -> None:
     if e.rule:
         aggregation.build(e.rule)
-    yield from ()
 
 
-def _pre(e: Experiment) -> Iterator[str]:
+def _pre(e: Experiment) -> None:
     for spec in e.pre:
         aggregation.build("mean", pre=(spec,))
-    yield from ()
 
 
 def _operands(e: Experiment) -> Iterator[str]:
@@ -130,32 +124,28 @@ def _ensemble(e: Experiment) -> Iterator[str]:
     yield from ensemble.check(e)
 
 
-def _groups(e: Experiment) -> Iterator[str]:
+def _groups(e: Experiment) -> None:
     stragglers.check(e)
-    yield from ()
 
 
-def _losses(e: Experiment) -> Iterator[str]:
+def _losses(e: Experiment) -> None:
     resolve(adversarial.LOSSES, e.adversarial.loss, kind="loss")
     adversarial.evaluation_names(e.adversarial.eval_attacks)
-    yield from ()
 
 
-def _perturbations(e: Experiment) -> Iterator[str]:
+def _perturbations(e: Experiment) -> None:
     for spec in (e.adversarial.perturbation, e.pretrain.perturbation):
         if spec:
             table = adversarial.PERTURBATIONS
             resolve(table, spec, kind="perturbation", supplied=("generator", "start"))
-    yield from ()
 
 
-def _server(e: Experiment) -> Iterator[str]:
+def _server(e: Experiment) -> None:
     resolve_optimizer(e.server.optimizer)
     resolve(SCHEDULES, e.server.schedule, kind="schedule", supplied=("lr",))
-    yield from ()
 
 
-def _batchnorm(e: Experiment) -> Iterator[str]:
+def _batchnorm(e: Experiment) -> None:
     name, given = split(e.batchnorm)
     if name not in BATCHNORM:
         raise SpecError(f"unknown batchnorm {name!r}; {suggest(name, [*BATCHNORM])}")
@@ -167,7 +157,6 @@ def _batchnorm(e: Experiment) -> Iterator[str]:
         wrong = suggest(str(serve), ["clean", "adversarial"])
         raise SpecError(f"unknown batchnorm serve {serve!r}; {wrong}")
     aggregation.check(given.get("rule", "median"), n=e.clients)
-    yield from ()
 
 
 def _compression(e: Experiment) -> Iterator[str]:
