@@ -1,56 +1,28 @@
-"""The command line: ``fedrobust run | sweep | list | check | report | distortion``."""
+"""The command line: how each command is called; what it does stands in ``experiments.commands``.
+
+Nothing here imports torch, Ray, Flower or pandas: a command imports what it needs when it is
+called, so that help, the listing and a wrong call are quick.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli_output, deployment, listing, tables
-from experiments.audit import command as auditing
-from experiments.cli_inputs import check_data, experiments_of
-from experiments.papers.transfer import node_tables, study
-from experiments.progress import Live
-from experiments.results import Results, load
-from experiments.simulation import check_device, check_grid
-from experiments.sweep import Sweep
-from experiments.trackers import tracking
-from fedrobust import secret as hidden
-from fedrobust.data import DataError
-from fedrobust.experiment.schema import ConfigError
-from fedrobust.models import ModelError
-from fedrobust.runs.checkpoint import CheckpointError
-from fedrobust.runs.folder import FolderError, WriteError
-from fedrobust.secret import SecretError
-from fedrobust.spec import SpecError, suggest
+from experiments.audit import command as audit_command
+from fedrobust.packages import check_packages
+from fedrobust.spec import InputError
+from fedrobust.version import __version__
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a run failed; 2 the configuration or the call is wrong; 130 interrupted."
 )
-NEXT = """next:
-  fedrobust report results/NAME           one HTML page of all this
-  fedrobust check FILE                    your own TOML, checked (model: quickstart.toml)
-  fedrobust run FILE -o attack=ipm        one thing changed
-  fedrobust run FILE --grid flower        the same rounds through Flower's engine
-  flwr run . --stream                     the default app on Flower, live
-  fedrobust list                          every rule, attack, partition, with its paper
-  experiments/notebooks/                  the same from Python"""
-WRONG_INPUT = (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    FolderError,
-    ModelError,
-    SecretError,
-    SpecError,
-)
-
 app = typer.Typer(
-    help="What happens to federated training when clients lie, and which defence holds.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -76,6 +48,9 @@ Track = Annotated[
     list[str] | None, typer.Option(help="tensorboard, mlflow or wandb; may be repeated.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object at the end.")]
+Certificates = Annotated[Path | None, typer.Option(help="The CA's certificate (PEM); TLS.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS: for a machine by itself.")]
+Superlink = Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress: the table only.")]
 
 
@@ -98,26 +73,13 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run an experiment, or every run of its sweep; finished runs are not run again."""
-    check_grid(grid)
-    check_device(device)
-    experiments = experiments_of(file, override, seeds=seeds)
-    check_data(experiments, data_root, download)
-    parent = output / file.stem
-    sweep = Sweep(experiments, parent, grid, data_root, workers, save_model, resume, device,
-                  hidden.read(secret) if secret is not None else None)  # fmt: skip
-    results = _run(sweep, errors if as_json else console, track, quiet=quiet)
-    written = cli_output.write_summary(results, sweep.output)
-    if study.applies(results):
-        written += study.write(results, sweep.output)
-    if as_json:
-        typer.echo(json.dumps(cli_output.as_json(results, sweep)))
-        return
-    cli_output.show(results, console)
-    if study.applies(results):
-        console.print(study.report(results), highlight=False, soft_wrap=True)
-    if not quiet:
-        cli_output.show_written(written, console)
-        console.print(NEXT, highlight=False, soft_wrap=True)
+    from experiments import commands
+
+    commands.run(
+        file, override, data_root=data_root, download=download, grid=grid, device=device,
+        output=output, seeds=seeds, workers=workers, resume=resume, track=track,
+        models=save_model, secret=secret, as_json=as_json, quiet=quiet,
+    )  # fmt: skip
 
 
 @app.command("sweep", epilog=EXIT_CODES)
@@ -145,23 +107,13 @@ def sweep_over(
     A cell is the mean over the seeds with its 95 % interval; the score of a defence is its worst
     attack.
     """
-    check_device(device)
-    experiments = experiments_of(file, override, seeds=seeds, over=over)
-    check_data(experiments, data_root, download)
-    settings: dict[str, Any] = {"workers": workers, "resume": resume, "device": device}
-    sweep = Sweep(experiments, output / file.stem, "in_process", data_root, **settings)
-    resolve_one(table, list(tables.FORMATS), "format")
-    results = _run(sweep, errors, track, quiet=quiet)  # the table alone goes to stdout
-    written = cli_output.write_summary(results, sweep.output)
-    from experiments.report import write as write_report  # matplotlib takes its time
+    from experiments import commands
 
-    page = write_report(sweep.folders(), sweep.output / "report.html", data_root=data_root)
-    if as_json:
-        typer.echo(json.dumps(cli_output.as_json(results, sweep) | {"report": str(page)}))
-        return
-    typer.echo(results.table(table), nl=False)
-    if not quiet:
-        cli_output.show_written([*written, page], errors)
+    commands.sweep_over(
+        file, override, over, data_root=data_root, download=download, device=device,
+        output=output, seeds=seeds, workers=workers, resume=resume, track=track, table=table,
+        as_json=as_json, quiet=quiet,
+    )  # fmt: skip
 
 
 @app.command(epilog=EXIT_CODES)
@@ -178,9 +130,52 @@ def report(
     typer.echo(f"written: {page}")
 
 
-app.command(epilog=EXIT_CODES)(deployment.deploy)
-app.command()(deployment.node)
-app.command(epilog=auditing.CODES)(auditing.audit)
+@app.command(epilog=EXIT_CODES)
+def deploy(
+    file: Annotated[Path, typer.Argument(help="Experiment: a TOML file, without a sweep.")],
+    superlink: Superlink,
+    output: Annotated[Path, typer.Option(help="Results, on the SuperLink's machine.")],
+    override: Overrides = None,
+    data_root: Annotated[str, typer.Option(help="Data sets, on the SuperLink's machine.")] = "",
+    root_certificates: Certificates = None,
+    insecure: Insecure = False,
+    resume: Resume = False,
+    secret: Annotated[str, typer.Option(help="A run's secret file there: repeat its draws.")] = "",
+) -> None:
+    """Run an experiment on the nodes that are connected to a SuperLink: each is one client."""
+    from experiments import deployment
+
+    deployment.deploy(
+        file, override, superlink=superlink, output=output, data_root=data_root,
+        certificates=root_certificates, insecure=insecure, resume=resume, secret=secret,
+    )  # fmt: skip
+
+
+@app.command()
+def node(
+    superlink: Superlink,
+    partition: Annotated[int, typer.Option(help="Which client this is, from 0.", min=0)],
+    data: Annotated[Path | None, typer.Option(help="Own data: npz or image folder.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Public data sets; own share.")] = None,
+    root_certificates: Certificates = None,
+    key: Annotated[Path | None, typer.Option(help="This node's private key (ECDSA).")] = None,
+    insecure: Insecure = False,
+    malicious: Annotated[bool, typer.Option("--malicious", help="For drills: attack.")] = False,
+    port: Annotated[int, typer.Option(help="Local port, one a node of a machine.")] = 9094,
+    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
+    check: Annotated[str, typer.Option(help="Check --data against this data set first.")] = "",
+) -> None:
+    """Be one client of a federation on this machine, until stopped."""
+    from experiments import deployment
+
+    deployment.run_node(
+        superlink, partition=partition, data=data, data_root=data_root, key=key,
+        certificates=root_certificates, insecure=insecure, malicious=malicious, port=port,
+        device=device, check=check,
+    )  # fmt: skip
+
+
+app.command(epilog=audit_command.CODES)(audit_command.audit)
 
 
 @app.command("list")
@@ -189,6 +184,8 @@ def list_plugins(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """List every plug-in: what it does, its parameters, its paper."""
+    from experiments import listing
+
     tables = listing.tables(kind)
     if as_json:
         typer.echo(json.dumps(tables))
@@ -205,29 +202,9 @@ def list_plugins(
 @app.command()
 def check(file: File, override: Overrides = None, data_root: DataRoot = None) -> None:
     """Check an experiment without running it; print every run, fully resolved, and its limits."""
-    experiments = experiments_of(file, override)
-    check_data(experiments, data_root, download=False)
-    table = Table(title=f"{len(experiments)} run(s)", title_justify="left")
-    for column in (
-        "run",
-        "attack",
-        "defence",
-        "n",
-        "byzantine",
-        "tolerated f",
-        "kappa",
-        "rounds",
-        "seed",
-    ):
-        table.add_column(column, overflow="fold")
-    for e in experiments:
-        row = [e.run_id, _spec(e.attack), listing.defence(e), e.clients, e.byzantine]
-        table.add_row(
-            *map(str, [*row, listing.tolerated(e), listing.coefficient(e), e.rounds, e.seed])
-        )
-    console.print(table)
-    for nodes in node_tables.tables(experiments, data_root):
-        console.print(nodes)
+    from experiments import commands
+
+    commands.check(file, override, data_root)
 
 
 @app.command()
@@ -239,69 +216,43 @@ def distortion(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per row.")] = False,
 ) -> None:
     """Print how many files q Byzantine workers can make wrong, by scheme."""
-    from experiments import distortion as study
+    from experiments import commands
 
-    names = [resolve_name(name) for name in scheme]
-    try:
-        frame = study.table(names, workers=workers, replication=replication)
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
-    if picture is not None:
-        study.figure(frame).savefig(picture, dpi=150)
-    typer.echo(frame.to_json(orient="records") if as_json else study.markdown(frame), nl=False)
+    commands.distortion(
+        scheme, workers=workers, replication=replication, picture=picture, as_json=as_json
+    )
 
 
-def resolve_name(scheme: str) -> str:
-    """Refuse a scheme that is in no table.
-
-    Raises
-    ------
-    ConfigError
-        With what was meant.
-    """
-    from fedrobust.redundancy import SCHEMES
-
-    return resolve_one(scheme, list(SCHEMES), "scheme")
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedrobust {__version__}")
+        raise typer.Exit
 
 
-def resolve_one(name: str, allowed: list[str], kind: str) -> str:
-    """Refuse a name that is not allowed.
-
-    Raises
-    ------
-    ConfigError
-        With what was meant.
-    """
-    if name not in allowed:
-        raise ConfigError([f"unknown {kind} {name!r}; {suggest(name, allowed)}"])
-    return name
+@app.callback()
+def about(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """What happens to federated training when clients are Byzantine, and which defence holds."""
 
 
 def main() -> None:
     """Enter here: wrong input ends with its sentence and exit code 2, never with a traceback."""
     try:
+        check_packages()
         app()
-    except WRONG_INPUT as error:
+    except InputError as error:
         for line in str(error).splitlines():
             errors.print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
-        raise SystemExit(1 if isinstance(error, WriteError) else 2) from None
+        raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         errors.print("interrupted; finished runs are kept and will not be run again")
         raise SystemExit(130) from None
-
-
-def _run(sweep: Sweep, terminal: Console, trackers: list[str] | None, *, quiet: bool) -> Results:
-    with (
-        Live(terminal, sweep.experiments, quiet=quiet) as live,
-        tracking(trackers or [], sweep.output, live.row) as on_row,
-    ):
-        sweep.run(on_row)
-    return load(sweep.folders())
-
-
-def _spec(spec: dict[str, Any]) -> str:
-    settings = ", ".join(f"{k}={v}" for k, v in spec.items() if k != "name")
-    return f"{spec['name']}({settings})" if settings else spec["name"]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from rich.table import Table
 from experiments import tables
 from experiments.results import Results
 from experiments.sweep import Sweep
+from fedrobust.experiment.schema import Experiment
 
 
 def write_summary(results: Results, output: Path) -> list[Path]:
@@ -47,6 +48,14 @@ def show_written(paths: list[Path], console: Console) -> None:
     """Say which files were written."""
     for path in paths:
         console.print(f"written: {path}", soft_wrap=True)
+
+
+def defence(experiment: Experiment) -> str:
+    """Write pre-aggregators and rule with their settings."""
+    chain = experiment.stages
+    return " + ".join(
+        s["name"] + "".join(f" {k}={v}" for k, v in s.items() if k != "name") for s in chain
+    )
 
 
 def as_json(results: Results, sweep: Sweep) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tomli_w
 import typer
@@ -22,24 +22,22 @@ from fedrobust.data.own import load_own
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.runs.folder import RunFolder
 
-Certificates = Annotated[Path | None, typer.Option(help="The CA's certificate (PEM); TLS.")]
-Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS: for a machine by itself.")]
 
-
-def node(
-    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")],
-    partition: Annotated[int, typer.Option(help="Which client this is, from 0.", min=0)],
-    data: Annotated[Path | None, typer.Option(help="Own data: npz or image folder.")] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Public data sets; own share.")] = None,
-    root_certificates: Certificates = None,
-    key: Annotated[Path | None, typer.Option(help="This node's private key (ECDSA).")] = None,
-    insecure: Insecure = False,
-    malicious: Annotated[bool, typer.Option("--malicious", help="For drills: attack.")] = False,
-    port: Annotated[int, typer.Option(help="Local port, one a node of a machine.")] = 9094,
-    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
-    check: Annotated[str, typer.Option(help="Check --data against this data set first.")] = "",
+def run_node(
+    superlink: str,
+    *,
+    partition: int,
+    data: Path | None,
+    data_root: Path | None,
+    certificates: Path | None,
+    key: Path | None,
+    insecure: bool,
+    malicious: bool,
+    port: int,
+    device: str,
+    check: str,
 ) -> None:
-    """Be one client of a federation on this machine, until stopped."""
+    """Become Flower's client process with this node's own configuration."""
     if check and data is not None:
         load_own(data, name=check)
     config: dict[str, Any] = {
@@ -54,39 +52,19 @@ def node(
     if data_root is not None:
         config["data-root"] = str(_there(data_root).resolve())
     command = node_command(
-        superlink, config, certificates=root_certificates, key=key, insecure=insecure, port=port
+        superlink, config, certificates=certificates, key=key, insecure=insecure, port=port
     )
     program = str(Path(sys.executable).parent / command[0])
     os.execve(program, command, os.environ | QUIET | _with_path(os.environ.get("PATH", "")))
 
 
-def deploy(
-    file: Annotated[Path, typer.Argument(help="Experiment: a TOML file, without a sweep.")],
-    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")],
-    output: Annotated[Path, typer.Option(help="Results, on the SuperLink's machine.")],
-    override: Annotated[list[str] | None, typer.Option("--override", "-o")] = None,
-    data_root: Annotated[str, typer.Option(help="Data sets, on the SuperLink's machine.")] = "",
-    root_certificates: Certificates = None,
-    insecure: Insecure = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
-    secret: Annotated[str, typer.Option(help="A run's secret file there: repeat its draws.")] = "",
-) -> None:
-    """Run an experiment on the nodes that are connected to a SuperLink: each is one client."""
-    experiments = experiments_of(file, override, seeds=1)
+def deploy(file: Path, overrides: list[str] | None, **settings: Any) -> None:
+    """Run one experiment on connected nodes; ``settings`` are those of ``run_on_nodes``."""
+    experiments = experiments_of(file, overrides, seeds=1)
     if len(experiments) != 1:
         raise ConfigError([f"one run at a time on real nodes, {file} has {len(experiments)}"])
     try:
-        run_on_nodes(
-            experiments[0],
-            superlink=superlink,
-            output=output,
-            data_root=data_root,
-            certificates=root_certificates,
-            insecure=insecure,
-            resume=resume,
-            secret=secret,
-            on_row=lambda row: typer.echo(json.dumps(row)),
-        )
+        run_on_nodes(experiments[0], on_row=lambda row: typer.echo(json.dumps(row)), **settings)
     except FlowerRunError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None

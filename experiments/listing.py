@@ -1,30 +1,23 @@
-"""What there is: every table of plug-ins, read off its functions' own docstrings."""
+"""What there is: every table of plug-ins, from the file beside this one while that is current.
+
+Importing the tables takes seconds, since they hold the functions themselves. ``listing.json`` holds
+their text with a digest of the sources that it was read from; where a source has changed since, the
+tables are read anew. ``python -m experiments.listing`` writes the file.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+import hashlib
+import json
+from pathlib import Path
 
-from fedrobust import adversarial, aggregation, attacks, data, ensemble, models, redundancy
-from fedrobust.attacks import threat_model
-from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
-from fedrobust.docstrings import paper, summary
-from fedrobust.experiment.schema import Experiment
-from fedrobust.redundancy.rounds import operands
-from fedrobust.spec import SpecError, parameters, suggest
+from fedrobust.spec import SpecError, suggest
 
 Entry = dict[str, str]
-# What the system hands in: no setting of the plug-in, so nothing to list. f is one, of the rules.
-SUPPLIED = {
-    "rules": {"generator", "memory", "clients", "weights"},
-    "pre-aggregators": {"generator", "weights"},
-    "attacks": {"n", "f", "round", "rule", "generator", "previous", "own", "state"},
-    "training attacks": set(TRAINED_SUPPLIED),
-    "data attacks": set(threat_model.POISON_SUPPLIED),
-    "placements": {"clients", "byzantine", "seed", "round"},
-    "partitions": {"clients", "seed"},
-}
+FILE = Path(__file__).with_suffix(".json")
+ROOT = Path(__file__).parents[1]
+SOURCES = ("adversarial", "aggregation", "attacks", "data", "ensemble", "models", "redundancy")
+FILES = ("experiments/catalogue.py", "fedrobust/docstrings.py")
 
 
 def tables(kind: str | None = None) -> dict[str, list[Entry]]:
@@ -35,30 +28,7 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
     SpecError
         For an unknown kind.
     """
-    every: dict[str, Mapping[str, Callable[..., Any]]] = {
-        "rules": aggregation.RULES,
-        "pre-aggregators": aggregation.PREAGGREGATORS,
-        "attacks": attacks.ATTACKS,
-        "training attacks": attacks.TRAINED,
-        "data attacks": attacks.POISONS,
-        "placements": attacks.PLACEMENTS,
-        "redundancy schemes": redundancy.SCHEMES,
-        "redundancy adversaries": redundancy.ADVERSARIES,
-        "perturbations": adversarial.PERTURBATIONS,
-        "transfer attacks": adversarial.TRANSFER_ATTACKS,
-        "losses": adversarial.LOSSES,
-        "votes": ensemble.VOTES,
-        "partitions": data.PARTITIONERS,
-        "data sets": data.DATASETS,
-        "models": models.MODELS,
-    }
-    result = {
-        title: [entry(n, f, SUPPLIED.get(title, set())) for n, f in table.items()]
-        for title, table in every.items()
-    }
-    for line in result["rules"] + result["pre-aggregators"]:
-        line["what"] += _published(line["name"])
-    result["faults"] = [_line(name, what) for name, what in threat_model.FAULTS.items()]
+    result = _kept() or _read()
     if kind is None:
         return result
     if kind not in result:
@@ -66,52 +36,37 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
     return {kind: result[kind]}
 
 
-def entry(name: str, function: Callable[..., Any], supplied: set[str]) -> Entry:
-    """Describe one plug-in from its signature and docstring."""
-    settings = [
-        key if p.default is inspect.Parameter.empty else f"{key}={p.default!r}"
-        for key, p in parameters(function).items()
-        if key not in supplied
-    ]
-    return {
-        "name": name,
-        "what": summary(function),
-        "parameters": ", ".join(settings),
-        "paper": paper(function),
-    }
+def write(file: Path = FILE) -> None:
+    """Read the tables and keep them."""
+    text = json.dumps({"digest": digest(), "tables": _read()}, indent=1)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
-def _published(name: str) -> str:
-    """Say what is published of a plug-in's robustness, at n = 20 and f = 4."""
-    if name in aggregation.PREAGGREGATORS:
-        known = aggregation.preaggregator_record(name).kappa
-        return "" if known is None else " (f, kappa)-robust behind it: 8 f / (n - f) (kappa + 1)."
-    kappa = aggregation.rule_record(name).kappa
-    return "" if kappa is None else f" (f, kappa)-robust; kappa = {kappa(20, 4):.3g} at n=20, f=4."
+def digest() -> str:
+    """Return the digest of the sources of all tables, names and contents."""
+    paths = [ROOT / name for name in FILES]
+    for package in SOURCES:
+        paths += sorted((ROOT / "fedrobust" / package).rglob("*.py"))
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()
 
 
-def defence(experiment: Experiment) -> str:
-    """Write pre-aggregators and rule with their settings."""
-    chain = experiment.stages
-    return " + ".join(
-        s["name"] + "".join(f" {k}={v}" for k, v in s.items() if k != "name") for s in chain
-    )
+def _kept() -> dict[str, list[Entry]] | None:
+    """Return the tables of the file, unless it is not there or older than a source."""
+    if not FILE.is_file():
+        return None
+    kept = json.loads(FILE.read_text(encoding="utf-8"))
+    found: dict[str, list[Entry]] = kept["tables"]
+    return found if kept["digest"] == digest() else None
 
 
-def coefficient(experiment: Experiment) -> str:
-    """Return the defence's published kappa at its n and number of Byzantine clients, or "-"."""
-    n = operands(experiment)
-    found = aggregation.coefficient(
-        experiment.rule, n=n, f=min(experiment.byzantine, n), pre=experiment.pre
-    )
-    return "-" if found is None else f"{found:.3g}"
+def _read() -> dict[str, list[Entry]]:
+    from experiments import catalogue
+
+    return catalogue.tables()
 
 
-def tolerated(experiment: Experiment) -> str:
-    """Return the largest f that the defence admits at its n; "-" for a rule that takes none."""
-    most = aggregation.tolerated(experiment.rule, n=operands(experiment), pre=experiment.pre)
-    return "-" if most is None else str(most)
-
-
-def _line(name: str, what: str) -> Entry:
-    return {"name": name, "what": what, "parameters": "", "paper": ""}
+if __name__ == "__main__":
+    write()

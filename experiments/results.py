@@ -197,9 +197,14 @@ class Results:
 
 
 def varied(settings: list[dict[str, Any]]) -> list[str]:
-    """Label each run by the settings in which the runs differ: ``server.lr=0.1``."""
-    keys = [k for k in settings[0] if any(s.get(k) != settings[0][k] for s in settings)]
-    return [", ".join(f"{k}={_short(s[k])}" for k in keys) for s in settings]
+    """Label each run by the settings in which the runs differ: ``server.lr=0.1``.
+
+    Runs of another mode lack some settings: a setting is compared among the runs that have it.
+    """
+    every = dict.fromkeys(key for s in settings for key in s)
+    having = {key: [s[key] for s in settings if key in s] for key in every}
+    keys = [key for key, values in having.items() if any(v != values[0] for v in values)]
+    return [", ".join(f"{k}={_short(s[k])}" for k in keys if k in s) for s in settings]
 
 
 def _settings(experiment: Experiment) -> dict[str, Any]:
@@ -210,6 +215,8 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
             continue
         if key == "redundancy":  # name and detection are the defence's, the adversary the attack's
             value = {k: v for k, v in value.items() if k in ("replication", "tolerance", "window")}
+        if experiment.mode == key == "ensemble":
+            value = {k: v for k, v in value.items() if k != "paradigm"}  # it names the defence
         nested = value if isinstance(value, dict) and "name" not in value else {"": value}
         flat |= {f"{key}.{name}".rstrip("."): v for name, v in nested.items()}
     return flat

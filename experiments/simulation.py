@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from clients.node import Host
 from experiments.results import Results
 from experiments.user_plugins import is_own, plugged
 from fedrobust import secret as hidden
+from fedrobust.experiment.honoured import MODEL, RESUME, STOCK, refused_feature
 from fedrobust.experiment.load import expand, override, read
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import InProcessGrid, tensor_of
 from fedrobust.runs.folder import RunFolder
 from fedrobust.spec import suggest
 from strategies.checkpointing import Checkpoints
-from strategies.flower_strategy import StockStrategy
 from strategies.session import run
 
 Row = dict[str, Any]
@@ -106,6 +106,20 @@ def check_device(device: str) -> None:
         raise ConfigError([f"device {device!r} is not here: PyTorch sees {have} GPU(s)"])
 
 
+def check_features(experiments: Iterable[Experiment], *features: str) -> None:
+    """Refuse what an experiment's mode does not honour, a key of ``FEATURES``.
+
+    Raises
+    ------
+    ConfigError
+        With the modes that honour it.
+    """
+    modes = dict.fromkeys(e.mode for e in experiments)
+    wrong = [line for mode in modes for f in features for line in refused_feature(mode, f)]
+    if wrong:
+        raise ConfigError(wrong)
+
+
 def run_one(
     experiment: Experiment,
     *,
@@ -131,10 +145,8 @@ def run_one(
     ConfigError
         If an ensemble's final model is asked for, or a stock strategy is to be resumed.
     """
-    if resume and stock is not None:
-        raise ConfigError([StockStrategy.unresumable])
-    if on_model is not None:
-        check_has_model(experiment)
+    wanted = {RESUME: resume, MODEL: on_model is not None, STOCK: stock is not None}
+    check_features([experiment], *(name for name, given in wanted.items() if given))
     if grid == "flower":
         if on_model is not None:
             raise ConfigError(["the final model is kept in process only"])

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from experiments import export
-from experiments.simulation import check_has_model, run_one
+from experiments.simulation import check_features, run_one
 from fedrobust import secret as hidden
+from fedrobust.experiment.honoured import MODEL as MODEL_KEPT
+from fedrobust.experiment.honoured import RESUME
 from fedrobust.experiment.schema import Experiment
 from fedrobust.runs.folder import RunFolder
 
@@ -64,11 +66,10 @@ class Sweep:
         Raises
         ------
         ConfigError
-            Before anything is run, if the final model of a run is to be kept that has none.
+            If a run's mode does not honour ``models`` or ``resume``; then nothing was run.
         """
-        if self.models:
-            for experiment in self.experiments:
-                check_has_model(experiment)
+        wanted = {RESUME: self.resume, MODEL_KEPT: self.models}
+        check_features(self.experiments, *(name for name, given in wanted.items() if given))
         waiting = [e for e in self.experiments if not self._done(RunFolder(self.output, e))]
         usual = os.cpu_count() or 1 if self.device == "cpu" else len(self._by_gpu())
         workers = min(self.workers or usual, len(waiting))

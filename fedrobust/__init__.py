@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fedrobust.packages import check_packages
 from fedrobust.version import __version__
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ def simulate(experiment: Any, *, grid: str = "in_process", **overrides: Any) -> 
     ConfigError
         With everything that is wrong with the configuration.
     """
-    from experiments.simulation import simulate as run  # upward on purpose: a door, not a wall
+    check_packages()
+    # Upward on purpose: the public name stands in the package that users import.
+    from experiments.simulation import simulate as run
 
     return run(experiment, grid=grid, **overrides)
 

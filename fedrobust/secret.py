@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from fedrobust.runs.checkpoint import CheckpointError
+from fedrobust.spec import InputError
 
 BITS = 128
 FILE = "secret"
 KEY = "secret"  # in a checkpoint
 
 
-class SecretError(ValueError):
+class SecretError(InputError):
     """A file that should hold a server's secret and does not."""
 
 

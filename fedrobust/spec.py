@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,16 @@ Spec = str | Mapping[str, Any]
 Table = Mapping[str, Callable[..., Any]]
 
 
-class SpecError(ValueError):
+class InputError(ValueError):
+    """What a user gave is wrong, in a sentence; the command line ends with its exit code.
+
+    It stands here, where no algorithm is imported, so that a wrong call ends quickly.
+    """
+
+    exit_code = 2
+
+
+class SpecError(InputError):
     """A spec that names nothing in its table, or whose parameters do not fit."""
 
 
@@ -28,6 +38,24 @@ def split(spec: Spec) -> tuple[str, dict[str, Any]]:
     if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
         raise SpecError(f"a spec is a name or a table with a 'name', got {spec!r}")
     return spec["name"], {key: value for key, value in spec.items() if key != "name"}
+
+
+def parse_value(text: str) -> Any:
+    """Read a command-line value as TOML, or as the bare string that it is."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def parse_spec(value: Any) -> dict[str, Any]:
+    """Turn a spec in any notation into its table: ``"alie"``, ``"alie:z=1.5"``, or a table."""
+    if isinstance(value, str):
+        name, _, settings = value.partition(":")
+        pairs = [pair.partition("=") for pair in settings.split(",") if pair]
+        return {"name": name.strip()} | {k.strip(): parse_value(v.strip()) for k, _, v in pairs}
+    name, given = split(value)
+    return {"name": name} | given
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from fedrobust.aggregation import aggregate
-from fedrobust.experiment.load import parse_spec, resolve_f
+from fedrobust.experiment.load import resolve_f
 from fedrobust.experiment.schema import Experiment
 from fedrobust.experiment.validate import rule_needs_f
 from fedrobust.flower.screening import Reply
+from fedrobust.spec import parse_spec
 
 RULE = "median"  # a claim of one client must not become the statistics of all
 

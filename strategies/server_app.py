@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedrobust import secret
 from fedrobust.attacks import threat_model
+from fedrobust.experiment.honoured import RESUME, refused_feature
 from fedrobust.experiment.load import from_run_config
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import CohortGrid, GuardedGrid
@@ -42,6 +43,8 @@ def main(grid: Grid, context: Context) -> None:
 def _run(grid: Grid, config: Mapping[str, Any]) -> None:
     experiment = from_run_config(config)
     log(INFO, "fedrobust: %s, %s clients", experiment.name, experiment.clients)
+    if config.get("resume") and (wrong := refused_feature(experiment.mode, RESUME)):
+        raise ConfigError(wrong)
     carried = carry(grid, experiment, config)
     with ExitStack() as stack:
         folder, checkpoints = None, None

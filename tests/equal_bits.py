@@ -30,7 +30,7 @@ FEDERATED = BASE | {"rounds": 4}
 ENSEMBLE = {
     "data": "fashionmnist-sample", "model": "mlp", "clients": 3, "rounds": 1, "seed": 4,
     "byzantine": 0, "attack": "none", "rule": "median",
-    "plan": {
+    "ensemble": {
         "paradigm": "same", "train_images": 300, "test_images": 200, "batch_size": 32,
         "architectures": ["linear", "mlp", "small_wide"], "votes": ["soft", "robust"],
     },
@@ -49,7 +49,7 @@ CASES = {
     },
     "redundancy": FEDERATED | {
         "clients": 7, "byzantine": 2, "attack": "alie", "rule": "median", "rounds": 2,
-        "training": {"mode": "gradient"}, "scheme": {"name": "aspis", "batch": 700},
+        "training": {"mode": "gradient"}, "redundancy": {"name": "aspis", "batch": 700},
     },
     "ensemble": ENSEMBLE,
 }  # fmt: skip
@@ -62,7 +62,10 @@ def experiment(name, **changes):
 def outcome(name, on_row=lambda row: None):
     """Return a run's rows without their times, and the bits of its final model."""
     models = []
-    rows = run_one(experiment(name), on_row=on_row, on_model=lambda model, _: models.append(model))
+    e = experiment(name)
+    # An ensemble's models stay with its nodes.
+    keep = None if e.mode == "ensemble" else lambda model, _: models.append(model)
+    rows = run_one(e, on_row=on_row, on_model=keep)
     return {"rows": timeless(rows), "model": bits(*models)}
 
 

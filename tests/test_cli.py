@@ -137,9 +137,9 @@ def test_every_plugin_says_what_it_does():
 
 def test_shipped_configurations_build():
     shipped = sorted((ROOT / "experiments").rglob("*.toml"))
-    experiments = [p for p in shipped if "attack" in (document := read(p)) and "rule" in document]
+    experiments = [p for p in shipped if "attack" in read(p)]
     assert ROOT / "experiments" / "quickstart.toml" in experiments
-    assert len(experiments) >= 2
+    assert len(experiments) >= 18
     for path in experiments:
         assert expand(read(path))
 

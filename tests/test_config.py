@@ -1,8 +1,15 @@
+import dataclasses
 import tomllib
+from typing import get_args
 
 import pytest
+from flwr.serverapp.strategy import FedAvg
 
+from experiments.simulation import run_one
+from experiments.sweep import Sweep
+from fedrobust.experiment.honoured import HONOURED, ONLY_FEDERATED, honours
 from fedrobust.experiment.load import (
+    REQUIRED,
     expand,
     from_dict,
     from_run_config,
@@ -11,7 +18,8 @@ from fedrobust.experiment.load import (
     parse_value,
     read,
 )
-from fedrobust.experiment.schema import ConfigError
+from fedrobust.experiment.schema import ConfigError, Experiment
+from tests.conftest import SMALL
 
 
 def errors_of(document):
@@ -36,10 +44,185 @@ def test_f_is_written_out(small):
     assert told.rule["f"] == 3
 
 
-def test_run_id_changes_with_every_field(small):
-    base = from_dict(small).run_id
-    for change in ({"seed": 4}, {"rule": "mean"}, {"server": {"lr": 0.4}}, {"clients": 11}):
-        assert from_dict(small | change).run_id != base
+FEDERATED = {"groups": {"fast": {"share": 0.5}}}
+REDUNDANCY = {"redundancy": {"name": "aspis", "batch": 240}, "training": {}}
+ENSEMBLE = {"ensemble": {"paradigm": "same", "votes": ["robust"]}, "training": {}, "server": {}}
+MODES = {"federated": FEDERATED, "redundancy": REDUNDANCY, "ensemble": ENSEMBLE}
+
+
+def other(value, allowed):
+    """Return another value of a setting."""
+    if allowed:
+        return next(a for a in allowed if a and a != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, dict):
+        return {**value, "changed": 1} if value else {"name": "changed"}
+    if isinstance(value, tuple):
+        return value[::-1] if len(set(value)) > 1 else (*value, *(value or ("changed",)))
+    return value + "changed" if isinstance(value, str) else value * 0.5 + 0.3
+
+
+def changes(settings):
+    """Yield (dotted key, the same settings with that one changed)."""
+    for key, field in type(settings).__pydantic_fields__.items():
+        value = getattr(settings, key)
+        if dataclasses.is_dataclass(value):
+            for inner, changed in changes(value):
+                yield f"{key}.{inner}", dataclasses.replace(settings, **{key: changed})
+        elif key != "groups":
+            options = get_args(field.annotation) if "Literal" in str(field.annotation) else ()
+            new = other(value, options)
+            new = max(round(new), 2) + (value == 2) if type(value) is int else new
+            if key == "nodes":
+                new = ({"lr": 0.5},)
+            if new != value:
+                yield key, dataclasses.replace(settings, **{key: new})
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_run_id_changes_with_every_setting_that_the_mode_honours(small, mode):
+    base = from_dict(small | MODES[mode])
+    assert base.mode == mode
+    ids = {base.run_id: "nothing"}
+    seen = 0
+    for key, changed in changes(base):
+        top = key.split(".")[0]
+        chooses = key in ("redundancy.name", "ensemble.paradigm")
+        if chooses or not honours(mode, key) or (top == "ensemble" and mode == "federated"):
+            continue
+        seen += 1
+        assert changed.run_id not in ids, (key, ids[changed.run_id])
+        ids[changed.run_id] = key
+    assert seen >= {"federated": 75, "redundancy": 55, "ensemble": 50}[mode]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_resolved_mode_round_trips(small, mode):
+    first = from_dict(small | MODES[mode])
+    assert from_dict(tomllib.loads(first.to_toml())) == first
+    assert {"federated", "redundancy", "ensemble"} - first.to_dict().keys() >= (
+        {"redundancy", "ensemble"} - {mode}
+    )
+
+
+def given(key):
+    """Return a table that gives a dotted key its default value."""
+    *path, last = key.split(".")
+    settings = from_dict(SMALL)
+    for part in path:
+        settings = getattr(settings, part)
+    value = getattr(settings, last)
+    if dataclasses.is_dataclass(value):
+        inner = next(iter(type(value).__pydantic_fields__))
+        value = {inner: getattr(value, inner)}
+        key += f".{inner}"
+    elif isinstance(value, tuple):
+        value = list(value)
+    for part in [last, *reversed(path)]:
+        value = {part: value}
+    return value, key
+
+
+@pytest.mark.parametrize("mode", ["redundancy", "ensemble"])
+def test_a_key_of_another_mode_is_an_error_even_at_its_default(small, mode):
+    """Whatever federated mode honours and this one does not, and all that [federated] may hold."""
+    leaves = [key for key, _ in changes(from_dict(SMALL))]
+    foreign = [k for k in leaves if not honours(mode, k) and honours("federated", k)]
+    foreign = [k for k in foreign if k.split(".")[0] not in ("redundancy", "ensemble")]
+    assert len(foreign) >= {"redundancy": 30, "ensemble": 50}[mode]
+    for name in (*foreign, "groups"):
+        table, key = given(name)
+        with pytest.raises(ConfigError) as caught:
+            from_dict(small | MODES[mode] | table)
+        sentence = f"{key} is not honoured in {mode} mode, only in federated"
+        assert any(line.startswith(sentence) for line in caught.value.errors), key
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mode_honours_what_it_says(small, mode):
+    assert set(ONLY_FEDERATED) <= set(HONOURED["federated"])
+    assert mode == "federated" or not any(honours(mode, key) for key in ONLY_FEDERATED)
+    known = {key for key, _ in changes(from_dict(small | MODES["federated"]))} | {"groups"}
+    tops = {key.split(".")[0] for key in known}
+    for key in HONOURED[mode]:
+        assert key in known | tops, f"{key} is no setting"
+
+
+def test_the_federated_table_is_lifted(small):
+    inside = from_dict(small | {"federated": {"worker_momentum": 0.5, "semi": {"mode": "none"}}})
+    assert inside == from_dict(small | {"worker_momentum": 0.5})
+    with pytest.raises(ConfigError, match="participation is given twice"):
+        from_dict(small | {"participation": 0.5, "federated": {"participation": 0.5}})
+    with pytest.raises(ConfigError, match=r"unknown key 'federated.rule'; it stands at the top"):
+        from_dict(small | {"federated": {"rule": "mean"}})
+    with pytest.raises(ConfigError, match=r"worker_momentum is not honoured in ensemble mode"):
+        from_dict(small | ENSEMBLE | {"federated": {"worker_momentum": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"scheme": {"name": "aspis"}}, "[scheme] is now [redundancy]"),
+        ({"plan": {"paradigm": "same"}}, "[plan] is now [ensemble]"),
+        ({"federated": {"adversarial_clients": 0.5}},
+         "[federated] adversarial_clients is now [adversarial.federated] adversarial_clients"),
+        ({"transfer": {"reading": "a"}}, "transfer.reading is now transfer.step_scaling"),
+        ({"scheme": {"together": 8}}, "redundancy.together is now redundancy.vmap_files"),
+        ({"plan": {"lie": "flip"}}, "ensemble.lie is now attack"),
+        ({"redundancy": {"batch": 70}}, "the key 'redundancy.name' is missing"),
+        ({"ensemble": {"trials": 0}}, "the key 'ensemble.paradigm' is missing"),
+        ({"redundancy": "aspis", "ensemble": {"paradigm": "same"}},
+         "[redundancy] and [ensemble] exclude each other"),
+        ({"ensemble": {"paradigm": "same"}}, "rule is not honoured in ensemble mode without"),
+        (ENSEMBLE | {"rule": "nnm+krum"}, "a robust vote aggregates by the rule alone"),
+        (ENSEMBLE | {"attack": "alie"}, "unknown attack 'alie' on answers"),
+        ({"attack": "stale"}, "attack 'stale' changes the answers of members: it needs [ensemble]"),
+        ({"transfer": {"data": "disjoint"}}, "it needs [ensemble]"),
+        ({"server": {"lr": float("inf")}}, "server.lr: needs a finite number, got inf"),
+        ({"pre": 3}, "pre: needs a list, got 3"),
+        ({"ensemble": {"paradigm": "same", "tune_epochs": [3]}}, "ensemble.tune_epochs"),
+    ],
+)  # fmt: skip
+def test_old_and_exclusive_keys_are_errors(small, change, sentence):
+    assert any(sentence in line for line in errors_of(small | change)), errors_of(small | change)
+
+
+def test_values_are_checked_where_other_keys_are_missing(small):
+    for key in ("byzantine", "clients", "seed"):
+        del small[key]
+    wrong = {"rule": "nmn+krumm", "attack": "ali", "model": "cnnn", "server": {"optimizer": "sdg"}}
+    found = errors_of(small | wrong)
+    for sentence in ("unknown pre-aggregator 'nmn'", "unknown attack 'ali'", "unknown model 'cnnn'",
+                     "did you mean 'sgd'", "the key 'seed' is missing"):  # fmt: skip
+        assert any(sentence in line for line in found), found
+    del small["rule"]
+    small["clients"] = "ten"
+    assert not any("needs the parameter 'f'" in line for line in errors_of(small))
+
+
+def test_no_check_fails_on_any_missing_or_broken_key(small):
+    """Whatever is missing or of a wrong type, every sentence is about that key."""
+    for key in Experiment.__pydantic_fields__:
+        if key in ("redundancy", "ensemble"):
+            continue  # they choose the mode, and so what else is honoured
+        broken = errors_of({**small, key: 3.5 if key != "worker_momentum" else "x"})
+        assert len(broken) == 1 and broken[0].startswith(key), (key, broken)
+        if key in REQUIRED:
+            left = {k: v for k, v in small.items() if k != key}
+            assert errors_of(left) == [f"the key {key!r} is missing"]
+
+
+@pytest.mark.parametrize("mode", ["redundancy", "ensemble"])
+def test_features_that_a_mode_does_not_honour_are_refused(small, mode, tmp_path):
+    e = from_dict(small | MODES[mode])
+    with pytest.raises(ConfigError, match="a stock Flower strategy is not honoured"):
+        run_one(e, stock=FedAvg())
+    if mode == "ensemble":
+        for setting in ({"resume": True}, {"models": True}):
+            with pytest.raises(ConfigError, match="is not honoured in ensemble mode, only in fed"):
+                Sweep([e], tmp_path, workers=1, **setting).run(lambda e, row: None)
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from clients.ensemble.node import make_ensemble_node
 from clients.node import host_of
 from experiments.simulation import run_one
 from fedrobust import adversarial
+from fedrobust.attacks.threat_model import ANSWERS
 from fedrobust.data import load as load_data
 from fedrobust.ensemble import Ensemble, answers, combine, nodes_of
 from fedrobust.ensemble import member as training
@@ -20,7 +21,6 @@ from fedrobust.ensemble.attacker import key_of
 from fedrobust.ensemble.image_store import ArchiveError, folder_of, load, obtain
 from fedrobust.ensemble.measures import by_vote, measure
 from fedrobust.ensemble.similarity import cotangent, mean_logit, vote_gradient
-from fedrobust.ensemble.validate import LIES
 from fedrobust.evaluation import pixels
 from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import NodeSettings
@@ -37,12 +37,15 @@ ATTACKER = {"attacks": ["mi_fgsm", "mi_cwa"], "surrogates": ["small_wide", "line
             "images": 30, "steps": 2, "data": "share", "parts": 4}  # fmt: skip
 
 
-def experiment(paradigm="same", *, clients=3, byzantine=0, attack=None, rounds=2, rule="mean", **p):
+def experiment(
+    paradigm="same", *, clients=3, byzantine=0, attack=None, rounds=2, rule=None, lie="none", **p
+):
     plan = {"paradigm": paradigm, "train_images": 300, "test_images": 60, "batch_size": 32,
             "architectures": ["linear", "mlp", "small_wide"], **p}  # fmt: skip
+    rule = {"rule": "mean"} if paradigm == "fedavg" else {"rule": rule} if rule else {}
     return from_dict(
         {"data": "fashionmnist-sample", "model": "mlp", "clients": clients, "byzantine": byzantine,
-         "rounds": rounds, "seed": 4, "rule": rule, "attack": "none", "ensemble": plan,
+         "rounds": rounds, "seed": 4, **rule, "attack": lie, "ensemble": plan,
          "placement": {"name": "fixed", "ids": list(range(byzantine))} if byzantine else "random",
          "transfer": attack or {}}
     )  # fmt: skip
@@ -176,7 +179,7 @@ def test_a_dead_node_reduces_the_vote_and_is_named():
     assert torch.equal(combine(heard.answers), expected)
 
 
-@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("lie", ANSWERS)
 def test_a_lying_member_costs_its_vote_at_most(lie):
     votes = ["soft", "hard", "robust"]
     e = experiment(clients=5, byzantine=2, lie=lie, votes=votes, rule="median", rounds=3,
@@ -189,8 +192,8 @@ def test_a_lying_member_costs_its_vote_at_most(lie):
 
 
 def test_a_robust_vote_survives_what_breaks_the_soft_one():
-    e = experiment(clients=5, byzantine=2, answer="logits", votes=["mean_logit", "robust"],
-                   rule="trimmed_mean", rounds=4)  # fmt: skip
+    e = experiment(clients=5, byzantine=2, lie="flip", answer="logits", rounds=4,
+                   votes=["mean_logit", "robust"], rule="trimmed_mean")  # fmt: skip
     clean = run_on(grid_of(e), e)[-1]["clean"]
     assert clean["mean_logit"] < 0.3 < clean["robust"]
 
@@ -382,7 +385,10 @@ def on_node(e, **node):
 
 
 def test_a_members_owner_says_whether_it_is_byzantine_and_where_its_data_are(tmp_path):
-    e = experiment(byzantine=1)
+    quiet = experiment(byzantine=1)  # as in every mode: no attack, nobody is Byzantine
+    assert not byzantine.is_byzantine(quiet, on_node(quiet))
+    assert not byzantine.is_byzantine(quiet, on_node(quiet, role="malicious"))
+    e = experiment(byzantine=1, lie="flip")
     assert byzantine.is_byzantine(e, on_node(e))
     assert not byzantine.is_byzantine(e, on_node(e, role="honest"))
     assert byzantine.is_byzantine(e, on_node(e, role="malicious"))

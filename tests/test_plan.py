@@ -14,13 +14,13 @@ from experiments.papers.transfer.authors import (
     released_code,
 )
 from fedrobust.data import Dataset
-from fedrobust.ensemble import PARADIGMS, attacker_share, nodes_of, shares_of
+from fedrobust.ensemble import attacker_share, nodes_of, shares_of
 from fedrobust.ensemble.assignment import fits
 from fedrobust.ensemble.plan import NODE_SCHEDULES
 from fedrobust.ensemble.shares import split
 from fedrobust.ensemble.tuning import rungs, search, tune
 from fedrobust.experiment.load import expand, from_dict
-from fedrobust.experiment.modes import AXES
+from fedrobust.experiment.modes import AXES, PARADIGMS
 from fedrobust.experiment.schema import ConfigError, NodeSettings
 
 SMALL = ["small_dense", "small_vgg", "small_resnet", "small_wide", "small_mobile", "small_plain"]
@@ -29,9 +29,10 @@ ATTRIBUTE = {"architecture": "model", "optimizer": "optimizer", "scheduler": "sc
 
 def plan(paradigm, *, clients=7, seed=1, attack=None, **settings):
     wanted = {"paradigm": paradigm, "architectures": SMALL, **settings}
+    rule = {"rule": "mean"} if paradigm == "fedavg" else {}
     return from_dict(
         {"data": "fashionmnist-sample", "model": "small_dense", "byzantine": 0, "rounds": 4,
-         "clients": 1 if paradigm == "central" else clients, "seed": seed, "rule": "mean",
+         "clients": 1 if paradigm == "central" else clients, "seed": seed, **rule,
          "attack": "none", "ensemble": wanted, "transfer": attack or {}}
     )  # fmt: skip
 

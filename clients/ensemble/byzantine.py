@@ -10,8 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from torch import Tensor, nn
 
 from clients.node import ROLE
-from fedrobust.attacks import place
-from fedrobust.ensemble.validate import LIES
+from fedrobust.attacks import threat_model
 from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import array_of, read_setting
 from fedrobust.seeds import generator
@@ -20,24 +19,14 @@ LAST = "last-answer"
 
 
 def is_byzantine(experiment: Experiment, context: Context) -> bool:
-    """Whether this member is Byzantine: on a real node its owner says so, else the experiment."""
+    """Whether this member is Byzantine; nobody is where the experiment has no attack.
+
+    On a real node its owner says so, in simulation the experiment.
+    """
     role = context.node_config.get(ROLE)
     if role is not None:
-        return role == "malicious"
-    return int(context.node_config["partition-id"]) in members(experiment)
-
-
-def members(experiment: Experiment) -> tuple[int, ...]:
-    """Return which members are Byzantine at inference, in simulation."""
-    return tuple(
-        place(
-            experiment.placement,
-            clients=experiment.clients,
-            byzantine=experiment.byzantine,
-            seed=experiment.seed,
-            round=0,
-        )
-    )
+        return role == "malicious" and experiment.attack["name"] != threat_model.NONE
+    return int(context.node_config["partition-id"]) in threat_model.members(experiment)
 
 
 def reply_of(message: Message, answer: Tensor) -> Message:
@@ -115,4 +104,4 @@ BYZANTINE: dict[str, Callable[[HonestAnswer], Message | None]] = {
     "stale": _stale,
     "exception": _exception,
 }
-assert set(BYZANTINE) == set(LIES), "each declared answer needs its member"
+assert set(BYZANTINE) == set(threat_model.ANSWERS), "each attack on answers needs its member"

@@ -64,7 +64,7 @@ def predict(node: EnsembleNode, message: Message, context: Context) -> Message |
     reply = reply_of(message, answer)
     if what in VOTING and is_byzantine(node.experiment, context):
         honest = HonestAnswer(reply, answer, what, node.dataset.classes, message, context)
-        return BYZANTINE[node.experiment.ensemble.lie](honest)
+        return BYZANTINE[node.experiment.attack["name"]](honest)
     return reply
 
 

@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fedrobust.experiment.load import parse_value
-from fedrobust.experiment.schema import ConfigError
+from fedrobust.spec import InputError, parse_value
 
 CODES = (
     "Exit codes: 0 the app holds; 1 it is weak; 2 the call is wrong; 3 it could not be audited; "
@@ -69,7 +68,7 @@ def audit(
         "nodes": nodes, "time_limit": time_limit, "workers": workers, "cell": cell,
     }  # fmt: skip
     if output is not None and _inside(output, folder):
-        raise ConfigError([f"the audit writes nothing into the app's folder: --output {output}"])
+        raise InputError(f"the audit writes nothing into the app's folder: --output {output}")
     count = TextColumn("{task.completed}/{task.total}")
     columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
     with Progress(*columns, console=terminal, transient=True, disable=as_json) as progress:
@@ -104,6 +103,6 @@ def _overrides(items: list[str] | None) -> dict[str, object]:
     for item in items or []:
         key, equals, value = item.partition("=")
         if not equals:
-            raise ConfigError([f"an override is key=value, got {item!r}"])
+            raise InputError(f"an override is key=value, got {item!r}")
         pairs[key.strip()] = parse_value(value.strip())
     return pairs

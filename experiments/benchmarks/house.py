@@ -24,6 +24,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "fedrobust.experiment", "fedrobust.experiment.schema", "fedrobust.seeds", "fedrobust.spec",
         "fedrobust.vector", "fedrobust.version", "fedrobust.cores", "fedrobust.evaluation",
+        "fedrobust.packages", "fedrobust.docstrings", "fedrobust.matrix",
+        "fedrobust.ranges", "fedrobust.threads",
     ),
     ("fedrobust.aggregation", "fedrobust.models", "fedrobust.data", "fedrobust.batchnorm"),
     (
@@ -36,7 +38,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "fedrobust.experiment.validate", "fedrobust.experiment.load", "fedrobust.runs",
-        "fedrobust.testing", "fedrobust.config", "fedrobust.checks", "fedrobust.options",
+        "fedrobust.testing", "fedrobust.secret", "fedrobust.config", "fedrobust.checks",
+        "fedrobust.options",
         "fedrobust.rundir", "fedrobust.checkpoint",
     ),
     ("fedrobust.flower",),
@@ -141,7 +144,8 @@ CONFIGURATION = {  # files of configuration, or single functions of files with o
     "fedrobust/distributed/checking.py": (), "fedrobust/experiment/schema.py": (),
     "fedrobust/experiment/settings.py": (), "fedrobust/experiment/modes.py": (),
     "fedrobust/experiment/load.py": (), "fedrobust/experiment/validate.py": (),
-    "fedrobust/experiment/honoured.py": (), "fedrobust/experiment/sentences.py": (),
+    "fedrobust/experiment/honoured.py": (), "fedrobust/experiment/fields.py": (),
+    "fedrobust/experiment/sentences.py": (),
     "fedrobust/ensemble/validate.py": (), "fedrobust/redundancy/validate.py": (),
     "fedrobust/distributed/plan.py": ("Plan", "Transfer", "NodeSettings"),
     "fedrobust/training/local.py": ("Recipe",),

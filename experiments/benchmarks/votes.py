@@ -47,7 +47,7 @@ ENSEMBLE = {
     "rounds": 2,
     "seed": 4,
     "rule": "median",
-    "attack": "none",
+    "attack": "flip",
     "ensemble": {
         "paradigm": "architecture",
         "architectures": ["linear", "mlp", "small_wide"],
@@ -55,7 +55,6 @@ ENSEMBLE = {
         "train_images": 2000,
         "test_images": IMAGES,
         "query_images": IMAGES,
-        "lie": "flip",
     },
     "server": {"evaluate_every": 2, "deadline": 240.0},
 }

@@ -35,15 +35,27 @@ FAULTS = {
     "silence": "the client never answers",
 }
 
+# What a Byzantine member of an ensemble does with its answers to queries; the member commits them.
+ANSWERS = {
+    "flip": "the class after the predicted one, with full confidence, the same for all",
+    "random": "random labels or probabilities",
+    "nan": "every value is NaN",
+    "silence": "the member never answers",
+    "garbage": "the array's bytes are not the array that its header declares",
+    "stale": "the answer names the query before",
+    "exception": "the member raises",
+}
+
 
 def kind(name: str) -> str:
-    """Return "none", "craft", "trained", "poison" or "fault"."""
+    """Return "none", "craft", "trained", "poison", "fault", or "answer" for ensembles alone."""
     tables: dict[str, Mapping[str, Any]] = {
         NONE: {NONE: None},
         "craft": ATTACKS,
         "trained": TRAINED,
         "poison": POISONS,
         "fault": FAULTS,
+        "answer": ANSWERS,
     }
     for label, table in tables.items():
         if name in table:
@@ -75,6 +87,8 @@ def check(spec: Mapping[str, Any], *, n: int, f: int) -> None:
         resolve(TRAINED, plain, kind="attack", supplied=TRAINED_SUPPLIED)
     elif label == "poison":
         resolve(POISONS, spec, kind="attack", supplied=POISON_SUPPLIED)
+    elif label == "answer":
+        raise SpecError(f"attack {name!r} changes the answers of members: it needs [ensemble]")
     elif settings:
         raise SpecError(f"attack {name!r} has no parameters, got {', '.join(settings)}")
 

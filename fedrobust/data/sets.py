@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedrobust.spec import suggest
+from fedrobust.spec import InputError, suggest
 
 ROOT_VARIABLE = "FEDROBUST_DATA"
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A data set that is unknown, absent, or too small for what is asked of it."""
 
 

@@ -12,20 +12,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from fedrobust.ensemble.practice import practice_of, released_code
-from fedrobust.experiment.modes import AXES
 from fedrobust.experiment.schema import EnsembleSettings, Experiment, NodeSettings
 from fedrobust.spec import SpecError, suggest
 from fedrobust.training.optimizers import OPTIMIZERS
 
-ALONE = ("central", "full_data", "fedavg", "same", "tuned", "full")
-PARADIGMS = (
-    *ALONE,
-    *AXES,
-    "architecture+scheduler",
-    "architecture+optimizer",
-    "scheduler+optimizer",
-    "architecture+optimizer+scheduler",
-)
 SCHEDULES_WITH_VALUE = ("cosine", "step", "exponential")  # have a value to tune
 NODE_SCHEDULES = ("constant", *SCHEDULES_WITH_VALUE, "plateau", "cyclic")
 PLAIN = "sgd"  # without momentum on a node, whatever the master has: "sgd_m" is the one with it

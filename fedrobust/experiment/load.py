@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedrobust.ensemble.validate import plan_parsers
+from pydantic import TypeAdapter, ValidationError
+
 from fedrobust.experiment import validate
-from fedrobust.experiment.schema import (
-    Adversarial,
-    Compression,
-    ConfigError,
-    EnsembleSettings,
-    Experiment,
-    FederatedAdversarial,
-    Pretrain,
-    Recipe,
-    Redundancy,
-    Semi,
-    Server,
-    Transfer,
-)
+from fedrobust.experiment.fields import some_of
+from fedrobust.experiment.honoured import ONLY_FEDERATED, refused
+from fedrobust.experiment.modes import FEDAVG
+from fedrobust.experiment.schema import ConfigError, Experiment, FederatedAdversarial
+from fedrobust.experiment.sentences import keys_at, sentences, table_at
 from fedrobust.redundancy import rounds
-from fedrobust.simulation import stragglers
-from fedrobust.spec import SpecError, split, suggest
+from fedrobust.spec import parse_spec, parse_value, suggest
+
+__all__ = [
+    "expand",
+    "from_dict",
+    "from_run_config",
+    "override",
+    "parse_spec",
+    "parse_value",
+    "read",
+]
+
+REQUIRED = ("data", "model", "clients", "byzantine", "rounds", "seed", "rule", "attack")
+# Keys of older files -> what a file says today.
+RENAMED = {"scheme": "redundancy", "plan": "ensemble"}
+GONE = {
+    "transfer.reading": "transfer.reading is now transfer.step_scaling: 'fixed' or 'proportional'",
+    "redundancy.together": "redundancy.together is now redundancy.vmap_files",
+    "redundancy.permutation": "redundancy.permutation is gone: fresh for aspis_plus only",
+    "ensemble.lie": "ensemble.lie is now attack",
+}
 
 
 def from_dict(document: Mapping[str, Any]) -> Experiment:
@@ -41,31 +53,141 @@ def from_dict(document: Mapping[str, Any]) -> Experiment:
         With every error found, not only the first.
     """
     errors: list[str] = []
-    values = _typed(Experiment, document, "", errors)
-    if not errors:
-        experiment = Experiment(**values)
-        validate.check(experiment, errors)
+    table = _lifted(_renamed(document, errors), errors)
+    mode = _mode(table, errors)
+    missing = _missing(table, mode, errors)
+    values, wrong = _typed(table, errors)
+    exclusive = ("redundancy", "ensemble")  # these choose the mode
+    errors += refused(mode, (k for k in _known(table) if k.split(".")[0] not in exclusive))
+    broken = {*wrong, *missing}
+    experiment = _build(_resolved(values, broken), broken)
+    errors += validate.check(experiment, broken)
     if errors:
-        raise ConfigError(errors)
+        raise ConfigError(list(dict.fromkeys(errors)))
     return experiment
 
 
-SPECS = ("rule", "attack", "partition", "placement", "perturbation", "loss", "schedule", "second",
-         "adversary")  # fmt: skip
-NESTED = {
-    "training": Recipe,
-    "server": Server,
-    "adversarial": Adversarial,
-    "compression": Compression,
-    "semi": Semi,
-    "pretrain": Pretrain,
-    "federated": FederatedAdversarial,
-    "redundancy": Redundancy,
-}
-OWN_TABLES: dict[str, type] = {
-    "ensemble": EnsembleSettings,
-    "transfer": Transfer,
-}  # no specs inside
+def _renamed(document: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:
+    """Read the keys of older files under their names of today, and say so."""
+    table = dict(document)
+    for old, new in RENAMED.items():
+        if old in table:
+            errors.append(f"[{old}] is now [{new}]")
+            table.setdefault(new, table.pop(old))
+    for key, sentence in GONE.items():
+        name, inner = key.split(".")
+        if isinstance(table.get(name), Mapping) and inner in table[name]:
+            errors.append(sentence)
+            table[name] = {k: v for k, v in table[name].items() if k != inner}
+    return table
+
+
+def _lifted(document: dict[str, Any], errors: list[str]) -> dict[str, Any]:
+    """Lift the keys of ``[federated]`` to the top, where they may stand as well."""
+    if not isinstance(inner := document.get("federated", {}), Mapping):
+        errors.append(f"federated: needs a table, got {inner!r}")
+        inner = {}
+    moved = {field.name for field in fields(FederatedAdversarial)}  # type: ignore[arg-type]
+    for key in inner:
+        if key in moved:
+            errors.append(f"[federated] {key} is now [adversarial.federated] {key}")
+        elif key not in ONLY_FEDERATED:
+            hint = suggest(key, list(ONLY_FEDERATED))
+            top = key in keys_at(())
+            where = "it stands at the top of the file" if top else hint
+            errors.append(f"unknown key 'federated.{key}'; {where}")
+        elif key in document:
+            errors.append(f"{key} is given twice: at the top and in [federated]")
+    own = {key: value for key, value in inner.items() if key in ONLY_FEDERATED}
+    return own | {key: value for key, value in document.items() if key != "federated"}
+
+
+def _mode(table: Mapping[str, Any], errors: list[str]) -> str:
+    """Return the mode that the tables choose."""
+    if "redundancy" in table and "ensemble" in table:
+        errors.append("[redundancy] and [ensemble] exclude each other: one mode a run")
+    for name, key in (("redundancy", "name"), ("ensemble", "paradigm")):
+        if isinstance(table.get(name), Mapping) and not table[name].get(key):
+            errors.append(f"the key '{name}.{key}' is missing")
+    if "redundancy" in table:
+        return "redundancy"
+    settings = table.get("ensemble", {"paradigm": FEDAVG})
+    averages = isinstance(settings, Mapping) and settings.get("paradigm") == FEDAVG
+    return "federated" if averages else "ensemble"
+
+
+def _missing(table: Mapping[str, Any], mode: str, errors: list[str]) -> list[str]:
+    """Return the keys that a mode needs and that are missing; a rule is a robust vote's alone."""
+    settings = table.get("ensemble")
+    votes = settings.get("votes", ()) if isinstance(settings, Mapping) else ()
+    robust = mode != "ensemble" or (isinstance(votes, list | tuple | str) and "robust" in votes)
+    needed = [key for key in REQUIRED if key != "rule" or robust]
+    missing = [key for key in needed if key not in table]
+    errors += [f"the key {key!r} is missing" for key in missing]
+    if "rule" in table and not robust:
+        errors.append("rule is not honoured in ensemble mode without the vote 'robust'")
+    return missing
+
+
+def _typed(table: dict[str, Any], errors: list[str]) -> tuple[dict[str, Any], set[str]]:
+    """Return the values of the keys that are right, and the keys that are wrong."""
+    try:
+        return _adapter().validate_python(table), set()
+    except ValidationError as error:
+        errors += sentences(error)
+        wrong = {str(found["loc"][0]) for found in error.errors()}
+        right = {key: value for key, value in table.items() if key not in wrong}
+        return _adapter().validate_python(right), wrong
+
+
+@cache
+def _adapter() -> TypeAdapter[dict[str, Any]]:
+    return TypeAdapter(some_of(Experiment))
+
+
+def _known(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the dotted keys of a document that the schema knows."""
+    for key, value in table.items():
+        inner = (*path, key)
+        if isinstance(value, Mapping) and table_at(inner) is not None:
+            yield from _known(value, inner)
+        elif key in keys_at(path):
+            yield ".".join(inner)
+
+
+def _resolved(values: dict[str, Any], broken: set[str]) -> dict[str, Any]:
+    """Unfold ``rule = "nnm+krum"`` and write f out where it is implied."""
+    values = values | rounds.filled(values)
+    if not values.get("rule"):
+        return values
+    *before, rule = values["rule"]["name"].split("+")
+    chain = [*values.get("pre", ()), *({"name": name} for name in before)]
+    values = values | {"rule": values["rule"] | {"name": rule}, "pre": tuple(chain)}
+    # Without them nothing implies f; with f = 0 the names and the other settings are checked still.
+    unknown = broken & {"byzantine", "clients", "redundancy"}
+    f = 0 if unknown else rounds.implied_f(values)
+    return values | {
+        "rule": resolve_f(values["rule"], validate.rule_needs_f(rule), f),
+        "pre": tuple(resolve_f(p, validate.pre_needs_f(p["name"]), f) for p in chain),
+    }
+
+
+def resolve_f(spec: dict[str, Any], needs_f: bool, byzantine: int) -> dict[str, Any]:
+    """Write f out where the plug-in needs it and the spec is silent."""
+    return spec | {"f": byzantine} if needs_f and "f" not in spec else spec
+
+
+def _build(values: dict[str, Any], broken: set[str]) -> Experiment:
+    """Build the experiment; the attributes of broken keys are not there."""
+    if not broken:
+        return Experiment(**values)
+    experiment = object.__new__(Experiment)
+    for field in fields(Experiment):  # type: ignore[arg-type]
+        if field.name in values:
+            object.__setattr__(experiment, field.name, values[field.name])
+        elif field.default_factory is not MISSING and field.name not in broken:
+            object.__setattr__(experiment, field.name, field.default_factory())
+    return experiment
 
 
 def read(source: str | Path) -> dict[str, Any]:
@@ -142,116 +264,6 @@ def expand(document: Mapping[str, Any], *, seeds: int | None = None) -> list[Exp
     return runs
 
 
-def parse_value(text: str) -> Any:
-    """Read a command-line value as TOML, or as the bare string that it is."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def parse_spec(value: Any) -> dict[str, Any]:
-    """Turn a spec in any notation into its table: ``"alie"``, ``"alie:z=1.5"``, or a table."""
-    if isinstance(value, str):
-        name, _, settings = value.partition(":")
-        pairs = [pair.partition("=") for pair in settings.split(",") if pair]
-        return {"name": name.strip()} | {k.strip(): parse_value(v.strip()) for k, _, v in pairs}
-    name, given = split(value)
-    return {"name": name} | given
-
-
-def resolve_f(spec: dict[str, Any], needs_f: bool, byzantine: int) -> dict[str, Any]:
-    """Write f out where the plug-in needs it and the spec is silent."""
-    return spec | {"f": byzantine} if needs_f and "f" not in spec else spec
-
-
-def _typed(
-    kind: type, document: Mapping[str, Any], prefix: str, errors: list[str]
-) -> dict[str, Any]:
-    """Check keys and types of one table; collect what is wrong."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    values: dict[str, Any] = {}
-    for key, value in document.items():
-        if key not in fields:
-            errors.append(f"unknown key {prefix + key!r}; {suggest(key, list(fields))}")
-            continue
-        try:
-            values[key] = _convert(key, value, str(fields[key].type), prefix, errors)
-        except (TypeError, ValueError) as error:
-            errors.append(f"{prefix + key}: {error}")
-    for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in document:
-            errors.append(f"the key {prefix + name!r} is missing")
-    return _defended(values) if kind is Experiment else values
-
-
-def _convert(key: str, value: Any, kind: str, prefix: str, errors: list[str]) -> Any:
-    if key in OWN_TABLES and not prefix and isinstance(value, Mapping):
-        return OWN_TABLES[key](**_typed(OWN_TABLES[key], value, f"{key}.", errors))
-    if prefix.rstrip(".") in OWN_TABLES:
-        return PARSERS[kind](value)
-    if key in NESTED and (not prefix or key == "federated"):
-        value = {"name": value} if key == "redundancy" and isinstance(value, str) else value
-        if not isinstance(value, Mapping):
-            raise TypeError(f"needs a table, got {value!r}")
-        return NESTED[key](**_typed(NESTED[key], value, f"{prefix}{key}.", errors))
-    if key == "groups":
-        return stragglers.parse(value, _typed, errors)
-    if key in SPECS or kind.startswith("dict["):
-        return parse_spec(value) if value else {}
-    if key == "pre":
-        return tuple(parse_spec(item) for item in ([value] if isinstance(value, str) else value))
-    return PARSERS[kind](value)
-
-
-def _defended(values: dict[str, Any]) -> dict[str, Any]:
-    """Unfold ``rule = "nnm+krum"`` and write f out where it is implied."""
-    values = values | rounds.filled(values)
-    if "rule" not in values or not isinstance(values.get("byzantine"), int):
-        return values
-    *before, rule = values["rule"]["name"].split("+")
-    chain = [*values.get("pre", ()), *({"name": name} for name in before)]
-    f = rounds.implied_f(values)
-    return values | {
-        "rule": resolve_f(values["rule"] | {"name": rule}, validate.rule_needs_f(rule), f),
-        "pre": tuple(resolve_f(p, validate.pre_needs_f(p["name"]), f) for p in chain),
-    }
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"needs a whole number, got {value!r}")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"needs a number, got {value!r}")
-    return float(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"needs a name, got {value!r}")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"needs true or false, got {value!r}")
-    return value
-
-
-PARSERS: dict[str, Callable[[Any], Any]] = {
-    "bool": _flag,
-    "int": _integer,
-    "float": _number,
-    "str": _text,
-}
-PARSERS |= plan_parsers(_integer, _text)
-
-
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested tables into dotted keys; lists are values."""
     result: dict[str, Any] = {}
@@ -284,8 +296,3 @@ RUNTIME_KEYS = ("device", "hosts", "data-root", "output", "resume", "nodes")
 def slug(text: str) -> str:
     """Make a folder name of letters, digits, dots and dashes."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-").lower()
-
-
-def lines(errors: ConfigError | SpecError | ValueError) -> Iterator[str]:
-    """Yield an error's lines for the terminal."""
-    yield from str(errors).splitlines()

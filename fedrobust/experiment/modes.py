@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+
+from fedrobust.experiment.fields import (
+    CONFIG,
+    AtLeast0,
+    AtLeast1,
+    AtLeast2,
+    BelowOne,
+    Flag,
+    Names,
+    NotNegative,
+    Number,
+    OptionalSpec,
+    Positive,
+    SomeOf,
+    Spec,
+    Whole,
+    listed,
+)
 
 AUTO = "auto"
+FEDAVG = "fedavg"
+Paradigm = Literal[
+    "", "central", "full_data", "fedavg", "same", "tuned", "full",
+    "architecture", "optimizer", "scheduler",
+    "architecture+scheduler", "architecture+optimizer", "scheduler+optimizer",
+    "architecture+optimizer+scheduler",
+]  # fmt: skip
+PARADIGMS = get_args(Paradigm)[1:]
 AXES = ("architecture", "optimizer", "scheduler")
 OPTIMIZERS_OF_NODES = (
     "sgd", "sgd_m", "sgd_n", "adam", "nadam", "adagrad", "asgd", "rprop", "rmsprop",
@@ -13,7 +42,7 @@ OPTIMIZERS_OF_NODES = (
 SCHEDULES_OF_NODES = ("cosine", "step", "exponential", "plateau", "cyclic")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Redundancy:
     """Redundancy against Byzantine workers; off unless named.
 
@@ -35,8 +64,6 @@ class Redundancy:
         (degrees, Aspis+), "none" (votes only); "auto" is the scheme's own.
     window
         T_d, the rounds of a detection window.
-    permutation
-        "fresh": new worker labels in each round; "fixed"; "auto" is fresh for Aspis+ only.
     tolerance
         0 compares copies by digest, bit by bit; in (0, 1) by relative L2 distance of sketches.
     mixed
@@ -62,22 +89,26 @@ class Redundancy:
     """
 
     name: str = ""
-    workers: int = 0
-    replication: int = 3
-    m: int = 0
-    q: int = -1
-    batch: int = 0
-    detection: str = AUTO
-    window: int = 15
-    permutation: str = AUTO
-    tolerance: float = 0.0
-    mixed: float = 0.0
-    sketch: int = 32
-    coordinates: int = 0
-    vmap_files: int = 1
-    second: dict[str, Any] = field(default_factory=dict)
-    adversary: dict[str, Any] = field(default_factory=lambda: {"name": "optimal"})
-    lies: str = "commit"
+    workers: AtLeast0 = 0
+    replication: Whole = 3
+    m: AtLeast0 = 0
+    q: Annotated[Whole, Field(ge=-1)] = -1
+    batch: Whole = 0
+    detection: Literal["contested", "strict", "paper", "window", "none", "auto"] = "auto"
+    window: AtLeast1 = 15
+    tolerance: Number = 0.0
+    mixed: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    sketch: AtLeast1 = 32
+    coordinates: AtLeast0 = 0
+    vmap_files: AtLeast1 = 1
+    second: OptionalSpec = field(default_factory=dict)
+    adversary: Spec = field(default_factory=lambda: {"name": "optimal"})
+    lies: Literal["commit", "reveal"] = "commit"
+
+    @property
+    def permutation(self) -> str:
+        """New worker labels in each round for Aspis+: "fresh"; otherwise "fixed"."""
+        return "fresh" if self.name == "aspis_plus" else "fixed"
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -90,21 +121,21 @@ class Redundancy:
         return {"name": self.name, "detection": self.detection}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class NodeSettings:
     """How one node trains: architecture, optimizer, schedule and their values."""
 
     model: str
     optimizer: str
-    lr: float
-    momentum: float
-    weight_decay: float
+    lr: Positive
+    momentum: BelowOne
+    weight_decay: NotNegative
     schedule: str
-    schedule_value: float = 0.0
-    tuned: bool = False
+    schedule_value: Number = 0.0
+    tuned: Flag = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class EnsembleSettings:
     """Distributed learning without averaging, and inference by vote; off without a paradigm.
 
@@ -144,8 +175,6 @@ class EnsembleSettings:
         What members send: "labels", "probabilities" or "logits".
     query_images
         Images a query message.
-    lie
-        What Byzantine members do at inference, one of ``clients.ensemble_member.LIES``.
     probe_images
         Measure gradient similarity and curvature on this many images at the end; 0: not.
     quirks
@@ -157,35 +186,36 @@ class EnsembleSettings:
         One table a node whose keys replace what the paradigm gives it.
     """
 
-    paradigm: str = ""
+    paradigm: Paradigm = ""
     master: str = ""
     optimizer: str = "sgd_m"
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    lr: Positive = 0.05
+    momentum: BelowOne = 0.9
+    weight_decay: NotNegative = 5e-4
     schedule: str = "cosine"
-    schedule_value: float = 0.0
-    batch_size: int = 64
-    epochs: int = 1
-    validation: float = 0.2
+    schedule_value: Number = 0.0
+    batch_size: AtLeast2 = 64
+    epochs: AtLeast1 = 1
+    validation: BelowOne = 0.2
     augment: str = "none"
-    checkpoint: str = "last"
-    trials: int = 0
-    tune_epochs: tuple[int, ...] = (25, 50)
-    architectures: tuple[str, ...] = ()
-    optimizers: tuple[str, ...] = OPTIMIZERS_OF_NODES
-    schedules: tuple[str, ...] = SCHEDULES_OF_NODES
-    train_images: int = 0
-    test_images: int = 0
-    votes: tuple[str, ...] = ("soft", "hard", "weighted")
-    answer: str = "probabilities"
-    query_images: int = 500
-    lie: str = "flip"
-    probe_images: int = 0
-    quirks: bool = False
-    master_round: int = 0
-    iteration: int = 0
-    nodes: tuple[dict[str, Any], ...] = ()
+    checkpoint: Literal["last", "best"] = "last"
+    trials: AtLeast0 = 0
+    tune_epochs: Annotated[tuple[AtLeast1, AtLeast1], BeforeValidator(listed)] = (25, 50)
+    architectures: Names = ()
+    optimizers: Names = OPTIMIZERS_OF_NODES
+    schedules: Names = SCHEDULES_OF_NODES
+    train_images: AtLeast0 = 0
+    test_images: AtLeast0 = 0
+    votes: Names = ("soft", "hard", "weighted")
+    answer: Literal["labels", "probabilities", "logits"] = "probabilities"
+    query_images: AtLeast1 = 500
+    probe_images: AtLeast0 = 0
+    quirks: Flag = False
+    master_round: Whole = 0
+    iteration: Whole = 0
+    nodes: Annotated[
+        tuple[Annotated[dict[str, Any], SomeOf(NodeSettings)], ...], BeforeValidator(listed)
+    ] = ()
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -201,10 +231,10 @@ class EnsembleSettings:
     @property
     def votes_at_inference(self) -> bool:
         """Whether members vote: any paradigm but FedAvg."""
-        return self.paradigm not in ("", "fedavg")
+        return self.paradigm not in ("", FEDAVG)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Transfer:
     """The transfer attacker: its surrogates, its data, its attacks; off without an attack.
 
@@ -233,22 +263,22 @@ class Transfer:
         The attacker's own: its images do not depend on the defender's seed.
     """
 
-    attacks: tuple[str, ...] = ()
-    levels: float = 8.0
-    steps: int = 10
-    step_scaling: str = "fixed"
-    surrogates: tuple[str, ...] = ()
-    data: str = "full"
-    parts: int = 7
-    epochs: int = 10
+    attacks: Names = ()
+    levels: Annotated[Number, Field(ge=0, le=255)] = 8.0
+    steps: AtLeast0 = 10
+    step_scaling: Literal["fixed", "proportional"] = "fixed"
+    surrogates: Names = ()
+    data: Literal["full", "disjoint", "share"] = "full"
+    parts: AtLeast1 = 7
+    epochs: AtLeast1 = 10
     optimizer: str = "sgd_m"
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    batch_size: int = 64
+    lr: Positive = 0.05
+    momentum: BelowOne = 0.9
+    weight_decay: NotNegative = 5e-4
+    batch_size: AtLeast2 = 64
     augment: str = "none"
-    images: int = 500
-    seed: int = 1000
+    images: AtLeast1 = 500
+    seed: Whole = 1000
 
     @property
     def eps(self) -> float:

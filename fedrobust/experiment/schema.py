@@ -1,26 +1,45 @@
-"""One experiment: TOML -> frozen dataclasses, every error reported at once."""
+"""One experiment as frozen dataclasses: every setting, its type, range and default.
+
+Definitions only: nothing here imports an algorithm, so every other module may import this one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 import tomli_w
+from pydantic import BeforeValidator
+from pydantic.dataclasses import dataclass
 
+from fedrobust.experiment.fields import (
+    CONFIG,
+    AtLeast1,
+    BelowOne,
+    Share,
+    Spec,
+    Specs,
+    Whole,
+    group_tables,
+    redundancy_table,
+)
+from fedrobust.experiment.honoured import honours
 from fedrobust.experiment.modes import EnsembleSettings, NodeSettings, Redundancy, Transfer
 from fedrobust.experiment.settings import (
     Adversarial,
     Compression,
     FederatedAdversarial,
     Group,
+    GroupTable,
     Pretrain,
     Recipe,
     Semi,
     Server,
 )
+from fedrobust.spec import InputError
 
 __all__ = [
     "Adversarial",
@@ -41,7 +60,7 @@ __all__ = [
 ]
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """Everything that is wrong with a configuration, one line each."""
 
     def __init__(self, errors: list[str]) -> None:
@@ -57,7 +76,7 @@ def phase(experiment: Experiment, round: int) -> str:
     return "teacher" if round <= experiment.pretrain.rounds + teacher else "train"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Experiment:
     """Everything that decides the numbers of one run.
 
@@ -85,28 +104,39 @@ class Experiment:
 
     data: str
     model: str
-    clients: int
-    byzantine: int
-    rounds: int
-    seed: int
-    rule: dict[str, Any]
-    attack: dict[str, Any]
-    pre: tuple[dict[str, Any], ...] = ()
-    partition: dict[str, Any] = field(default_factory=lambda: {"name": "iid"})
-    placement: dict[str, Any] = field(default_factory=lambda: {"name": "random"})
-    worker_momentum: float = 0.0
+    clients: AtLeast1
+    byzantine: Whole
+    rounds: AtLeast1
+    seed: Whole
+    attack: Spec
+    rule: Spec = field(default_factory=dict)  # empty in ensembles without a robust vote
+    pre: Specs = ()
+    partition: Spec = field(default_factory=lambda: {"name": "iid"})
+    placement: Spec = field(default_factory=lambda: {"name": "random"})
+    worker_momentum: BelowOne = 0.0
     training: Recipe = field(default_factory=Recipe)
     server: Server = field(default_factory=Server)
     adversarial: Adversarial = field(default_factory=Adversarial)
-    participation: float = 1.0
-    groups: dict[str, Group] = field(default_factory=dict)
-    redundancy: Redundancy = field(default_factory=Redundancy)
-    batchnorm: dict[str, Any] = field(default_factory=lambda: {"name": "average"})
+    participation: Share = 1.0
+    groups: Annotated[dict[str, GroupTable], BeforeValidator(group_tables)] = field(
+        default_factory=dict
+    )
+    redundancy: Annotated[Redundancy, BeforeValidator(redundancy_table)] = field(
+        default_factory=Redundancy
+    )
+    batchnorm: Spec = field(default_factory=lambda: {"name": "average"})
     compression: Compression = field(default_factory=Compression)
     semi: Semi = field(default_factory=Semi)
     pretrain: Pretrain = field(default_factory=Pretrain)
     ensemble: EnsembleSettings = field(default_factory=EnsembleSettings)
     transfer: Transfer = field(default_factory=Transfer)
+
+    @property
+    def mode(self) -> str:
+        """Say which of the three modes runs; FedAvg as an ensemble's baseline is federated."""
+        if self.redundancy.name:
+            return "redundancy"
+        return "ensemble" if self.ensemble.votes_at_inference else "federated"
 
     @property
     def name(self) -> str:
@@ -122,18 +152,26 @@ class Experiment:
 
     @property
     def defence(self) -> str:
-        """Scheme, pre-aggregators and rule: ``nnm+trimmed_mean``, ``aspis+median``."""
+        """Scheme, pre-aggregators and rule: ``nnm+trimmed_mean``, ``aspis+median``, or paradigm."""
         return "+".join(stage["name"] for stage in self.stages)
 
     @property
     def stages(self) -> list[dict[str, Any]]:
-        """The defence in order: the scheme, if any, the pre-aggregators and the rule."""
-        return [*([self.redundancy.label] if self.redundancy.name else []), *self.pre, self.rule]
+        """The defence in order: a scheme or an ensemble's paradigm, pre-aggregators and rule."""
+        first = {
+            "federated": [],
+            "redundancy": [self.redundancy.label],
+            "ensemble": [{"name": self.ensemble.paradigm}],
+        }
+        return [*first[self.mode], *self.pre, *([self.rule] if self.rule else [])]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain tables, fully resolved."""
+        """Return plain tables, fully resolved, with the keys that the mode honours."""
         document = dataclasses.asdict(self)
-        return document | {"pre": list(document["pre"])}
+        kept = {key: _honoured(self.mode, key, value) for key, value in document.items()}
+        unused = {"ensemble"} if not self.ensemble.paradigm else set()
+        unused |= {key for key in ("rule", "pre") if not document[key]}
+        return {k: v for k, v in kept.items() if v is not None and k not in unused}
 
     def to_toml(self) -> str:
         """Return the resolved configuration as TOML."""
@@ -144,3 +182,32 @@ class Experiment:
         """Hash of the resolved configuration: equal settings, equal folder."""
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _honoured(mode: str, key: str, value: Any) -> Any:
+    """Return a top-level value without what the mode does not honour; None where that is all."""
+    if isinstance(value, dict) and key in {path[0] for path in TABLES if path}:
+        kept = {k: v for k, v in value.items() if honours(mode, f"{key}.{k}")}
+        return kept or (value if honours(mode, key) else None)
+    if not honours(mode, key):
+        return None
+    return list(value) if isinstance(value, tuple) else value
+
+
+# The table at each place of a document; "*" is a group's name.
+TABLES: dict[tuple[str, ...], type] = {
+    (): Experiment,
+    ("training",): Recipe,
+    ("server",): Server,
+    ("adversarial",): Adversarial,
+    ("adversarial", "federated"): FederatedAdversarial,
+    ("compression",): Compression,
+    ("semi",): Semi,
+    ("pretrain",): Pretrain,
+    ("groups", "*"): Group,
+    ("groups", "*", "training"): Recipe,
+    ("redundancy",): Redundancy,
+    ("ensemble",): EnsembleSettings,
+    ("ensemble", "nodes"): NodeSettings,
+    ("transfer",): Transfer,
+}

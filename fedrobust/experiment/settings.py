@@ -5,17 +5,35 @@ Definitions only: nothing here imports an algorithm, so every other module may i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field, fields
+from typing import Annotated, Any, Literal
 
-OFF = 32
-SIDES = ("up", "both")
-SEMI = ("none", "pseudo", "trades")
-FINE_TUNING = ("full", "partial")
-BATCHNORM = ("average", "local", "dual")
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+
+from fedrobust.experiment.fields import (
+    CONFIG,
+    AtLeast0,
+    AtLeast1,
+    BelowOne,
+    Flag,
+    Fraction,
+    NotNegative,
+    Number,
+    OptionalSpec,
+    Positive,
+    Probability,
+    SomeOf,
+    Spec,
+    Whole,
+    gathered,
+)
+
+OFF = 32  # bits of a float32: nothing is quantised
+SHARED = ("mode", "cohort", "precision")  # settings of [training] that all groups share
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Recipe:
     """How a client trains in one round.
 
@@ -45,22 +63,22 @@ class Recipe:
         as one stack where that is possible and faster. Equal to "off" up to float error.
     """
 
-    mode: str = "gradient"
-    batch_size: int = 32
-    epochs: int = 1
-    steps: int = 0
+    mode: Literal["gradient", "update"] = "gradient"
+    batch_size: AtLeast1 = 32
+    epochs: AtLeast1 = 1
+    steps: AtLeast0 = 0
     optimizer: str = "sgd"
-    lr: float = 0.05
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
-    clip: float = 0.0
+    lr: Positive = 0.05
+    momentum: BelowOne = 0.0
+    weight_decay: NotNegative = 0.0
+    schedule: Spec = field(default_factory=lambda: {"name": "constant"})
+    clip: NotNegative = 0.0
     augment: str = "none"
     precision: str = "float32"
     cohort: str = "off"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Group:
     """Clients of one kind.
 
@@ -80,15 +98,23 @@ class Group:
         Probability that a client does not answer in a round, in [0, 1].
     """
 
-    share: float
-    training: dict[str, Any] = field(default_factory=dict)
-    speed: float = 0.0
-    latency: float = 0.0
-    jitter: float = 0.0
-    dropout: float = 0.0
+    share: Annotated[Number, Field(gt=0, le=1, title="a value in ")]
+    training: Annotated[dict[str, Any], SomeOf(Recipe, without=SHARED)] = field(
+        default_factory=dict
+    )
+    speed: NotNegative = 0.0
+    latency: NotNegative = 0.0
+    jitter: NotNegative = 0.0
+    dropout: Probability = 0.0
 
 
-@dataclass(frozen=True)
+RECIPE_KEYS = tuple(f.name for f in fields(Recipe) if f.name not in SHARED)  # type: ignore[arg-type]
+GroupTable = Annotated[
+    Group, BeforeValidator(lambda table: gathered(table, (*RECIPE_KEYS, *SHARED)))
+]
+
+
+@dataclass(frozen=True, config=CONFIG)
 class Server:
     """What the server does with the aggregate.
 
@@ -118,21 +144,27 @@ class Server:
         0: not asked.
     """
 
-    lr: float = 0.1
-    momentum: float = 0.9
-    evaluate_every: int = 5
-    deadline: float = 600.0
-    min_replies: int = 1
-    largest: float = 1e10
-    root_images: int = 0
-    optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "sgd"})
-    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
-    warmup: int = 0
-    times: bool = False
-    bandwidth: float = 0.0
+    lr: Positive = 0.1
+    momentum: BelowOne = 0.9
+    evaluate_every: AtLeast1 = 5
+    deadline: Positive = 600.0
+    min_replies: AtLeast1 = 1
+    largest: Positive = 1e10
+    root_images: AtLeast0 = 0
+    optimizer: Spec = field(default_factory=lambda: {"name": "sgd"})
+    schedule: Spec = field(default_factory=lambda: {"name": "constant"})
+    warmup: AtLeast0 = 0
+    times: Flag = False
+    bandwidth: NotNegative = 0.0
 
 
-@dataclass(frozen=True)
+def _bits(value: int) -> int:
+    if value != OFF and not 2 <= value <= 16:
+        raise ValueError(f"needs 2..16 or {OFF}, got {value}")
+    return value
+
+
+@dataclass(frozen=True, config=CONFIG)
 class Compression:
     """Stochastic quantisation of what travels; see ``fedrobust.training.quantize``.
 
@@ -149,10 +181,10 @@ class Compression:
         model and takes the server's step itself. One that missed a round is sent the whole model.
     """
 
-    bits: int = OFF
-    scale: str = "l2"
-    bucket: int = 0
-    sides: str = "up"
+    bits: Annotated[Whole, AfterValidator(_bits)] = OFF
+    scale: Literal["l2", "linf"] = "l2"
+    bucket: AtLeast0 = 0
+    sides: Literal["up", "both"] = "up"
 
     @property
     def on(self) -> bool:
@@ -165,7 +197,7 @@ class Compression:
         return self.on and self.sides == "both"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Semi:
     """Images without labels.
 
@@ -184,13 +216,13 @@ class Semi:
         starts anew).
     """
 
-    mode: str = "none"
-    labelled: float = 1.0
-    fraction: float = 0.0
-    teacher_rounds: int = 0
+    mode: Literal["none", "pseudo", "trades"] = "none"
+    labelled: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    fraction: BelowOne = 0.0
+    teacher_rounds: AtLeast0 = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Pretrain:
     """Self-supervised pre-training by rotations before the labels are used.
 
@@ -204,12 +236,12 @@ class Pretrain:
         "full": every layer goes on training. "partial": the last layer only.
     """
 
-    rounds: int = 0
-    perturbation: dict[str, Any] = field(default_factory=dict)
-    finetune: str = "full"
+    rounds: AtLeast0 = 0
+    perturbation: OptionalSpec = field(default_factory=dict)
+    finetune: Literal["full", "partial"] = "full"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class FederatedAdversarial:
     """Variants of federated adversarial training.
 
@@ -226,15 +258,15 @@ class FederatedAdversarial:
         FedDynAT: local epochs times gamma every so many rounds, at least 1; gamma 1: constant.
     """
 
-    adversarial_clients: float = 1.0
-    calibration: float = 0.0
-    slack: float = 0.0
-    slack_top: int = 1
-    epochs_gamma: float = 1.0
-    epochs_every: int = 10
+    adversarial_clients: Fraction = 1.0
+    calibration: NotNegative = 0.0
+    slack: BelowOne = 0.0
+    slack_top: AtLeast1 = 1
+    epochs_gamma: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    epochs_every: AtLeast1 = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Adversarial:
     """Distributed adversarial training and robust evaluation; off unless given.
 
@@ -262,14 +294,14 @@ class Adversarial:
         Rounds over which the radius and step of the training perturbation grow linearly.
     """
 
-    perturbation: dict[str, Any] = field(default_factory=dict)
-    loss: dict[str, Any] = field(default_factory=lambda: {"name": "standard"})
-    fraction: float = 1.0
-    eps: float = 0.0
-    eval_steps: int = 20
-    eval_images: int = 500
-    eval_restarts: int = 1
+    perturbation: OptionalSpec = field(default_factory=dict)
+    loss: Spec = field(default_factory=lambda: {"name": "standard"})
+    fraction: Fraction = 1.0
+    eps: Fraction = 0.0
+    eval_steps: AtLeast1 = 20
+    eval_images: AtLeast1 = 500
+    eval_restarts: AtLeast1 = 1
     eval_attacks: str = "pgd"
-    probe_images: int = 0
-    eps_warmup: int = 0
+    probe_images: AtLeast0 = 0
+    eps_warmup: AtLeast0 = 0
     federated: FederatedAdversarial = field(default_factory=FederatedAdversarial)

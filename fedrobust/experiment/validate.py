@@ -1,24 +1,27 @@
-"""What must hold before an experiment starts: names, ranges, and what the rules need."""
+"""What must hold of an experiment beyond types and ranges: names, and what goes together.
+
+Every check here needs the tables of plug-ins; the types and ranges stand in ``schema``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Set
 
 from fedrobust import adversarial, aggregation, attacks
-from fedrobust.adversarial.images import radius_hint
 from fedrobust.attacks import threat_model
 from fedrobust.data import DATASETS, PARTITIONERS
 from fedrobust.data.partitions import SUPPLIED
-from fedrobust.ensemble.validate import check_plan
+from fedrobust.ensemble import validate as ensemble
 from fedrobust.experiment.schema import Experiment
-from fedrobust.experiment.settings import BATCHNORM, FINE_TUNING, OFF, SEMI, SIDES
 from fedrobust.models import MODELS
 from fedrobust.redundancy import rounds
 from fedrobust.simulation import stragglers
 from fedrobust.spec import SpecError, parameters, resolve, split, suggest
 from fedrobust.training import SCHEDULES
-from fedrobust.training.compression import SCALES
 from fedrobust.training.steps import resolve_optimizer
+
+BATCHNORM = ("average", "local", "dual")
+Check = Callable[[Experiment], Iterator[str] | None]  # yields sentences, or raises one
 
 
 def rule_needs_f(name: str) -> bool:
@@ -32,68 +35,42 @@ def pre_needs_f(name: str) -> bool:
     return name in table and "f" in parameters(table[name])
 
 
-def check(experiment: Experiment, errors: list[str]) -> None:
-    """Append everything that is wrong with the experiment's values to ``errors``."""
-    for condition, sentence in _ranges(experiment):
-        if not condition:
-            errors.append(sentence)
-    for name, table, kind in (
-        (experiment.data, DATASETS, "data set"),
-        (experiment.model, MODELS, "model"),
-    ):
-        if name not in table:
-            errors.append(f"unknown {kind} {name!r}; {suggest(name, list(table))}")
-    errors += check_plan(experiment)
-    wrong = rounds.check(experiment)
-    errors += wrong
-    defence = () if wrong else (_defence,)  # what the rule aggregates depends on the scheme
-    parts = (_partition, _placement, _attack, *defence, _adversarial, stragglers.check)
-    for part in (*parts, _server, _batchnorm):
+def check(experiment: Experiment, broken: Set[str] = frozenset()) -> list[str]:
+    """Return everything that is wrong with an experiment's values, beyond types and ranges.
+
+    Parameters
+    ----------
+    broken
+        Keys whose attributes are not there, since they are missing or of a wrong type. A check
+        that reads one of them ends there: the key has its own sentence already.
+    """
+    errors: list[str] = []
+    for part in CHECKS:
         try:
-            part(experiment)
+            for sentence in part(experiment) or ():
+                errors.append(sentence)
+        except AttributeError as error:
+            if error.obj is not experiment or error.name not in broken:
+                raise
         except (SpecError, ValueError, TypeError) as error:
             errors += str(error).splitlines()
+    return errors
 
 
-def _ranges(e: Experiment) -> list[tuple[bool, str]]:
-    t, s, a = e.training, e.server, e.adversarial
-    modes = ["gradient", "update"]
-    return [
-        (e.clients >= 1, f"clients needs at least 1, got {e.clients}"),
-        (
-            0 <= e.byzantine < e.clients,
-            f"byzantine must lie in 0..clients-1 = 0..{e.clients - 1}, got {e.byzantine}",
-        ),
-        (e.rounds >= 1, f"rounds needs at least 1, got {e.rounds}"),
-        (0 <= e.worker_momentum < 1, f"worker_momentum needs [0, 1), got {e.worker_momentum}"),
-        (t.mode in modes, f"unknown training.mode {t.mode!r}; {suggest(t.mode, modes)}"),
-        (t.lr > 0, f"training.lr needs a positive number, got {t.lr}"),
-        (0 <= t.momentum < 1, f"training.momentum needs [0, 1), got {t.momentum}"),
-        (s.lr > 0, f"server.lr needs a positive number, got {s.lr}"),
-        (0 <= s.momentum < 1, f"server.momentum needs [0, 1), got {s.momentum}"),
-        (s.evaluate_every >= 1, f"server.evaluate_every needs at least 1, got {s.evaluate_every}"),
-        (0 <= a.fraction <= 1, f"adversarial.fraction needs [0, 1], got {a.fraction}"),
-        (
-            0 <= a.eps <= 1,
-            f"adversarial.eps needs [0, 1], got {a.eps:g}{radius_hint(a.eps)}",
-        ),
-        (a.eval_steps >= 1, f"adversarial.eval_steps needs at least 1, got {a.eval_steps}"),
-        (a.eval_images >= 1, f"adversarial.eval_images needs at least 1, got {a.eval_images}"),
-        (s.root_images >= 0, f"server.root_images needs at least 0, got {s.root_images}"),
-        (
-            s.root_images > 0 or not aggregation.needs_own_data(e.rule["name"]),
-            f"{e.rule['name']} needs data of the server's own: set server.root_images",
-        ),
-        (s.deadline > 0, f"server.deadline needs a positive number, got {s.deadline}"),
-        (s.warmup >= 0, f"server.warmup needs at least 0, got {s.warmup}"),
-        (s.bandwidth >= 0, f"server.bandwidth needs at least 0, got {s.bandwidth}"),
-        (
-            a.eval_restarts >= 1,
-            f"adversarial.eval_restarts needs at least 1, got {a.eval_restarts}",
-        ),
-        (a.probe_images >= 0, f"adversarial.probe_images needs at least 0, got {a.probe_images}"),
-        *ranges(e),
-    ]
+def _data(e: Experiment) -> Iterator[str]:
+    if e.data not in DATASETS:
+        yield f"unknown data set {e.data!r}; {suggest(e.data, list(DATASETS))}"
+
+
+def _model(e: Experiment) -> Iterator[str]:
+    if e.model not in MODELS:
+        yield f"unknown model {e.model!r}; {suggest(e.model, list(MODELS))}"
+
+
+def _byzantine(e: Experiment) -> Iterator[str]:
+    last = e.clients - 1
+    if not 0 <= e.byzantine <= last:
+        yield f"byzantine must lie in 0..clients-1 = 0..{last}, got {e.byzantine}"
 
 
 def _partition(e: Experiment) -> None:
@@ -104,25 +81,62 @@ def _placement(e: Experiment) -> None:
     attacks.place(e.placement, clients=e.clients, byzantine=e.byzantine, seed=e.seed)
 
 
+def _attack_name(e: Experiment) -> None:
+    kind = threat_model.kind(e.attack["name"])
+    if e.mode == "redundancy":
+        rounds.check_attack(e.attack["name"], kind)
+
+
 def _attack(e: Experiment) -> None:
-    threat_model.check(e.attack, n=e.clients, f=e.byzantine)
-    if e.redundancy.name:
-        rounds.check_attack(e.attack["name"], threat_model.kind(e.attack["name"]))
+    if e.mode != "ensemble":  # what its members do to answers is checked with the ensemble
+        threat_model.check(e.attack, n=e.clients, f=e.byzantine)
 
 
-def _defence(e: Experiment) -> None:
-    aggregation.build(e.rule, pre=e.pre)
-    if 0 <= e.byzantine < e.clients:
-        operands = rounds.operands(e) if e.redundancy.name else stragglers.sample_size(e)
-        aggregation.check(e.rule, n=operands, pre=e.pre)
+def _rule(e: Experiment) -> None:
+    if e.rule:
+        aggregation.build(e.rule)
 
 
-def _adversarial(e: Experiment) -> None:
+def _pre(e: Experiment) -> None:
+    for spec in e.pre:
+        aggregation.build("mean", pre=(spec,))
+
+
+def _operands(e: Experiment) -> Iterator[str]:
+    """Check that the rule gets enough vectors: files of a batch, or clients that are asked."""
+    if e.mode == "redundancy":
+        wrong = rounds.check(e)
+        yield from wrong
+        if wrong:
+            return
+    if e.mode != "ensemble" and e.rule and 0 <= e.byzantine < e.clients:
+        files = e.mode == "redundancy"
+        n = rounds.operands(e) if files else stragglers.sample_size(e)
+        aggregation.check(e.rule, n=n, pre=e.pre)
+
+
+def _root(e: Experiment) -> Iterator[str]:
+    if e.rule and aggregation.needs_own_data(e.rule["name"]) and not e.server.root_images:
+        yield f"{e.rule['name']} needs data of the server's own: set server.root_images"
+
+
+def _ensemble(e: Experiment) -> Iterator[str]:
+    yield from ensemble.check(e)
+
+
+def _groups(e: Experiment) -> None:
+    stragglers.check(e)
+
+
+def _losses(e: Experiment) -> None:
     resolve(adversarial.LOSSES, e.adversarial.loss, kind="loss")
+    adversarial.evaluation_names(e.adversarial.eval_attacks)
+
+
+def _perturbations(e: Experiment) -> None:
     for spec in (e.adversarial.perturbation, e.pretrain.perturbation):
         if spec:
             adversarial.check_perturbation(spec)
-    adversarial.evaluation_names(e.adversarial.eval_attacks)
 
 
 def _server(e: Experiment) -> None:
@@ -144,57 +158,40 @@ def _batchnorm(e: Experiment) -> None:
     aggregation.check(given.get("rule", "median"), n=e.clients)
 
 
-def ranges(e: Experiment) -> Iterator[tuple[bool, str]]:
-    """Yield every condition on these tables with the sentence that says it."""
-    c, s, p, f = e.compression, e.semi, e.pretrain, e.adversarial.federated
-    yield c.bits == OFF or 2 <= c.bits <= 16, f"compression.bits needs 2..16 or 32, got {c.bits}"
-    yield c.scale in SCALES, f"unknown compression.scale {c.scale!r}; {suggest(c.scale, [*SCALES])}"
-    yield c.bucket >= 0, f"compression.bucket needs at least 0, got {c.bucket}"
-    yield c.sides in SIDES, f"unknown compression.sides {c.sides!r}; {suggest(c.sides, [*SIDES])}"
-    yield (
-        not (c.replicas and e.participation < 1),
-        "compression.sides = 'both' needs participation = 1",
-    )
-    yield s.mode in SEMI, f"unknown semi.mode {s.mode!r}; {suggest(s.mode, [*SEMI])}"
-    yield 0 < s.labelled <= 1, f"semi.labelled needs (0, 1], got {s.labelled}"
-    yield 0 <= s.fraction < 1, f"semi.fraction needs [0, 1), got {s.fraction}"
-    yield s.teacher_rounds >= 0, f"semi.teacher_rounds needs at least 0, got {s.teacher_rounds}"
-    yield (
-        s.mode != "none" or (s.labelled == 1 and not s.fraction and not s.teacher_rounds),
-        "semi.labelled, semi.fraction and semi.teacher_rounds need a semi.mode",
-    )
-    yield s.mode != "pseudo" or s.teacher_rounds > 0, "semi.mode = 'pseudo' needs teacher_rounds"
-    yield (
-        s.mode != "trades" or e.adversarial.loss["name"] in ("trades", "mart"),
-        f"semi.mode = 'trades' needs the loss trades or mart, got {e.adversarial.loss['name']}",
-    )
-    yield p.rounds >= 0, f"pretrain.rounds needs at least 0, got {p.rounds}"
-    wrong = suggest(p.finetune, [*FINE_TUNING])
-    yield p.finetune in FINE_TUNING, f"unknown pretrain.finetune {p.finetune!r}; {wrong}"
-    yield (
-        p.rounds + s.teacher_rounds < e.rounds,
-        f"pretrain.rounds + semi.teacher_rounds need to be below rounds = {e.rounds}, "
-        f"got {p.rounds + s.teacher_rounds}",
-    )
-    share = f.adversarial_clients
-    yield 0 <= share <= 1, f"adversarial.federated.adversarial_clients needs [0, 1], got {share}"
-    yield (
-        f.calibration >= 0,
-        f"adversarial.federated.calibration needs at least 0, got {f.calibration}",
-    )
-    yield 0 <= f.slack < 1, f"adversarial.federated.slack needs [0, 1), got {f.slack}"
-    top = f.slack_top
-    yield 1 <= top <= e.clients, f"adversarial.federated.slack_top needs 1..{e.clients}, got {top}"
-    yield (
-        not f.slack or e.defence == "mean",
-        "adversarial.federated.slack weighs by claimed losses: it needs the rule mean, got"
-        f" {e.defence}",
-    )
-    yield (
-        0 < f.epochs_gamma <= 1,
-        f"adversarial.federated.epochs_gamma needs (0, 1], got {f.epochs_gamma}",
-    )
-    yield (
-        f.epochs_every >= 1,
-        f"adversarial.federated.epochs_every needs at least 1, got {f.epochs_every}",
-    )
+def _compression(e: Experiment) -> Iterator[str]:
+    if e.compression.replicas and e.participation < 1:
+        yield "compression.sides = 'both' needs participation = 1"
+
+
+def _phases(e: Experiment) -> Iterator[str]:
+    """Check the rounds without labels, and those on labelled images only."""
+    s, loss = e.semi, e.adversarial.loss["name"]
+    if s.mode == "none" and (s.labelled < 1 or s.fraction or s.teacher_rounds):
+        yield "semi.labelled, semi.fraction and semi.teacher_rounds need a semi.mode"
+    if s.mode == "pseudo" and not s.teacher_rounds:
+        yield "semi.mode = 'pseudo' needs teacher_rounds"
+    if s.mode == "trades" and loss not in ("trades", "mart"):
+        yield f"semi.mode = 'trades' needs the loss trades or mart, got {loss}"
+    if (before := e.pretrain.rounds + s.teacher_rounds) >= e.rounds:
+        yield (
+            f"pretrain.rounds + semi.teacher_rounds need to be below rounds = {e.rounds}, "
+            f"got {before}"
+        )
+
+
+def _slack(e: Experiment) -> Iterator[str]:
+    settings = e.adversarial.federated
+    if settings.slack_top > e.clients:
+        yield (f"adversarial.federated.slack_top needs 1..{e.clients}, got {settings.slack_top}")
+    if settings.slack and e.defence != "mean":
+        yield (
+            "adversarial.federated.slack weighs by claimed losses: it needs the rule mean, got"
+            f" {e.defence}"
+        )
+
+
+CHECKS: tuple[Check, ...] = (
+    _data, _model, _byzantine, _partition, _placement, _attack_name, _attack, _rule, _pre,
+    _operands, _root, _ensemble, _groups, _losses, _perturbations, _server, _batchnorm,
+    _compression, _phases, _slack,
+)  # fmt: skip

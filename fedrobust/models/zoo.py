@@ -12,12 +12,12 @@ from fedrobust.data import Dataset
 from fedrobust.models.cifar import CIFAR_ZOO
 from fedrobust.models.small import SMALL
 from fedrobust.seeds import derive
-from fedrobust.spec import suggest
+from fedrobust.spec import InputError, suggest
 
 Shape = tuple[int, int, int]
 
 
-class ModelError(ValueError):
+class ModelError(InputError):
     """A network that is unknown, or does not fit the images."""
 
 

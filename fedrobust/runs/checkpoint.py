@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedrobust.spec import InputError
+
 FORMAT = 1
 SKELETON = "tree"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint that cannot be written, read, or continued from."""
 
 

@@ -20,6 +20,7 @@ from fedrobust.experiment.load import slug
 from fedrobust.experiment.schema import Experiment
 from fedrobust.runs import checkpoint
 from fedrobust.runs.checkpoint import CheckpointError
+from fedrobust.spec import InputError
 from fedrobust.text import printable, printables
 
 CHECKPOINT = "checkpoint.npz"
@@ -29,12 +30,14 @@ PREVIOUS = ".previous"  # where the files of the run before this one are
 PACKAGES = ("flwr", "numba", "numpy", "ray", "scipy", "torch", "torchvision")
 
 
-class FolderError(ValueError):
+class FolderError(InputError):
     """A run folder that another process holds, or that belongs to another experiment."""
 
 
 class WriteError(FolderError):
     """A disk that takes no more; what was written before is whole."""
+
+    exit_code = 1
 
 
 class RunFolder:

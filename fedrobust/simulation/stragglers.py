@@ -6,8 +6,8 @@ experiment's seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,8 +21,6 @@ from fedrobust.training.augment import names_of
 from fedrobust.training.precision import PRECISIONS
 
 WALL = 3600.0  # seconds that a round may really take where its deadline is simulated
-SHARED = ("mode", "cohort", "precision")  # settings of [training] that all groups share
-RECIPE_KEYS = tuple(f.name for f in fields(Recipe) if f.name not in SHARED)
 
 
 @dataclass(frozen=True)
@@ -50,62 +48,16 @@ class Timing:
         }
 
 
-def parse(
-    tables: Any, typed: Callable[[type, Mapping[str, Any], str, list[str]], dict], errors: list[str]
-) -> dict[str, Group]:
-    """Read ``[groups.NAME]`` tables; settings of [training] may stand in them directly.
-
-    Parameters
-    ----------
-    typed
-        Checks keys and types of a table: (dataclass, table, prefix, errors) -> values.
-    """
-    if not isinstance(tables, Mapping):
-        raise TypeError(f"needs tables [groups.NAME], got {tables!r}")
-    groups = {}
-    for name, table in tables.items():
-        if not isinstance(table, Mapping):
-            errors.append(f"groups.{name}: needs a table, got {table!r}")
-            continue
-        before = len(errors)
-        prefix = f"groups.{name}."
-        recipe = dict(table.get("training", {})) | {k: table[k] for k in table if k in RECIPE_KEYS}
-        own = {k: v for k, v in table.items() if k not in RECIPE_KEYS and k != "training"}
-        _known(own, recipe, prefix, errors)
-        if len(errors) == before:
-            training = typed(Recipe, recipe, prefix, errors)
-            values = typed(Group, own, prefix, errors)
-            if len(errors) == before:
-                groups[name] = Group(**values, training=training)
-    return groups
-
-
-def _known(
-    own: Mapping[str, Any], recipe: Mapping[str, Any], prefix: str, errors: list[str]
-) -> None:
-    allowed = [f.name for f in fields(Group)]
-    for key in [*(k for k in own if k not in allowed), *(k for k in recipe if k in SHARED)]:
-        if key in SHARED:
-            errors.append(f"{prefix}{key} is shared by all clients: set training.{key}")
-        else:
-            hint = suggest(key, [*allowed, *RECIPE_KEYS])
-            errors.append(f"unknown key {prefix + key!r}; {hint}")
-
-
 def check(experiment: Experiment) -> None:
-    """Check recipes, groups and participation.
+    """Check the names in recipes and the groups' shares.
 
     Raises
     ------
     ValueError
         With everything that is wrong, one line each.
     """
-    wrong = [] if 0 < experiment.participation <= 1 else [
-        f"participation needs a share in (0, 1], got {experiment.participation}"
-    ]  # fmt: skip
-    wrong += _recipe_errors(experiment.training, "training.")
+    wrong = _recipe_errors(experiment.training, "training.")
     for name, group in experiment.groups.items():
-        wrong += _group_errors(group, f"groups.{name}.")
         wrong += _recipe_errors(replace(experiment.training, **group.training), f"groups.{name}.")
     total = sum(group.share for group in experiment.groups.values())
     if total > 1 + 1e-9:
@@ -114,30 +66,12 @@ def check(experiment: Experiment) -> None:
         raise ValueError("\n".join(wrong))
 
 
-def _group_errors(group: Group, prefix: str) -> list[str]:
-    found = []
-    if not 0 < group.share <= 1:
-        found.append(f"{prefix}share needs a value in (0, 1], got {group.share}")
-    if not 0 <= group.dropout <= 1:
-        found.append(f"{prefix}dropout needs a probability in [0, 1], got {group.dropout}")
-    for name in ("speed", "latency", "jitter"):
-        if not getattr(group, name) >= 0:
-            found.append(f"{prefix}{name} needs at least 0, got {getattr(group, name)}")
-    return found
-
-
 def _recipe_errors(recipe: Recipe, prefix: str) -> list[str]:
     names = {"optimizer": OPTIMIZERS, "cohort": COHORTS, "precision": PRECISIONS}
     found = [
         f"unknown {prefix}{key} {getattr(recipe, key)!r}; {suggest(getattr(recipe, key), [*table])}"
         for key, table in names.items()
         if getattr(recipe, key) not in table
-    ]
-    least = {"batch_size": 1, "epochs": 1, "steps": 0, "clip": 0, "momentum": 0, "weight_decay": 0}
-    found += [
-        f"{prefix}{key} needs at least {bound}, got {getattr(recipe, key)}"
-        for key, bound in least.items()
-        if not getattr(recipe, key) >= bound
     ]
     known = recipe.optimizer in OPTIMIZERS
     if known and OPTIMIZERS[recipe.optimizer].needs_momentum and not recipe.momentum > 0:

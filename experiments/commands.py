@@ -1,0 +1,187 @@
+"""What the commands of the command line do; ``experiments.cli`` says how they are called."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cli_output, tables
+from experiments.cli_inputs import check_data, experiments_of
+from experiments.papers.transfer import node_tables, study
+from experiments.progress import Live
+from experiments.results import Results, load
+from experiments.simulation import check_device, check_grid
+from experiments.sweep import Sweep
+from experiments.trackers import tracking
+from fedrobust import aggregation
+from fedrobust import secret as hidden
+from fedrobust.experiment.schema import ConfigError, Experiment
+from fedrobust.redundancy import SCHEMES
+from fedrobust.redundancy.rounds import operands
+from fedrobust.spec import suggest
+
+NEXT = """next:
+  fedrobust report results/NAME           one HTML page of all this
+  fedrobust check FILE                    your own TOML, checked (model: quickstart.toml)
+  fedrobust run FILE -o attack=ipm        one thing changed
+  fedrobust run FILE --grid flower        the same rounds through Flower's engine
+  flwr run . --stream                     the default app on Flower, live
+  fedrobust list                          every rule, attack, partition, with its paper
+  experiments/notebooks/                  the same from Python"""
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def run(
+    file: Path,
+    overrides: list[str] | None,
+    *,
+    data_root: str | None,
+    download: bool,
+    seeds: int,
+    as_json: bool,
+    quiet: bool,
+    track: list[str] | None,
+    output: Path,
+    grid: str,
+    secret: Path | None,
+    **settings: Any,
+) -> None:
+    """Run an experiment, or every run of its sweep; ``settings`` are the sweep's."""
+    check_grid(grid)
+    check_device(settings["device"])
+    experiments = experiments_of(file, overrides, seeds=seeds)
+    check_data(experiments, data_root, download)
+    settings["secret"] = hidden.read(secret) if secret is not None else None
+    sweep = Sweep(experiments, output / file.stem, grid, data_root, **settings)
+    results = _run(sweep, errors if as_json else console, track, quiet=quiet)
+    written = cli_output.write_summary(results, sweep.output)
+    if study.applies(results):
+        written += study.write(results, sweep.output)
+    if as_json:
+        typer.echo(json.dumps(cli_output.as_json(results, sweep)))
+        return
+    cli_output.show(results, console)
+    if study.applies(results):
+        console.print(study.report(results), highlight=False, soft_wrap=True)
+    if not quiet:
+        cli_output.show_written(written, console)
+        console.print(NEXT, highlight=False, soft_wrap=True)
+
+
+def sweep_over(
+    file: Path,
+    overrides: list[str] | None,
+    over: list[str] | None,
+    *,
+    data_root: str | None,
+    download: bool,
+    seeds: int,
+    table: str,
+    as_json: bool,
+    quiet: bool,
+    track: list[str] | None,
+    output: Path,
+    **settings: Any,
+) -> None:
+    """Run every combination of some settings; print the table, write the report."""
+    check_device(settings["device"])
+    experiments = experiments_of(file, overrides, seeds=seeds, over=over)
+    check_data(experiments, data_root, download)
+    sweep = Sweep(experiments, output / file.stem, "in_process", data_root, **settings)
+    resolve_one(table, list(tables.FORMATS), "format")
+    results = _run(sweep, errors, track, quiet=quiet)  # the table alone goes to stdout
+    written = cli_output.write_summary(results, sweep.output)
+    from experiments.report import write as write_report  # matplotlib takes its time
+
+    page = write_report(sweep.folders(), sweep.output / "report.html", data_root=data_root)
+    if as_json:
+        typer.echo(json.dumps(cli_output.as_json(results, sweep) | {"report": str(page)}))
+        return
+    typer.echo(results.table(table), nl=False)
+    if not quiet:
+        cli_output.show_written([*written, page], errors)
+
+
+def check(file: Path, overrides: list[str] | None, data_root: str | None) -> None:
+    """Check an experiment without running it; print every run, fully resolved, and its limits."""
+    experiments = experiments_of(file, overrides)
+    check_data(experiments, data_root, download=False)
+    table = Table(title=f"{len(experiments)} run(s)", title_justify="left")
+    for column in ("run", "attack", "defence", "n", "byzantine", "tolerated f", "kappa", "rounds",
+                   "seed"):  # fmt: skip
+        table.add_column(column, overflow="fold")
+    for e in experiments:
+        row = [e.run_id, _spec(e.attack), cli_output.defence(e), e.clients, e.byzantine]
+        table.add_row(*map(str, [*row, tolerated(e), coefficient(e), e.rounds, e.seed]))
+    console.print(table)
+    for nodes in node_tables.tables(experiments, data_root):
+        console.print(nodes)
+
+
+def tolerated(experiment: Experiment) -> str:
+    """Return the largest f that the defence admits at its n; "-" where it takes none."""
+    if not experiment.rule:
+        return "-"
+    most = aggregation.tolerated(experiment.rule, n=operands(experiment), pre=experiment.pre)
+    return "-" if most is None else str(most)
+
+
+def coefficient(experiment: Experiment) -> str:
+    """Return the defence's published kappa at its n and number of Byzantine clients, or "-"."""
+    if not experiment.rule:
+        return "-"
+    n = operands(experiment)
+    found = aggregation.coefficient(
+        experiment.rule, n=n, f=min(experiment.byzantine, n), pre=experiment.pre
+    )
+    return "-" if found is None else f"{found:.3g}"
+
+
+def distortion(
+    schemes: list[str], *, workers: int, replication: int, picture: Path | None, as_json: bool
+) -> None:
+    """Print how many files q Byzantine workers can make wrong, by scheme."""
+    from experiments import distortion as study
+
+    names = [resolve_one(name, list(SCHEMES), "scheme") for name in schemes]
+    try:
+        frame = study.table(names, workers=workers, replication=replication)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    if picture is not None:
+        study.figure(frame).savefig(picture, dpi=150)
+    typer.echo(frame.to_json(orient="records") if as_json else study.markdown(frame), nl=False)
+
+
+def resolve_one(name: str, allowed: list[str], kind: str) -> str:
+    """Refuse a name that is not allowed.
+
+    Raises
+    ------
+    ConfigError
+        With what was meant.
+    """
+    if name not in allowed:
+        raise ConfigError([f"unknown {kind} {name!r}; {suggest(name, allowed)}"])
+    return name
+
+
+def _run(sweep: Sweep, terminal: Console, trackers: list[str] | None, *, quiet: bool) -> Results:
+    with (
+        Live(terminal, sweep.experiments, quiet=quiet) as live,
+        tracking(trackers or [], sweep.output, live.row) as on_row,
+    ):
+        sweep.run(on_row)
+    return load(sweep.folders())
+
+
+def _spec(spec: dict[str, Any]) -> str:
+    settings = ", ".join(f"{k}={v}" for k, v in spec.items() if k != "name")
+    return f"{spec['name']}({settings})" if settings else spec["name"]
