@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "fedrobust.experiment", "fedrobust.experiment.schema", "fedrobust.seeds", "fedrobust.spec",
         "fedrobust.vector", "fedrobust.version", "fedrobust.cores", "fedrobust.evaluation",
         "fedrobust.packages", "fedrobust.docstrings", "fedrobust.matrix",
-        "fedrobust.ranges", "fedrobust.threads",
+        "fedrobust.ranges", "fedrobust.threads", "fedrobust.text",
     ),
     ("fedrobust.aggregation", "fedrobust.models", "fedrobust.data", "fedrobust.batchnorm"),
     (
@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "fedrobust.experiment.validate", "fedrobust.experiment.load", "fedrobust.runs",
-        "fedrobust.testing", "fedrobust.secret", "fedrobust.config", "fedrobust.checks",
+        "fedrobust.testing", "fedrobust.conformance", "fedrobust.secret", "fedrobust.config", "fedrobust.checks",
         "fedrobust.options",
         "fedrobust.rundir", "fedrobust.checkpoint",
     ),

@@ -144,13 +144,6 @@ class Experiment:
         return f"{self.attack['name']} / {self.defence}"
 
     @property
-    def mode(self) -> str:
-        """Which of the modes this is: "federated", "redundancy" or "ensemble"."""
-        if self.ensemble.votes_at_inference:
-            return "ensemble"
-        return "redundancy" if self.redundancy.name else "federated"
-
-    @property
     def defence(self) -> str:
         """Scheme, pre-aggregators and rule: ``nnm+trimmed_mean``, ``aspis+median``, or paradigm."""
         return "+".join(stage["name"] for stage in self.stages)
