@@ -38,7 +38,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "fedrobust.experiment.validate", "fedrobust.experiment.load", "fedrobust.runs",
-        "fedrobust.testing", "fedrobust.conformance", "fedrobust.secret", "fedrobust.config", "fedrobust.checks",
+        "fedrobust.testing", "fedrobust.conformance", "fedrobust.secret", "fedrobust.config",
+        "fedrobust.checks",
         "fedrobust.options",
         "fedrobust.rundir", "fedrobust.checkpoint",
     ),
