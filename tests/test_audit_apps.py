@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 def cells():
     """One host of processes for all apps."""
     with Cells(read(APPS / "fedavg"), limit=240.0) as made:
-        made.warm(("sklearn",), [RULE])
+        made.warm(("sklearn", "sklearn.datasets", "torch._dynamo"), [RULE])
         yield made
 
 

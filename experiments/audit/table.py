@@ -98,7 +98,7 @@ def main() -> None:
     order = ("app", "metric", "clean", "attacked", WRAPPER, GRID)
     first = read(given.folder / ROWS[0].app)
     with Cells(first, limit=300.0, workers=given.workers) as cells:
-        cells.warm(("sklearn",), [DEFENCE])
+        cells.warm(("sklearn", "sklearn.datasets"), [DEFENCE])
         for row in (r for r in ROWS if not given.only or any(o in r.text for o in given.only)):
             told = measure(cells, given.folder, row)
             print("| " + " | ".join(told[key] for key in order) + " |", flush=True)
