@@ -4,13 +4,22 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test lint docs rehearse versions clean
+.PHONY: run test quick test-all lint docs rehearse versions clean
 
 run: $(STAMP)
 	$(BIN)/fedrobust run experiments/quickstart.toml
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+# Definitions, tables, rules by worked values, layers: under a minute.
+quick: $(STAMP)
+	$(BIN)/python -m pytest --numprocesses auto -q tests/test_spec.py tests/test_config.py \
+		tests/test_layers.py tests/test_records.py tests/test_aggregation_worked.py
+
+# Every variant and campaign too: about an hour.
+test-all: $(STAMP)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m ""
 
 rehearse: $(STAMP)
 	$(BIN)/python -m experiments.deploy.rehearse

@@ -51,9 +51,12 @@ def quality(cells, app, seam, **overrides):
     return told
 
 
-BOTH = [("client_evaluation", {}), ("no_evaluation", {}), ("batchnorm", {}), ("other_keys", {}),
-        ("scaffold", {}), ("float64", {}),
-        *(("custom_strategy", {"variant": v}) for v in ("aggregate", "start", "minimum", "inside")),
+exhaustive = pytest.mark.exhaustive
+BOTH = [("client_evaluation", {}), ("batchnorm", {}),
+        *(pytest.param(app, {}, marks=exhaustive)
+          for app in ("no_evaluation", "other_keys", "scaffold", "float64")),
+        *(pytest.param("custom_strategy", {"variant": v}, marks=exhaustive)
+          for v in ("aggregate", "start", "minimum", "inside")),
         ]  # fmt: skip
 
 
@@ -68,7 +71,10 @@ def test_apps_with_a_strategy_are_hurt_and_saved_at_both_seams(cells, app, overr
 ROBUST = ("Krum", "MultiKrum", "Bulyan", "FedMedian", "FedTrimmedAvg")
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "Bulyan" else pytest.param(name, marks=exhaustive) for name in STRATEGIES],
+)
 def test_every_stock_strategy_trains_behind_the_rule(cells, name):
     clean, attacked, defended = quality(cells, "strategies", "wrapper", strategy=name)
     assert clean > 0.7 and defended > clean - 0.06
@@ -79,9 +85,9 @@ def test_every_stock_strategy_trains_behind_the_rule(cells, name):
 @pytest.mark.parametrize(
     ("app", "overrides", "shape"),
     [("own_loop", {}, "a loop of its own over the grid"),
-     ("own_loop", {"pull": True}, "a loop of its own over the grid"),
+     pytest.param("own_loop", {"pull": True}, "a loop of its own over the grid", marks=exhaustive),
      ("old_api", {}, "the older API (flwr.server)"),
-     ("old_workflow", {}, "the older API (flwr.server)")],
+     pytest.param("old_workflow", {}, "the older API (flwr.server)", marks=exhaustive)],
     ids=str,
 )  # fmt: skip
 def test_apps_without_a_strategy_of_the_new_api_are_saved_at_the_grid(cells, app, overrides, shape):
@@ -209,6 +215,7 @@ def test_one_audit_from_python(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir()), "nothing is written where it is called"
 
 
+@exhaustive
 def test_flowers_own_engine_says_the_same(tmp_path):
     pytest.importorskip("ray", reason="needs Flower's simulation engine")
     made = fedrobust.audit(
