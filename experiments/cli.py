@@ -12,6 +12,7 @@ from rich.table import Table
 
 from experiments import cli_output, deployment, listing, tables
 from experiments.cli_inputs import check_data, experiments_of
+from experiments.outcomes import expecting_steps
 from experiments.papers.transfer import node_tables, study
 from experiments.progress import Live
 from experiments.results import Results, load
@@ -21,6 +22,7 @@ from experiments.trackers import tracking
 from fedrobust import secret as hidden
 from fedrobust.data import DataError
 from fedrobust.experiment.schema import ConfigError
+from fedrobust.failures import PluginError
 from fedrobust.models import ModelError
 from fedrobust.runs.checkpoint import CheckpointError
 from fedrobust.runs.folder import FolderError, WriteError
@@ -74,6 +76,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoin
 Track = Annotated[
     list[str] | None, typer.Option(help="tensorboard, mlflow or wandb; may be repeated.")
 ]
+Strict = Annotated[bool, typer.Option("--strict", help="A tracker that fails ends the run.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object at the end.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress: the table only.")]
 
@@ -91,6 +94,7 @@ def run(
     workers: Workers = 0,
     resume: Resume = False,
     track: Track = None,
+    strict: Strict = False,
     save_model: Annotated[bool, typer.Option(help="Keep each final model (safetensors).")] = False,
     secret: Annotated[Path | None, typer.Option(help="Repeat a server's draws: its file.")] = None,
     as_json: Json = False,
@@ -104,19 +108,20 @@ def run(
     parent = output / file.stem
     sweep = Sweep(experiments, parent, grid, data_root, workers, save_model, resume, device,
                   hidden.read(secret) if secret is not None else None)  # fmt: skip
-    results = _run(sweep, errors if as_json else console, track, quiet=quiet)
-    written = cli_output.write_summary(results, sweep.output)
-    if study.applies(results):
-        written += study.write(results, sweep.output)
-    if as_json:
-        typer.echo(json.dumps(cli_output.as_json(results, sweep)))
-        return
-    cli_output.show(results, console)
-    if study.applies(results):
-        console.print(study.report(results), highlight=False, soft_wrap=True)
-    if not quiet:
-        cli_output.show_written(written, console)
-        console.print(NEXT, highlight=False, soft_wrap=True)
+    results = _run(sweep, errors if as_json else console, track, quiet=quiet, strict=strict)
+    with expecting_steps(results, errors):
+        written = cli_output.write_summary(results, sweep.output)
+        if study.applies(results):
+            written += study.write(results, sweep.output)
+        if as_json:
+            typer.echo(json.dumps(cli_output.as_json(results, sweep)))
+            return
+        cli_output.show(results, console)
+        if study.applies(results):
+            console.print(study.report(results), highlight=False, soft_wrap=True)
+        if not quiet:
+            cli_output.show_written(written, console)
+            console.print(NEXT, highlight=False, soft_wrap=True)
 
 
 @app.command("sweep", epilog=EXIT_CODES)
@@ -135,6 +140,7 @@ def sweep_over(
     workers: Workers = 0,
     resume: Resume = False,
     track: Track = None,
+    strict: Strict = False,
     table: Annotated[str, typer.Option(help="text, markdown or latex.")] = "text",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -150,17 +156,18 @@ def sweep_over(
     settings: dict[str, Any] = {"workers": workers, "resume": resume, "device": device}
     sweep = Sweep(experiments, output / file.stem, "in_process", data_root, **settings)
     resolve_one(table, list(tables.FORMATS), "format")
-    results = _run(sweep, errors, track, quiet=quiet)  # the table alone goes to stdout
+    results = _run(sweep, errors, track, quiet=quiet, strict=strict)  # only a table on stdout
     written = cli_output.write_summary(results, sweep.output)
     from experiments.report import write as write_report  # matplotlib takes its time
 
     page = write_report(sweep.folders(), sweep.output / "report.html", data_root=data_root)
-    if as_json:
-        typer.echo(json.dumps(cli_output.as_json(results, sweep) | {"report": str(page)}))
-        return
-    typer.echo(results.table(table), nl=False)
-    if not quiet:
-        cli_output.show_written([*written, page], errors)
+    with expecting_steps(results, errors):
+        if as_json:
+            typer.echo(json.dumps(cli_output.as_json(results, sweep) | {"report": str(page)}))
+            return
+        typer.echo(results.table(table), nl=False)
+        if not quiet:
+            cli_output.show_written([*written, page], errors)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -271,15 +278,20 @@ def main() -> None:
         for line in str(error).splitlines():
             errors.print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
         raise SystemExit(1 if isinstance(error, WriteError) else 2) from None
+    except PluginError as error:
+        errors.print(f"[bold red]run failed:[/] {error}", highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         errors.print("interrupted; finished runs are kept and will not be run again")
         raise SystemExit(130) from None
 
 
-def _run(sweep: Sweep, terminal: Console, trackers: list[str] | None, *, quiet: bool) -> Results:
+def _run(
+    sweep: Sweep, terminal: Console, trackers: list[str] | None, *, quiet: bool, strict: bool
+) -> Results:
     with (
         Live(terminal, sweep.experiments, quiet=quiet) as live,
-        tracking(trackers or [], sweep.output, live.row) as on_row,
+        tracking(trackers or [], sweep.output, live.row, strict=strict) as on_row,
     ):
         sweep.run(on_row)
     return load(sweep.folders())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +15,10 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from clients.client_app import app, train_together
+from experiments.observers import guarded
+from experiments.outcomes import NoStepWarning, stuck
 from experiments.results import Results
+from experiments.torch_state import own_torch_state
 from experiments.user_plugins import is_own, plugged
 from fedrobust import secret as hidden
 from fedrobust.experiment.load import expand, override, read
@@ -37,6 +41,7 @@ def simulate(
     data_root: str | None = None,
     on_row: Callable[[Experiment, Row], None] = lambda experiment, row: None,
     keep_models: bool = False,
+    strict: bool = False,
     **overrides: Any,
 ) -> Results:
     """Run one experiment (or each of its sweep) and return the results; see ``fedrobust``."""
@@ -46,20 +51,24 @@ def simulate(
         own := [k for k in ("rule", "attack") if is_own(overrides.get(k))]
     ):
         raise ConfigError([f"a {own[0]} that is an object of yours runs in process only"])
+    watch = guarded(on_row, "on_row", strict=strict)
     runs: list[tuple[Experiment, list[Row]]] = []
     vectors: list[Tensor] = []
-    with plugged({k.replace("__", "."): v for k, v in overrides.items()}) as (named, stock):
+    dotted = {k.replace("__", "."): v for k, v in overrides.items()}
+    with own_torch_state(), plugged(dotted) as (named, stock):
         for e in resolve(experiment, named):
             rows = run_one(
                 e,
                 grid=grid,
                 device=device,
                 data_root=data_root,
-                on_row=lambda row, e=e: on_row(e, row),  # type: ignore[misc]
+                on_row=lambda row, e=e: watch(e, row),  # type: ignore[misc]
                 on_model=vectors.append if keep_models else None,
                 stock=stock,
             )
             runs.append((e, rows))
+            if line := stuck(e, rows):
+                warnings.warn(line, NoStepWarning, stacklevel=2)
     return Results(tuple(runs), tuple(vectors))
 
 
@@ -155,6 +164,7 @@ def run_one(
                 folder.append(row)
             on_row(row)
 
+        stack.enter_context(own_torch_state())
         stack.enter_context(quiet("flwr"))
         kept = folder.path.parent if folder is not None else None
         run_config = {"experiment": experiment.to_toml(), "data-root": data_root or ""}

@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedrobust.experiment.schema import Experiment
+from fedrobust.failures import Refusal, blamed
 from fedrobust.flower import array_of, tensor_of
 from fedrobust.flower.layers import Shapes, from_layers, to_layers
 from fedrobust.simulation import stragglers
@@ -73,7 +74,9 @@ class StockStrategy(RecordedStrategy):
         self._started = time.perf_counter()
         self._model = tensor_of(arrays["model"])
         layers = to_layers(self._model, self._shapes)
-        asked = self._inner.configure_train(server_round, layers, ConfigRecord({**config}), grid)
+        settings = ConfigRecord({**config})
+        with blamed("strategy", type(self._inner).__name__):
+            asked = list(self._inner.configure_train(server_round, layers, settings, grid))
         settings = ConfigRecord({**config, "round": server_round})
         content = RecordDict({"arrays": arrays, "config": settings})
         ttl = stragglers.wall(self._experiment)
@@ -103,12 +106,13 @@ class StockStrategy(RecordedStrategy):
             "bytes_up": sum(reply.update.nbytes for reply in heard.accepted.values()),
         }
         try:
-            arrays, _ = self._inner.aggregate_train(server_round, self._as_models(heard))
-            if arrays is None:
-                raise ValueError("the strategy returned no model")
-            stepped = from_layers(arrays, self._shapes)
-        except Exception as error:  # the user's own code: whatever it raises, the run goes on
-            self._row["kept"] = f"{type(error).__name__}: {error}"[:300]
+            with blamed("strategy", type(self._inner).__name__, but=(Refusal,)):
+                arrays, _ = self._inner.aggregate_train(server_round, self._as_models(heard))
+                if arrays is None:  # how a Flower strategy refuses: too few replies, for one
+                    raise Refusal("the strategy returned no model")
+                stepped = from_layers(arrays, self._shapes)
+        except Refusal as error:
+            self._row["kept"] = str(error)
             return None, None
         self._row |= self._report(server_round, heard, stepped)
         return array_of(model=stepped), None

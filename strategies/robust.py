@@ -15,6 +15,7 @@ from fedrobust import aggregation
 from fedrobust.adversarial import slack_weights
 from fedrobust.attacks import bypass, impact, spread
 from fedrobust.experiment.schema import Experiment
+from fedrobust.failures import Refusal
 from fedrobust.flower import array_of, payload, tensor_of, wire_of
 from fedrobust.seeds import generator
 from fedrobust.simulation import stragglers
@@ -153,7 +154,7 @@ class RobustStrategy(RecordedStrategy):
         self._downlink.confirm(heard.accepted, self._state.step)
         try:
             stepped = self._step(server_round, heard)
-        except ValueError as error:  # the rule's own refusal: too few updates, nothing finite
+        except Refusal as error:  # the rule's own refusal: too few updates, nothing finite
             self._row["kept"] = str(error)
             return None, None
         if self._statistics is not None:
@@ -200,7 +201,7 @@ class RobustStrategy(RecordedStrategy):
         """Aggregate, quantise the aggregate where it goes down as a step, and take that step."""
         server = self._experiment.server
         if len(heard.accepted) < server.min_replies:
-            raise ValueError(
+            raise Refusal(
                 f"server.min_replies asks for {server.min_replies}, got {len(heard.accepted)}"
             )
         updates = joined(heard.rows)

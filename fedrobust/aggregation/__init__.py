@@ -10,6 +10,7 @@ from fedrobust.aggregation.aggregator import (
 )
 from fedrobust.aggregation.outcome import Outcome
 from fedrobust.aggregation.record import PreAggregator, Rule
+from fedrobust.aggregation.rehearsal import rehearse
 from fedrobust.aggregation.tables import (
     PREAGGREGATORS,
     RULES,
@@ -19,6 +20,7 @@ from fedrobust.aggregation.tables import (
     preaggregator_record,
     rule_record,
 )
+from fedrobust.failures import Refusal
 
 __all__ = [
     "PREAGGREGATORS",
@@ -26,6 +28,7 @@ __all__ = [
     "Aggregator",
     "Outcome",
     "PreAggregator",
+    "Refusal",
     "Rule",
     "aggregate",
     "build",
@@ -35,6 +38,7 @@ __all__ = [
     "needs_own_data",
     "preaggregate",
     "preaggregator_record",
+    "rehearse",
     "rule_record",
     "tolerated",
 ]

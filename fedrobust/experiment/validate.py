@@ -111,6 +111,7 @@ def _defence(e: Experiment) -> None:
     if 0 <= e.byzantine < e.clients:
         operands = rounds.operands(e) if e.redundancy.name else stragglers.sample_size(e)
         aggregation.check(e.rule, n=operands, pre=e.pre)
+        aggregation.rehearse(e.rule, n=operands, pre=e.pre)
 
 
 def _adversarial(e: Experiment) -> None:

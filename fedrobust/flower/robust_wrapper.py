@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedrobust import aggregation
+from fedrobust.failures import Refusal
 from fedrobust.flower.layers import STATISTICS, read_layers
 from fedrobust.secret import fresh
 from fedrobust.seeds import generator
@@ -91,7 +92,7 @@ class Robust(Strategy):
         votes = [heard[node] for node in sorted(heard)]  # the order of replies must not matter
         try:
             aggregate = self._aggregate([model for model, _ in votes], server_round)
-        except ValueError as error:  # the rule's own refusal
+        except Refusal as error:  # the rule's own refusal
             log(WARNING, "round %s keeps the model: %s", server_round, error)
             return None, None
         return self._inner.aggregate_train(
@@ -122,7 +123,7 @@ class Robust(Strategy):
 
     def _aggregate(self, models: list[dict[str, Tensor]], server_round: int) -> dict[str, Tensor]:
         if not models:
-            raise ValueError("no reply was left to aggregate")
+            raise Refusal("no reply was left to aggregate")
         voted = [name for name, value in self._global.items() if _is_coordinate(name, value)]
         start = _flat(self._global, voted)
         updates = torch.stack([_flat(model, voted) - start for model in models])

@@ -15,6 +15,7 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
+from fedrobust.failures import Refusal
 from fedrobust.flower import commit_reveal
 from fedrobust.redundancy.commitments import check_sum, digest, sketch, sketches_agree
 from strategies.redundancy.exchange import Exchange, RoundLog, read_all
@@ -134,7 +135,7 @@ def reveal_slices(
                     job.ledger.catch(worker, f"revealed another value of file {file}")
         if len(job.ledger.caught) + len(job.ledger.refused) == before:
             return result, sources
-    raise ValueError("no file could be revealed")
+    raise Refusal("no file could be revealed")
 
 
 def _ask_slices(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedrobust import aggregation
 from fedrobust.experiment.schema import Experiment
+from fedrobust.failures import Refusal
 from fedrobust.flower import array_of, commit_reveal, tensor_of
 from fedrobust.redundancy import (
     Assignment,
@@ -129,7 +130,7 @@ class RedundantStrategy(RecordedStrategy):
         try:
             step = self._decode(heard, ledger) if coded else self._vote(heard, ledger)
             stepped = self._stepped(server_round, step)
-        except ValueError as error:  # nothing to step with, or the rule's own refusal
+        except Refusal as error:  # nothing to step with, or the rule's own refusal
             self._row["kept"] = str(error)
             stepped = None
         self._row |= self._costs(ledger)
@@ -221,13 +222,13 @@ class RedundantStrategy(RecordedStrategy):
         """Return the aggregate (d,), and file -> the worker its value came from."""
         e, files = self._experiment, sorted(job.holders)
         if not files:
-            raise ValueError("no file was voted for")
+            raise Refusal("no file was voted for")
         mean = verdict.plain or (e.rule["name"] == "mean" and not e.pre)
         self._row["path"] = "sum" if mean else "files"
         if mean and not e.redundancy.tolerance:
             total, origin = reveal_sum(job, held, size=e.redundancy.sketch, alone=verdict.plain)
             if not origin:
-                raise ValueError("no file could be revealed")
+                raise Refusal("no file could be revealed")
             return total / len(origin), origin
         if e.redundancy.coordinates and not mean:
             return reveal_slices(
@@ -238,7 +239,7 @@ class RedundantStrategy(RecordedStrategy):
             )
         values, origin = reveal_files(job, files, accept)
         if not values:
-            raise ValueError("no file could be revealed")
+            raise Refusal("no file could be revealed")
         order = self._shuffled(sorted(values))
         rows = self._stacked([values[file] for file in order])
         if mean:
@@ -284,7 +285,7 @@ class RedundantStrategy(RecordedStrategy):
         self._row |= {"path": "code", "flagged": list(found.byzantine)}
         self._row |= self._quality(set(found.byzantine))
         if not found.consistent:
-            raise ValueError("more workers lie than the code corrects")
+            raise Refusal("more workers lie than the code corrects")
         return found.total / e.clients
 
     def _stepped(self, server_round: int, aggregate: Tensor) -> Tensor:
