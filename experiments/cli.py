@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli_output, deployment, listing, tables
-from experiments.cli_inputs import check_data, experiments_of
+from experiments.cli_inputs import experiments_of
 from experiments.outcomes import expecting_steps
 from experiments.papers.transfer import node_tables, study
 from experiments.progress import Live
@@ -21,6 +21,7 @@ from experiments.sweep import Sweep
 from experiments.trackers import tracking
 from fedrobust import secret as hidden
 from fedrobust.data import DataError
+from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.failures import PluginError
 from fedrobust.models import ModelError
@@ -104,7 +105,7 @@ def run(
     check_grid(grid)
     check_device(device)
     experiments = experiments_of(file, override, seeds=seeds)
-    check_data(experiments, data_root, download)
+    check_against_data(experiments, data_root=data_root, download=download)
     parent = output / file.stem
     sweep = Sweep(experiments, parent, grid, data_root, workers, save_model, resume, device,
                   hidden.read(secret) if secret is not None else None)  # fmt: skip
@@ -152,7 +153,7 @@ def sweep_over(
     """
     check_device(device)
     experiments = experiments_of(file, override, seeds=seeds, over=over)
-    check_data(experiments, data_root, download)
+    check_against_data(experiments, data_root=data_root, download=download)
     settings: dict[str, Any] = {"workers": workers, "resume": resume, "device": device}
     sweep = Sweep(experiments, output / file.stem, "in_process", data_root, **settings)
     resolve_one(table, list(tables.FORMATS), "format")
@@ -211,7 +212,7 @@ def list_plugins(
 def check(file: File, override: Overrides = None, data_root: DataRoot = None) -> None:
     """Check an experiment without running it; print every run, fully resolved, and its limits."""
     experiments = experiments_of(file, override)
-    check_data(experiments, data_root, download=False)
+    check_against_data(experiments, data_root=data_root)
     table = Table(title=f"{len(experiments)} run(s)", title_justify="left")
     for column in ("run", "attack", "defence", "n", "byzantine", "tolerated f", "rounds", "seed"):
         table.add_column(column, overflow="fold")

@@ -21,6 +21,7 @@ from experiments.results import Results
 from experiments.torch_state import own_torch_state
 from experiments.user_plugins import is_own, plugged
 from fedrobust import secret as hidden
+from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.load import expand, override, read
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import InProcessGrid, tensor_of
@@ -56,7 +57,9 @@ def simulate(
     vectors: list[Tensor] = []
     dotted = {k.replace("__", "."): v for k, v in overrides.items()}
     with own_torch_state(), plugged(dotted) as (named, stock):
-        for e in resolve(experiment, named):
+        experiments = resolve(experiment, named)
+        check_against_data(experiments, data_root=data_root)
+        for e in experiments:
             rows = run_one(
                 e,
                 grid=grid,

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedrobust import secret
 from fedrobust.attacks import threat_model
+from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.load import from_run_config
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import CohortGrid, GuardedGrid
@@ -34,6 +35,8 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     experiment = from_run_config(config)
     log(INFO, "fedrobust: %s, %s clients", experiment.name, experiment.clients)
+    root = str(config.get("data-root", "")) or None
+    check_against_data([experiment], data_root=root)
     carried = carry(grid, experiment, config)
     with ExitStack() as stack:
         folder, checkpoints = None, None
@@ -48,7 +51,6 @@ def main(grid: Grid, context: Context) -> None:
             if folder is not None:
                 folder.append(row)
 
-        root = str(config.get("data-root", "")) or None
         attacks = Path(output) if output else None
         device = str(config.get("device") or "cpu") if config.get("nodes") != "clients" else "cpu"
         where: dict[str, Any] = {"data_root": root, "attacks": attacks, "device": device}

@@ -1,12 +1,12 @@
 """Mistakes that people make with a laboratory: in a setting, in their own code, around a run."""
 
 import pytest
+import tomli_w
 import torch
 from flwr.serverapp.strategy import FedAvg
 from typer.testing import CliRunner
 
-from experiments import trackers
-from experiments.cli import app
+from experiments import cli, trackers
 from experiments.observers import ObserverWarning
 from experiments.outcomes import NoStepWarning
 from fedrobust import aggregation, attacks, simulate
@@ -196,16 +196,93 @@ def test_refusals_of_ours_are_the_class_that_keeps_a_model():
 
 
 def test_a_run_without_one_step_ends_with_exit_code_1(small, tmp_path):
-    import tomli_w
-
     file = tmp_path / "stuck.toml"
     small |= {"attack": "silence", "rounds": 2}
     small["server"] |= {"min_replies": 9}
     file.write_text(tomli_w.dumps(small))
-    done = CliRunner().invoke(app, ["run", str(file), "--output", str(tmp_path), "-q"])
+    done = CliRunner().invoke(cli.app, ["run", str(file), "--output", str(tmp_path), "-q"])
     assert done.exit_code == 1
     assert "not one of 2 rounds took a step" in done.stderr
     assert "server.min_replies asks for 9, got 8" in done.stderr
+
+
+# Settings that the data set, or n, does not bear: wrong input, never an attack that was withstood.
+@pytest.mark.parametrize(
+    ("attack", "sentence"),
+    [
+        ("backdoor:target=12", r"backdoor needs a whole target within 0\.\.9, got 12"),
+        ("backdoor:target=-1", "needs a whole target of at least 0, got -1"),
+        ("backdoor:target=0.5", "needs a whole target of at least 0, got 0.5"),
+        ("backdoor:share=2", "backdoor needs share > 0 and <= 1, got 2"),
+        ("backdoor:share=0", "backdoor needs share > 0 and <= 1, got 0"),
+        ("backdoor:size=9", r"backdoor needs a whole size within 1\.\.8, got 9"),
+        ("backdoor:value=256", r"value .*0\.\.255, got 256"),
+        ("sample_backdoor:index=100000", r"needs a whole index within 0\.\.1\d\d, got 100000"),
+        ("sample_backdoor:modulo=11", r"needs a whole modulo within 2\.\.10, got 11"),
+        ("alie_backdoor:target=10", r"alie_backdoor needs a whole target within 0\.\.9, got 10"),
+        ("alie_backdoor:epochs=0.5", "alie_backdoor needs a whole epochs of at least 1"),
+        ("label_flip:mode=pairs", "did you mean 'pair'"),
+        ("finite_norm:norm=2,coordinate=650", "coordinate below the 650 of 'linear', got 650"),
+    ],
+)
+def test_an_attack_that_the_data_do_not_bear_is_refused(small, attack, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        simulate(small, attack=attack)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"partition": {"name": "shards", "per_client": 0}}, "partition 'shards' over 10 clients"),
+        ({"partition": {"name": "shards", "per_client": "x"}}, "partition 'shards' over 10 cl"),
+        ({"partition": {"name": "dirichlet", "alpha": "x"}}, "partition 'dirichlet' over 10"),
+        ({"placement": {"name": "fixed", "ids": [0.5, 1]}}, r"needs a whole id within 0\.\.9"),
+        ({"placement": {"name": "fixed", "ids": "ab"}}, "needs a list of ids, got 'ab'"),
+        ({"placement": {"name": "window", "length": 0.5}}, "needs a whole length of at least 1"),
+        ({"adversarial": {"perturbation": "pgd:eps=0.1,step_size=-1,steps=2"}}, "'pgd': step_size"),
+        ({"adversarial": {"perturbation": "pgd:eps=0.1,step_size=0.1,steps=1.5"}}, "'pgd': "),
+        ({"adversarial": {"perturbation": "fgsm:eps=0.1,norm=l3"}}, "unknown norm 'l3'"),
+        ({"server": {"root_images": 99999}}, "server.root_images needs at most the 1438 training"),
+        (
+            {"redundancy": {"name": "detox", "replication": 5, "batch": 2000}},
+            "redundancy.batch needs at most the 1438 training images, got 2000",
+        ),
+    ],
+)
+def test_any_other_setting_that_the_data_do_not_bear_is_refused(small, change, sentence):
+    if "redundancy" in change:
+        small["training"]["mode"] = "gradient"
+        small["rule"] = "mean"
+    with pytest.raises(ConfigError, match=sentence):
+        simulate(small | change | {"server": {**small["server"], **change.get("server", {})}})
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_an_attack_that_the_data_do_not_bear_ends_with_exit_code_2(
+    small, tmp_path, monkeypatch, capsys, command
+):
+    file = tmp_path / "absent.toml"
+    file.write_text(tomli_w.dumps(small | {"attack": "backdoor:target=12"}))
+    monkeypatch.setattr("sys.argv", ["fedrobust", command, str(file)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "backdoor needs a whole target within 0..9, got 12" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("attack", ["backdoor", "sample_backdoor", "alie_backdoor", "rop"])
+def test_what_the_data_bear_runs(small, attack):
+    (_, rows) = simulate(small, attack=attack, rounds=2).runs[0]
+    assert not rows[-1]["rejected"]
+
+
+def test_poisons_that_fail_in_a_run_end_it(small, monkeypatch):
+    def broken(images, labels, *, classes=None, generator=None):
+        raise IndexError("past the end")
+
+    monkeypatch.setitem(attacks.POISONS, "broken", broken)
+    with pytest.raises(PluginError, match="attack 'broken' failed: IndexError: past the end"):
+        simulate(small, attack="broken")
 
 
 # Trackers and callbacks.

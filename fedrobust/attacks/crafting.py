@@ -225,17 +225,17 @@ def rehearse(name: str, function: Callable[..., Tensor], given: dict[str, Any], 
     given_by_run = dict.fromkeys(SUPPLIED, None) | {"round": 0, "generator": seeded(0, name)}
     supplied = {**given_by_run, **who, "rule": lambda rows: rows[0], "craft": craft}
     wanted = parameters(function)
-    try:
-        with blamed("attack", name, but=(TypeError, ValueError)):
-            sent = function(
-                honest.expand(-1, width),
-                **given,
-                **{k: v for k, v in supplied.items() if k in wanted},
-            )
-    except (TypeError, ValueError) as error:
-        raise SpecError(f"attack {name!r}: {error}") from error
-    rows = sent.updates if isinstance(sent, Crafted) else sent
-    _checked_rows(name, rows, (who["f"], width), honest.dtype)
+    view = honest.expand(-1, width)
+    known = {"previous": view[0], "own": view[:1].expand(who["f"], -1), "round": 1}
+    for more in ({}, known):  # some settings are read only once there is something to look back on
+        offered = {k: v for k, v in (supplied | more).items() if k in wanted}
+        try:
+            with blamed("attack", name, but=(TypeError, ValueError)):
+                sent = function(view, **given, **offered)
+        except (TypeError, ValueError) as error:
+            raise SpecError(f"attack {name!r}: {error}") from error
+        rows = sent.updates if isinstance(sent, Crafted) else sent
+        _checked_rows(name, rows, (who["f"], width), honest.dtype)
 
 
 def settings(spec: Spec, n: int, f: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedrobust import adversarial, aggregation, attacks
+from fedrobust.adversarial.rehearsal import rehearse
 from fedrobust.attacks import threat_model
 from fedrobust.data import DATASETS, PARTITIONERS
 from fedrobust.data.partitions import SUPPLIED
@@ -120,6 +121,7 @@ def _adversarial(e: Experiment) -> None:
         if spec:
             table = adversarial.PERTURBATIONS
             resolve(table, spec, kind="perturbation", supplied=("generator", "start"))
+            rehearse(spec, e.adversarial.loss)
     adversarial.evaluation_names(e.adversarial.eval_attacks)
 
 
