@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,8 +181,16 @@ def follow(
         for row in rows[seen:]:
             on_row(row)
     if status != "finished:completed":
-        raise FlowerRunError(f"the run ended as {status!r}:\n{_log(run_id, environment)}")
+        log = _log(run_id, environment)
+        raise FlowerRunError(f"run {run_id} of {own_home(environment)} ended as {status!r}:\n{log}")
     return rows
+
+
+def own_home(environment: dict[str, str]) -> str:
+    """Name the SuperLink that ``flwr`` speaks to in an environment: its address, and its home."""
+    home = Path(environment["FLWR_HOME"])
+    settings = tomllib.loads((home / "config.toml").read_text())["superlink"]
+    return f"the SuperLink at {settings[settings['default']]['address']} (FLWR_HOME={home})"
 
 
 def _status(run_id: str, environment: dict[str, str]) -> str:

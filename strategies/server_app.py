@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from logging import INFO
@@ -17,7 +18,10 @@ from fedrobust.attacks import threat_model
 from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.load import from_run_config
 from fedrobust.experiment.schema import ConfigError, Experiment
+from fedrobust.failures import PluginError
 from fedrobust.flower import CohortGrid, GuardedGrid
+from fedrobust.flower._compat import superlink_address
+from fedrobust.flower.cohort_grid import MISTAKE
 from fedrobust.runs.folder import RunFolder
 from strategies.base import Row
 from strategies.checkpointing import Checkpoints
@@ -35,6 +39,7 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     experiment = from_run_config(config)
     log(INFO, "fedrobust: %s, %s clients", experiment.name, experiment.clients)
+    log(INFO, "fedrobust: %s", whereabouts(grid, context))
     root = str(config.get("data-root", "")) or None
     check_against_data([experiment], data_root=root)
     carried = carry(grid, experiment, config)
@@ -50,12 +55,37 @@ def main(grid: Grid, context: Context) -> None:
             log(INFO, "%s", sentence(row))
             if folder is not None:
                 folder.append(row)
+            if config.get("nodes") != "clients":
+                end_on_mistakes(row)
 
         attacks = Path(output) if output else None
         device = str(config.get("device") or "cpu") if config.get("nodes") != "clients" else "cpu"
         where: dict[str, Any] = {"data_root": root, "attacks": attacks, "device": device}
         kept: dict[str, Any] = {"checkpoints": checkpoints, "secret": own}
         run(carried, experiment, on_row=on_row, **kept, **where)
+
+
+def whereabouts(grid: Grid, context: Context) -> str:
+    """Say which SuperLink a run went to: several may listen on one machine."""
+    address = superlink_address(grid) or "no address of its own"
+    home = os.environ.get("FLWR_HOME") or "the default"
+    return f"run {context.run_id} of the SuperLink at {address}, Flower home: {home}"
+
+
+def end_on_mistakes(row: Row) -> None:
+    """End a simulation in which an attack's own code failed: it was not withstood.
+
+    Hosts are trusted. A reply of a real node never ends a run, whatever it says.
+
+    Raises
+    ------
+    PluginError
+        With the attack's name.
+    """
+    for entry in row.get("rejected", []):
+        _, found, said = str(entry["reason"]).partition(MISTAKE)
+        if found:
+            raise PluginError(said)
 
 
 def server_secret(config: Mapping[str, Any], folder: RunFolder | None) -> int | None:

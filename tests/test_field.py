@@ -1,19 +1,29 @@
 """Mistakes that people make with a laboratory: in a setting, in their own code, around a run."""
 
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import tomli_w
 import torch
-from flwr.serverapp.strategy import FedAvg
+from flwr.app import Message, RecordDict
+from flwr.serverapp.strategy import FedAvg, FedTrimmedAvg
 from typer.testing import CliRunner
 
 from experiments import cli, trackers
 from experiments.observers import ObserverWarning
 from experiments.outcomes import NoStepWarning
+from experiments.plugin_identity import Numbers, mark
+from experiments.results import Results
 from fedrobust import aggregation, attacks, simulate
 from fedrobust.aggregation import aggregate
 from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.failures import PluginError, Refusal
+from fedrobust.flower import CohortGrid, InProcessGrid, serve_cohort
+from fedrobust.flower._compat import HttpGrid
+from strategies import server_app
 
 
 # A user's code that is wrong: it ends the run under its name, and is never a round's refusal.
@@ -172,6 +182,134 @@ def test_another_default_device_is_refused_in_one_sentence(small):
         torch.set_default_device(None)
 
 
+# Own plug-ins that differ in anything are different runs, and no run is lost without a word.
+def scaled(updates, *, k=1.0, f=0):
+    return k * updates.sort(dim=0).values[f : len(updates) - f].mean(dim=0)
+
+
+def both(small, first, second, key="rule", **more):
+    results = simulate(small, **{key: first}, **more).compare(
+        simulate(small, **{key: second}, **more)
+    )
+    labels = results.table().index if key == "rule" else results.table().columns
+    return results, [str(label) for label in labels if label != "worst"]
+
+
+def test_two_partials_of_one_rule_are_two_rows(small):
+    small["rounds"] = 1
+    two = partial(scaled, k=0.5), partial(partial(scaled, k=2.0), f=1)
+    results, rows = both(small | {"sweep": {"seed": [1, 2]}}, *two)
+    assert len(results.runs) == 4
+    assert rows == ["scaled k=0.5 f=2", "scaled k=2.0 f=1"]
+    assert [e.rule for e, _ in results.runs[::2]] == [
+        {"name": "scaled", "k": 0.5, "f": 2}, {"name": "scaled", "k": 2.0, "f": 1},
+    ]  # fmt: skip
+
+
+def test_the_same_partial_twice_is_one_run(small):
+    small["rounds"] = 1
+    results, rows = both(small, partial(scaled, k=0.5), partial(scaled, k=0.5))
+    assert [len(results.runs), rows] == [1, ["scaled"]]
+
+
+def closing_over(k):
+    def rule(updates):
+        return k * updates.mean(dim=0)
+
+    return rule
+
+
+class Scaling:
+    def __init__(self, k, note=""):
+        self.k, self.note = k, note
+
+    def __call__(self, updates, *, f):
+        return self.k * updates.mean(dim=0)
+
+    def method(self, updates):
+        return self.k * updates.mean(dim=0)
+
+
+DIFFERENT = {
+    "lambdas": (lambda u: u.mean(0), lambda u: u.mean(0) / 2),
+    "closures": (closing_over(1.0), closing_over(0.5)),
+    "tensors": (
+        partial(lambda u, *, w: w * u.mean(0), w=torch.ones(())),
+        partial(lambda u, *, w: w * u.mean(0), w=torch.ones(()) / 2),
+    ),
+    "objects": (Scaling(1.0), Scaling(0.5)),
+    "methods": (Scaling(1.0).method, Scaling(0.5).method),
+    "strategies": (FedTrimmedAvg(beta=0), FedTrimmedAvg(beta=0.3)),
+    "default and not": (FedTrimmedAvg(), FedTrimmedAvg(beta=0.3)),
+    "records": tuple(
+        aggregation.Rule(name="scaled", compute=partial(scaled, k=k)) for k in (1.0, 0.5)
+    ),
+}
+
+
+@pytest.mark.parametrize("pair", DIFFERENT)
+def test_own_rules_that_differ_are_two_rows(small, pair):
+    results, rows = both(small | {"rounds": 1}, *DIFFERENT[pair])
+    assert [len(results.runs), len(rows), len(set(rows))] == [2, 2, 2]
+
+
+def test_settings_stand_in_the_labels(small):
+    small["rounds"] = 1
+    assert both(small, *DIFFERENT["strategies"])[1] == [
+        "FedTrimmedAvg beta=0", "FedTrimmedAvg beta=0.3",
+    ]  # fmt: skip
+    assert both(small, *DIFFERENT["objects"])[1] == ["Scaling k=1.0", "Scaling k=0.5"]
+
+
+def test_namesakes_are_numbered_in_order_of_appearance():
+    numbers = Numbers()
+    first, second = closing_over(1.0), closing_over(2.0)
+    again = closing_over(1.0)
+    names = [numbers.named("rule", mark(one, {})) for one in (first, second, again)]
+    assert names == ["rule", "rule#2", "rule"]
+
+
+def test_a_lambda_that_reads_a_global_is_another_when_the_global_is(small):
+    rules = eval("[lambda u: k * u.mean(0)]", space := {"k": 1.0})
+    first = simulate(small, rule=rules[0], rounds=1)
+    space["k"] = 0.5
+    again = simulate(small, rule=rules[0], rounds=1)
+    assert len(first.compare(again).runs) == 2
+
+
+def pushed(honest, *, n, f, scale=1.0):
+    return (-scale * honest.mean(dim=0)).expand(f, -1)
+
+
+def test_own_attacks_that_differ_are_two_columns(small):
+    small["rounds"] = 1
+    two = partial(pushed, scale=1.0), partial(pushed, scale=9.0)
+    assert both(small, *two, key="attack")[1] == ["pushed scale=1.0", "pushed scale=9.0"]
+    two = (lambda h, *, n, f: -h.mean(0).expand(f, -1), lambda h, *, n, f: h.mean(0).expand(f, -1))
+    columns = both(small, *two, key="attack")[1]
+    assert len(set(columns)) == 2 and all(c.startswith("function") for c in columns)
+
+
+def test_equal_settings_with_other_rows_are_both_kept_and_said(small):
+    first = simulate(small, rounds=1, keep_models=True)
+    (experiment, rows) = first.runs[0]
+    other = replace(first, runs=((experiment, [{**row, "loss": 0.0} for row in rows]),))
+    with pytest.warns(UserWarning, match="ran twice, to other rows: both are kept"):
+        compared = first.compare(other)
+    assert [len(compared.runs), len(compared.models)] == [2, 2]
+    slower = replace(first, runs=((experiment, [{**row, "seconds": 9.9} for row in rows]),))
+    assert len(first.compare(slower).runs) == 1
+
+
+def test_settings_that_no_label_shows_are_not_averaged(small):
+    one = {"redundancy": {"name": "detox", "replication": 5, "batch": 40}, "rule": "mean"}
+    runs = [from_dict(small | one | {"training": {"mode": "gradient"}, "seed": s}) for s in (1, 2)]
+    larger = {**one["redundancy"], "batch": 80}
+    runs.append(from_dict(small | one | {"training": {"mode": "gradient"}, "redundancy": larger}))
+    results = Results(tuple((e, [{"round": 0, "accuracy": 0.5}]) for e in runs))
+    assert len(set(results.table().index)) == 2
+
+
 # Settings of rules: refused before the start, not a refusal in each round.
 @pytest.mark.parametrize(
     ("rule", "sentence"),
@@ -283,6 +421,32 @@ def test_poisons_that_fail_in_a_run_end_it(small, monkeypatch):
     monkeypatch.setitem(attacks.POISONS, "broken", broken)
     with pytest.raises(PluginError, match="attack 'broken' failed: IndexError: past the end"):
         simulate(small, attack="broken")
+
+
+def test_an_attacks_mistake_on_a_host_reaches_the_server_that_trusts_it():
+    def client(message, context):
+        if context.node_config["partition-id"] == 2:
+            raise PluginError("attack 'mine' failed: KeyError: 'missing'")
+        return Message(RecordDict(), reply_to=message)
+
+    hosts = InProcessGrid(partial(serve_cohort, client), clients=1, run_config={})
+    grid = CohortGrid(hosts, clients=4)
+    asked = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
+    replies = {r.metadata.src_node_id: r for r in grid.send_and_receive(asked)}
+    assert len(replies) == 4
+    reasons = [r.error.reason for r in replies.values() if r.has_error()]
+    row = {"round": 1, "rejected": [{"reason": f"error reply: {reasons[0]}"}]}
+    with pytest.raises(PluginError, match=r"^attack 'mine' failed: KeyError: 'missing'$"):
+        server_app.end_on_mistakes(row)
+    server_app.end_on_mistakes({"round": 1, "rejected": [{"reason": "error reply: RuntimeError"}]})
+
+
+def test_the_log_says_which_superlink_a_run_went_to(monkeypatch):
+    monkeypatch.setenv("FLWR_HOME", "/somewhere")
+    context = SimpleNamespace(run_id=17)
+    grid = HttpGrid("127.0.0.1:39091", insecure=True, token="any")
+    said = server_app.whereabouts(grid, context)
+    assert said == "run 17 of the SuperLink at 127.0.0.1:39091, Flower home: /somewhere"
 
 
 # Trackers and callbacks.
