@@ -41,7 +41,7 @@ def test_an_own_rule_runs_like_a_built_in_one(small):
     assert list(own.table().index) == ["middle"]
     assert own.runs[0][0].rule == {"name": "middle", "f": 2}
     assert accuracies(own) == pytest.approx(accuracies(ours), abs=1e-3)
-    assert "middle" not in aggregation.RULES and "middle" not in tables.MINIMUM
+    assert "middle" not in aggregation.RULES and "middle" not in tables.RULE_RECORDS
     assert list(ours.compare(own).table().index) == ["trimmed_mean", "middle"]
 
 
@@ -67,7 +67,7 @@ def test_an_own_rule_is_known_to_an_attacker_who_tunes_against_it(small):
 def test_own_objects_are_refused_where_they_cannot_work(small):
     with pytest.raises(ConfigError, match="runs in process only"):
         simulate(small, rule=middle, grid="flower")
-    with pytest.raises(ConfigError, match="there is a plug-in 'mean' already"):
+    with pytest.raises(ConfigError, match="there is a rule 'mean' already"):
         simulate(small, rule=tables.RULES["mean"])
     with pytest.raises(ConfigError, match="needs a name, a table or a function, got 3"):
         simulate(small, rule=3)
