@@ -47,9 +47,9 @@ def blamed(kind: str, name: str, *, but: tuple[type[Exception], ...] = ()) -> It
     """
     try:
         yield
-    except (PluginError, *but):
-        raise
     except Exception as error:  # foreign code: whatever it raises is its mistake
+        if isinstance(error, (PluginError, *but)):
+            raise
         raise PluginError(f"{kind} {name!r} failed: {type(error).__name__}: {error}") from error
 
 
