@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "fedrobust.experiment", "fedrobust.experiment.schema", "fedrobust.seeds", "fedrobust.spec",
         "fedrobust.vector", "fedrobust.version", "fedrobust.cores", "fedrobust.evaluation",
+        "fedrobust.failures",
     ),
     ("fedrobust.aggregation", "fedrobust.models", "fedrobust.data", "fedrobust.batchnorm"),
     (
@@ -36,6 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "fedrobust.experiment.validate", "fedrobust.experiment.load", "fedrobust.runs",
+        "fedrobust.experiment.against_data",
         "fedrobust.testing", "fedrobust.config", "fedrobust.checks", "fedrobust.options",
         "fedrobust.rundir", "fedrobust.checkpoint",
     ),
