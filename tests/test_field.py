@@ -90,8 +90,8 @@ def looks_a_key_up(honest, *, n, f):
 
 
 def fails_later(honest, *, n, f, round):
-    if round == 1:
-        raise ValueError("not in round 2")
+    if round == 2:
+        raise ValueError("not in round 3")
     return honest.mean(0).expand(f, -1)
 
 
@@ -99,7 +99,7 @@ WRONG_ATTACKS = {
     one_vector: r"attack 'one_vector' returned tensor \(8,\) .*, expected tensor \(2, 8\)",
     as_numpy: r"attack 'as_numpy' returned ndarray \(2, 8\)",
     looks_a_key_up: r"attack 'looks_a_key_up' failed: KeyError: 'missing'",
-    fails_later: r"attack 'fails_later' failed: ValueError: not in round 2",
+    fails_later: r"attack 'fails_later' failed: ValueError: not in round 3",
 }
 
 
