@@ -20,7 +20,7 @@ from fedrobust.returned import check_returned
 from fedrobust.seeds import generator as seeded
 from fedrobust.spec import Spec, SpecError, parameters, resolve, split, suggest
 
-SUPPLIED = ("n", "f", "round", "rule", "generator", "previous", "own", "state")
+SUPPLIED = ("n", "f", "round", "rule", "generator", "previous", "own", "state", "craft")
 
 
 def knowledge(spec: Spec) -> tuple[Spec, str | None]:
@@ -164,6 +164,7 @@ def step(
         "previous": previous,
         "own": own,
         "state": state,
+        "craft": craft,
     }
     wanted = parameters(function)
     sent = function(computable(view), **given, **{k: v for k, v in supplied.items() if k in wanted})
