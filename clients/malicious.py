@@ -30,6 +30,7 @@ from fedrobust.attacks import (
 )
 from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
 from fedrobust.experiment.schema import Experiment
+from fedrobust.failures import blamed
 from fedrobust.flower import array_of, read_setting, read_tensor
 from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, VIEW
 from fedrobust.flower.screening import TIMES
@@ -52,13 +53,14 @@ def answer(node: Node, task: Task, message: Message, context: Context) -> Messag
         return _craft_for_all(node, task, message, context)
     kind = threat_model.kind(name)
     if kind == "poison":
-        images, labels = poison(
-            images,
-            labels,
-            node.experiment.attack,
-            classes=node.classes,
-            generator=generator(node.experiment.seed, "poison", client=task.client),
-        )
+        with blamed("attack", name):
+            images, labels = poison(
+                images,
+                labels,
+                node.experiment.attack,
+                classes=node.classes,
+                generator=generator(node.experiment.seed, "poison", client=task.client),
+            )
     trained = honest.train(node, task, context, images, labels)
     if kind == "fault":
         return FAULTY[name](message, trained)
@@ -94,6 +96,8 @@ def _craft_alone(
         parts = zip(images.chunk(OWN_VIEWS), labels.chunk(OWN_VIEWS), strict=True)
         alone = replace(context, state=RecordDict())
         view = torch.stack([honest.train(node, task, alone, *p).update for p in parts])
+    if not bool(torch.isfinite(view).all()):
+        return trained  # its own training diverged: it knows nothing to craft from
     asked = set(stragglers.participants(node.experiment, task.server_round))
     colluders = [
         c for c in threat_model.members(node.experiment, round=task.server_round) if c in asked
@@ -103,9 +107,16 @@ def _craft_alone(
 
 
 def _crafted(node: Node, task: Task, view: Tensor, f: int, context: Context) -> Tensor:
+    """Let the attack craft f rows; whatever its code raises ends the run under its name."""
+    name = node.experiment.attack["name"]
+    with blamed("attack", name):
+        if threat_model.kind(name) == "trained":
+            return _trained(node, task, view).expand(f, -1)
+        return _crafted_from(node, task, view, f, context)
+
+
+def _crafted_from(node: Node, task: Task, view: Tensor, f: int, context: Context) -> Tensor:
     experiment = node.experiment
-    if threat_model.kind(experiment.attack["name"]) == "trained":
-        return _trained(node, task, view).expand(f, -1)
     crafted = step(
         view,
         experiment.attack,

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.audit import command as audit_command
+from fedrobust.failures import PluginError
 from fedrobust.packages import check_packages
 from fedrobust.spec import InputError
 from fedrobust.version import __version__
@@ -47,6 +48,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoin
 Track = Annotated[
     list[str] | None, typer.Option(help="tensorboard, mlflow or wandb; may be repeated.")
 ]
+Strict = Annotated[bool, typer.Option("--strict", help="A tracker that fails ends the run.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object at the end.")]
 Certificates = Annotated[Path | None, typer.Option(help="The CA's certificate (PEM); TLS.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS: for a machine by itself.")]
@@ -67,6 +69,7 @@ def run(
     workers: Workers = 0,
     resume: Resume = False,
     track: Track = None,
+    strict: Strict = False,
     save_model: Annotated[bool, typer.Option(help="Keep each final model (safetensors).")] = False,
     secret: Annotated[Path | None, typer.Option(help="Repeat a server's draws: its file.")] = None,
     as_json: Json = False,
@@ -77,7 +80,7 @@ def run(
 
     commands.run(
         file, override, data_root=data_root, download=download, grid=grid, device=device,
-        output=output, seeds=seeds, workers=workers, resume=resume, track=track,
+        output=output, seeds=seeds, workers=workers, resume=resume, track=track, strict=strict,
         models=save_model, secret=secret, as_json=as_json, quiet=quiet,
     )  # fmt: skip
 
@@ -98,6 +101,7 @@ def sweep_over(
     workers: Workers = 0,
     resume: Resume = False,
     track: Track = None,
+    strict: Strict = False,
     table: Annotated[str, typer.Option(help="text, markdown or latex.")] = "text",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -111,8 +115,8 @@ def sweep_over(
 
     commands.sweep_over(
         file, override, over, data_root=data_root, download=download, device=device,
-        output=output, seeds=seeds, workers=workers, resume=resume, track=track, table=table,
-        as_json=as_json, quiet=quiet,
+        output=output, seeds=seeds, workers=workers, resume=resume, track=track, strict=strict,
+        table=table, as_json=as_json, quiet=quiet,
     )  # fmt: skip
 
 
@@ -250,6 +254,9 @@ def main() -> None:
         for line in str(error).splitlines():
             errors.print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
         raise SystemExit(error.exit_code) from None
+    except PluginError as error:
+        errors.print(f"[bold red]run failed:[/] {error}", highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         errors.print("interrupted; finished runs are kept and will not be run again")
         raise SystemExit(130) from None

@@ -8,7 +8,6 @@ from typing import Any
 
 from experiments.interop import byzfl
 from experiments.simulation import resolve
-from fedrobust import data
 from fedrobust.experiment.load import parse_value, read
 from fedrobust.experiment.schema import ConfigError, Experiment
 
@@ -48,16 +47,6 @@ def experiments_of(
     if seeds > 1:
         runs = [r for e in runs for i in range(seeds) for r in resolve(e, {"seed": e.seed + i})]
     return list({e.run_id: e for e in runs}.values())
-
-
-def check_data(experiments: list[Experiment], data_root: str | None, download: bool) -> None:
-    """Load each data set and cut each partition once, so that errors come before the first run."""
-    for name in dict.fromkeys(e.data for e in experiments):
-        loaded = data.load(name, root=data_root, download=download)
-        shares = {(str(e.partition), e.clients): e for e in experiments if e.data == name}
-        for e in shares.values():
-            labels = loaded.train_labels
-            data.partition(labels, e.partition, clients=e.clients, seed=e.seed)
 
 
 def _pairs(items: Iterable[str] | None, form: str) -> list[tuple[str, str]]:

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli_output, tables
-from experiments.cli_inputs import check_data, experiments_of
+from experiments.cli_inputs import experiments_of
+from experiments.outcomes import expecting_steps
 from experiments.papers.transfer import node_tables, study
 from experiments.progress import Live
 from experiments.results import Results, load
@@ -20,6 +21,7 @@ from experiments.sweep import Sweep
 from experiments.trackers import tracking
 from fedrobust import aggregation
 from fedrobust import secret as hidden
+from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.redundancy import SCHEMES
 from fedrobust.redundancy.rounds import operands
@@ -48,6 +50,7 @@ def run(
     as_json: bool,
     quiet: bool,
     track: list[str] | None,
+    strict: bool,
     output: Path,
     grid: str,
     secret: Path | None,
@@ -57,22 +60,23 @@ def run(
     check_grid(grid)
     check_device(settings["device"])
     experiments = experiments_of(file, overrides, seeds=seeds)
-    check_data(experiments, data_root, download)
+    check_against_data(experiments, data_root=data_root, download=download)
     settings["secret"] = hidden.read(secret) if secret is not None else None
     sweep = Sweep(experiments, output / file.stem, grid, data_root, **settings)
-    results = _run(sweep, errors if as_json else console, track, quiet=quiet)
-    written = cli_output.write_summary(results, sweep.output)
-    if study.applies(results):
-        written += study.write(results, sweep.output)
-    if as_json:
-        typer.echo(json.dumps(cli_output.as_json(results, sweep)))
-        return
-    cli_output.show(results, console)
-    if study.applies(results):
-        console.print(study.report(results), highlight=False, soft_wrap=True)
-    if not quiet:
-        cli_output.show_written(written, console)
-        console.print(NEXT, highlight=False, soft_wrap=True)
+    results = _run(sweep, errors if as_json else console, track, quiet=quiet, strict=strict)
+    with expecting_steps(results, errors):
+        written = cli_output.write_summary(results, sweep.output)
+        if study.applies(results):
+            written += study.write(results, sweep.output)
+        if as_json:
+            typer.echo(json.dumps(cli_output.as_json(results, sweep)))
+            return
+        cli_output.show(results, console)
+        if study.applies(results):
+            console.print(study.report(results), highlight=False, soft_wrap=True)
+        if not quiet:
+            cli_output.show_written(written, console)
+            console.print(NEXT, highlight=False, soft_wrap=True)
 
 
 def sweep_over(
@@ -87,32 +91,34 @@ def sweep_over(
     as_json: bool,
     quiet: bool,
     track: list[str] | None,
+    strict: bool,
     output: Path,
     **settings: Any,
 ) -> None:
     """Run every combination of some settings; print the table, write the report."""
     check_device(settings["device"])
     experiments = experiments_of(file, overrides, seeds=seeds, over=over)
-    check_data(experiments, data_root, download)
+    check_against_data(experiments, data_root=data_root, download=download)
     sweep = Sweep(experiments, output / file.stem, "in_process", data_root, **settings)
     resolve_one(table, list(tables.FORMATS), "format")
-    results = _run(sweep, errors, track, quiet=quiet)  # the table alone goes to stdout
+    results = _run(sweep, errors, track, quiet=quiet, strict=strict)  # only a table on stdout
     written = cli_output.write_summary(results, sweep.output)
     from experiments.report import write as write_report  # matplotlib takes its time
 
     page = write_report(sweep.folders(), sweep.output / "report.html", data_root=data_root)
-    if as_json:
-        typer.echo(json.dumps(cli_output.as_json(results, sweep) | {"report": str(page)}))
-        return
-    typer.echo(results.table(table), nl=False)
-    if not quiet:
-        cli_output.show_written([*written, page], errors)
+    with expecting_steps(results, errors):
+        if as_json:
+            typer.echo(json.dumps(cli_output.as_json(results, sweep) | {"report": str(page)}))
+            return
+        typer.echo(results.table(table), nl=False)
+        if not quiet:
+            cli_output.show_written([*written, page], errors)
 
 
 def check(file: Path, overrides: list[str] | None, data_root: str | None) -> None:
     """Check an experiment without running it; print every run, fully resolved, and its limits."""
     experiments = experiments_of(file, overrides)
-    check_data(experiments, data_root, download=False)
+    check_against_data(experiments, data_root=data_root)
     table = Table(title=f"{len(experiments)} run(s)", title_justify="left")
     for column in ("run", "attack", "defence", "n", "byzantine", "tolerated f", "kappa", "rounds",
                    "seed"):  # fmt: skip
@@ -173,10 +179,12 @@ def resolve_one(name: str, allowed: list[str], kind: str) -> str:
     return name
 
 
-def _run(sweep: Sweep, terminal: Console, trackers: list[str] | None, *, quiet: bool) -> Results:
+def _run(
+    sweep: Sweep, terminal: Console, trackers: list[str] | None, *, quiet: bool, strict: bool
+) -> Results:
     with (
         Live(terminal, sweep.experiments, quiet=quiet) as live,
-        tracking(trackers or [], sweep.output, live.row) as on_row,
+        tracking(trackers or [], sweep.output, live.row, strict=strict) as on_row,
     ):
         sweep.run(on_row)
     return load(sweep.folders())

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,8 +192,16 @@ def follow(
             on_row(row)
     if status != "finished:completed":
         told = _log(run_id, environment)
-        raise FlowerRunError(f"{told}\nthe run ended as {status!r}: {reason_in(told)}")
+        where = f"run {run_id} of {own_home(environment)}"
+        raise FlowerRunError(f"{told}\n{where} ended as {status!r}: {reason_in(told)}")
     return rows
+
+
+def own_home(environment: Mapping[str, str]) -> str:
+    """Name the SuperLink that ``flwr`` speaks to in an environment: its address, and its home."""
+    home = Path(environment["FLWR_HOME"])
+    settings = tomllib.loads((home / "config.toml").read_text())["superlink"]
+    return f"the SuperLink at {settings[settings['default']]['address']} (FLWR_HOME={home})"
 
 
 def reason_in(log: str) -> str:

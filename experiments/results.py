@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,10 @@ from fedrobust.spec import suggest
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
+
+
+Run = tuple[Experiment, list[dict[str, Any]]]
+CLOCK = ("seconds", "times")  # beginnings of the keys that hold durations
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,10 +100,29 @@ class Results:
         return halves.assign(worst=worst)
 
     def compare(self, *others: Results) -> Results:
-        """Put the runs of several results side by side; a run that occurs twice is kept once."""
-        every = [run for results in (self, *others) for run in results.runs]
-        return Results(tuple({experiment.run_id: (experiment, rows) for experiment, rows in every}
-                             .values()))  # fmt: skip
+        """Put the runs of several results side by side.
+
+        A run that occurs twice is kept once: the same settings and seed, and the same rows but for
+        the seconds. Equal settings with other rows (another machine, another version) are both
+        kept, with a warning. The models are kept where every result has its own.
+        """
+        results = (self, *others)
+        modelled = all(len(one.models) == len(one.runs) for one in results)
+        if not modelled and any(one.models for one in results):
+            warnings.warn("not every result kept its models: compare keeps none", stacklevel=2)
+        kept: list[Run] = []
+        models: list[Tensor] = []
+        for one in results:
+            for place, (experiment, rows) in enumerate(one.runs):
+                namesakes = [past for e, past in kept if e.run_id == experiment.run_id]
+                if any(timeless(past) == timeless(rows) for past in namesakes):
+                    continue
+                if namesakes:
+                    text = f"{experiment.name} (seed {experiment.seed}) ran twice, to other rows"
+                    warnings.warn(f"{text}: both are kept", stacklevel=2)
+                kept.append((experiment, rows))
+                models += [one.models[place]] if modelled else []
+        return Results(tuple(kept), tuple(models))
 
     def against(self, baseline: str) -> pd.DataFrame:
         """Compare each defence with one of them, seed by seed.
@@ -190,10 +215,35 @@ class Results:
         attacks = distinct([[e.attack, *shown(e)] for e, _ in self.runs])
         defences = distinct([e.stages for e, _ in self.runs])
         others = varied([_settings(e) for e, _ in self.runs])
+        defences = [f"{d} [{o}]" if o else d for d, o in zip(defences, others, strict=True)]
+        numbers = numbered([e for e, _ in self.runs], list(zip(attacks, defences, strict=True)))
         return [
-            {"attack": a, "defence": f"{d} [{o}]" if o else d}
-            for a, d, o in zip(attacks, defences, others, strict=True)
+            {"attack": a, "defence": d + n}
+            for a, d, n in zip(attacks, defences, numbers, strict=True)
         ]
+
+
+def numbered(experiments: list[Experiment], labels: list[tuple[str, str]]) -> list[str]:
+    """Return " #2", " #3", ... for settings that no label tells apart; "" for the first of each.
+
+    Without it the table would average different experiments as if they were seeds.
+    """
+    seen: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    numbers = []
+    for experiment, label in zip(experiments, labels, strict=True):
+        settings = {k: v for k, v in experiment.to_dict().items() if k != "seed"}
+        known = seen.setdefault(label, [])
+        if settings not in known:
+            known.append(settings)
+        place = known.index(settings)
+        numbers.append(f" #{place + 1}" if place else "")
+    return numbers
+
+
+def timeless(rows: list[dict[str, Any]]) -> str:
+    """Return rows without what the clock alone decides, as text: in it NaN is equal to itself."""
+    told = [{k: v for k, v in row.items() if not k.startswith(CLOCK)} for row in rows]
+    return json.dumps(told, sort_keys=True, default=str)
 
 
 def varied(settings: list[dict[str, Any]]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,9 +17,13 @@ from torch import Tensor
 from clients.client_app import make_app
 from clients.modes import handlers_for
 from clients.node import Host
+from experiments.observers import guarded
+from experiments.outcomes import NoStepWarning, stuck
 from experiments.results import Results
+from experiments.torch_state import own_torch_state
 from experiments.user_plugins import is_own, plugged
 from fedrobust import secret as hidden
+from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.honoured import MODEL, RESUME, STOCK, refused_feature
 from fedrobust.experiment.load import expand, override, read
 from fedrobust.experiment.schema import ConfigError, Experiment
@@ -40,6 +45,7 @@ def simulate(
     data_root: str | None = None,
     on_row: Callable[[Experiment, Row], None] = lambda experiment, row: None,
     keep_models: bool = False,
+    strict: bool = False,
     **overrides: Any,
 ) -> Results:
     """Run one experiment (or each of its sweep) and return the results; see ``fedrobust``."""
@@ -49,20 +55,26 @@ def simulate(
         own := [k for k in ("rule", "attack") if is_own(overrides.get(k))]
     ):
         raise ConfigError([f"a {own[0]} that is an object of yours runs in process only"])
+    watch = guarded(on_row, "on_row", strict=strict)
     runs: list[tuple[Experiment, list[Row]]] = []
     models: list[tuple[Tensor, Tensor | None]] = []
-    with plugged({k.replace("__", "."): v for k, v in overrides.items()}) as (named, stock):
-        for e in resolve(experiment, named):
+    dotted = {k.replace("__", "."): v for k, v in overrides.items()}
+    with own_torch_state(), plugged(dotted) as (named, stock):
+        experiments = resolve(experiment, named)
+        check_against_data(experiments, data_root=data_root)
+        for e in experiments:
             rows = run_one(
                 e,
                 grid=grid,
                 device=device,
                 data_root=data_root,
-                on_row=lambda row, e=e: on_row(e, row),  # type: ignore[misc]
+                on_row=lambda row, e=e: watch(e, row),  # type: ignore[misc]
                 on_model=(lambda *model: models.append(model)) if keep_models else None,
                 stock=stock,
             )
             runs.append((e, rows))
+            if line := stuck(e, rows):
+                warnings.warn(line, NoStepWarning, stacklevel=2)
     vectors, statistics = zip(*models, strict=True) if models else ((), ())
     return Results(tuple(runs), vectors, statistics)
 
@@ -180,6 +192,7 @@ def run_one(
                 folder.append(row)
             on_row(row)
 
+        stack.enter_context(own_torch_state())
         stack.enter_context(quiet("flwr"))
         kept = folder.path.parent if folder is not None else None
         output = str(kept) if kept and experiment.ensemble.tunes else ""

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from experiments.observers import guarded, guarded_end
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.spec import suggest
 
@@ -109,13 +110,18 @@ TRACKERS: dict[str, Callable[[Path], Tracker]] = {
 
 
 @contextmanager
-def tracking(names: list[str], folder: Path, *others: OnRow) -> Iterator[OnRow]:
+def tracking(
+    names: list[str], folder: Path, *others: OnRow, strict: bool = False
+) -> Iterator[OnRow]:
     """Yield one callback that feeds every named tracker, and ``others``.
+
+    A tracker that raises later on is one warning, and the run goes on; with ``strict`` it ends the
+    run. The ``others`` are called as they are, and first.
 
     Raises
     ------
     ConfigError
-        For an unknown tracker, or one that is not installed.
+        For an unknown tracker, one that is not installed, or one that cannot start.
     """
     with ExitStack() as stack:
         callbacks = list(others)
@@ -128,8 +134,11 @@ def tracking(names: list[str], folder: Path, *others: OnRow) -> Iterator[OnRow]:
             except ImportError as error:
                 wanted = f"pip install 'fedrobust[{name}]'"
                 raise ConfigError([f"tracker {name!r} is not installed: {wanted}"]) from error
-            stack.callback(close)
-            callbacks.append(on_row)
+            except Exception as error:  # foreign code, and nothing has been run yet
+                wrong = f"tracker {name!r} cannot start: {type(error).__name__}: {error}"
+                raise ConfigError([wrong]) from error
+            stack.callback(guarded_end(close, f"tracker {name!r}", strict=strict))
+            callbacks.append(guarded(on_row, f"tracker {name!r}", strict=strict))
 
         def on_every_row(experiment: Experiment, row: Row) -> None:
             for callback in callbacks:

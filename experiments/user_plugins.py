@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
+from experiments.plugin_identity import accepting, name_of, spec_of
 from fedrobust import aggregation, attacks
 from fedrobust.experiment.schema import ConfigError
+
+__all__ = ["is_own", "name_of", "plugged"]
 
 
 @contextmanager
@@ -24,7 +28,8 @@ def plugged(overrides: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Stra
 
     Yields
     ------
-    The overrides with names in the place of objects, and the strategy if there was one.
+    The overrides with specs in the place of objects (``plugin_identity.spec_of``), and the
+    strategy if there was one.
 
     Raises
     ------
@@ -37,11 +42,11 @@ def plugged(overrides: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Stra
             given = named.get(key)
             if not is_own(given):
                 continue
-            named[key] = name_of(given)
+            named[key] = spec = spec_of(given)
             if key == "rule" and isinstance(given, Strategy):
                 stock, given = given, aggregation.RULES["mean"]  # what an attacker can rehearse
             try:
-                stack.enter_context(record_of(given, named[key]))
+                stack.enter_context(record_of(given, spec))
             except ValueError as error:
                 raise ConfigError([str(error)]) from error
         yield named, stock
@@ -52,28 +57,25 @@ def is_own(given: Any) -> bool:
     return given is not None and not isinstance(given, str | Mapping)
 
 
-def name_of(given: Any) -> str:
-    """Return the name under which an object runs: a function's own, or its class's."""
-    if isinstance(given, aggregation.Rule | attacks.Attack):
-        return given.name
-    while isinstance(given, functools.partial):
-        given = given.func
-    name = getattr(given, "__name__", type(given).__name__)
-    return "function" if name == "<lambda>" else name
+def _rule(given: Any, spec: dict[str, Any]) -> AbstractContextManager[None]:
+    if not isinstance(given, aggregation.Rule):
+        _refuse_what_is_no_function("rule", given)
+        given = aggregation.Rule(name=spec["name"], compute=_taking(given, spec))
+    return aggregation.installed(replace(given, name=spec["name"]))
 
 
-def _rule(given: Any, name: str) -> AbstractContextManager[None]:
-    if isinstance(given, aggregation.Rule):
-        return aggregation.installed(given)
-    _refuse_what_is_no_function("rule", given)
-    return aggregation.installed(aggregation.Rule(name=name, compute=given))
+def _attack(given: Any, spec: dict[str, Any]) -> AbstractContextManager[None]:
+    if not isinstance(given, attacks.Attack):
+        _refuse_what_is_no_function("attack", given)
+        given = attacks.Attack(name=spec["name"], craft=_taking(given, spec))
+    return attacks.installed(replace(given, name=spec["name"]))
 
 
-def _attack(given: Any, name: str) -> AbstractContextManager[None]:
-    if isinstance(given, attacks.Attack):
-        return attacks.installed(given)
-    _refuse_what_is_no_function("attack", given)
-    return attacks.installed(attacks.Attack(name=name, craft=given))
+def _taking(function: Callable[..., Any], spec: dict[str, Any]) -> Callable[..., Any]:
+    """Return the function, with the settings of its object among its own."""
+    settings = {key: value for key, value in spec.items() if key != "name"}
+    known = inspect.signature(function).parameters
+    return function if known.keys() >= settings.keys() else accepting(function, settings)
 
 
 def _refuse_what_is_no_function(key: str, given: Any) -> None:

@@ -28,8 +28,8 @@ def simulate(experiment: Any, *, grid: str = "in_process", **overrides: Any) -> 
         ``rule`` may be a function ``(updates, *, f) -> (d,)`` of your own, or a Flower strategy;
         ``attack`` a function ``(honest, *, n, f) -> (f, d)``. Further: ``data_root``; ``device``,
         "cpu" or "cuda";
-        ``on_row(experiment, row)``, called as the rounds end; ``keep_models=True`` for
-        ``Results.state_dict``.
+        ``on_row(experiment, row)``, called as the rounds end (an error in it is a warning, unless
+        ``strict=True``); ``keep_models=True`` for ``Results.state_dict``.
 
     Raises
     ------

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedrobust.failures import Refusal
+
 EXACT = (torch.float32, torch.float64)  # what is computed in; narrower types go through float32
 
 
@@ -67,7 +69,7 @@ def narrowed(result: Tensor, dtype: torch.dtype, who: str) -> Tensor:
     if bool((torch.isfinite(result) & ~torch.isfinite(back)).any()):
         largest = float(result[torch.isfinite(result)].abs().max())
         name = str(dtype).removeprefix("torch.")
-        raise ValueError(f"{who}: a value of {largest:.3g} does not fit into {name}")
+        raise Refusal(f"{who}: a value of {largest:.3g} does not fit into {name}")
     return back
 
 

@@ -6,19 +6,21 @@ import math
 import numbers
 from typing import Any
 
+from fedrobust.spec import SpecError
+
 
 def whole(value: Any, who: str, name: str, *, low: int = 0, high: int | None = None) -> int:
     """Return a whole number of low..high; True and False are no numbers.
 
     Raises
     ------
-    ValueError
+    SpecError
         ``dnc needs a whole coordinates of at least 1, got 0``.
     """
     right = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not right or value < low or (high is not None and value > high):
         span = f"of at least {low}" if high is None else f"within {low}..{high}"
-        raise ValueError(f"{who} needs a whole {name} {span}, got {value!r}")
+        raise SpecError(f"{who} needs a whole {name} {span}, got {value!r}")
     return int(value)
 
 
@@ -35,7 +37,7 @@ def real(
 
     Raises
     ------
-    ValueError
+    SpecError
         ``norm_clipping needs bound > 0, got -1.0``.
     """
     right = isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -43,7 +45,7 @@ def real(
         bounds = [f"> {above:g}"] * (above > -math.inf) + [f">= {low:g}"] * (low > -math.inf)
         bounds += [f"<= {high:g}"] * (high < math.inf)
         said = f"{name} {' and '.join(bounds)}" if bounds else f"a finite {name}"
-        raise ValueError(f"{who} needs {said}, got {value!r}")
+        raise SpecError(f"{who} needs {said}, got {value!r}")
     return float(value)
 
 
@@ -52,9 +54,9 @@ def truth(value: Any, who: str, name: str) -> bool:
 
     Raises
     ------
-    ValueError
+    SpecError
         ``bucketing needs permute to be true or false, got 'no'``.
     """
     if not isinstance(value, bool):
-        raise ValueError(f"{who} needs {name} to be true or false, got {value!r}")
+        raise SpecError(f"{who} needs {name} to be true or false, got {value!r}")
     return value

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from fedrobust.failures import Refusal, blamed
 from fedrobust.flower import array_of, screen, tensor_of
 from fedrobust.flower.layers import Shapes, from_layers, to_layers
 from fedrobust.flower.replies import collect
@@ -96,7 +97,9 @@ class StockStrategy(RecordedStrategy):
         """Ask whom the strategy asks; its named layers travel as our flat vector."""
         model = tensor_of(arrays["model"])
         layers = to_layers(model, self._shapes)
-        asked = self._inner.configure_train(server_round, layers, ConfigRecord({**config}), grid)
+        settings = ConfigRecord({**config})
+        with blamed("strategy", type(self._inner).__name__):
+            asked = list(self._inner.configure_train(server_round, layers, settings, grid))
         settings = ConfigRecord({**config, "round": server_round})
         content = RecordDict({"arrays": arrays, "config": settings})
         nodes = [message.metadata.dst_node_id for message in asked]
@@ -129,16 +132,20 @@ class StockStrategy(RecordedStrategy):
             "bytes_up": sum(reply.update.nbytes for reply in accepted.values()),
         }
         try:
-            arrays, _ = self._inner.aggregate_train(server_round, self._as_models(sent, accepted))
-            if arrays is None:
-                raise ValueError("the strategy returned no model")
-            stepped = from_layers(arrays, self._shapes)
-        except Exception as error:  # the user's own code: whatever it raises, the run goes on
-            self._row = row | {"kept": f"{type(error).__name__}: {error}"[:300]}
+            with blamed("strategy", type(self._inner).__name__, but=(Refusal,)):
+                stepped = self._aggregated(server_round, self._as_models(sent, accepted))
+        except Refusal as error:
+            self._row = row | {"kept": str(error)}
             return None, None
         bad = set(self._members(server_round))
         self._row = row | self._report(bad, sent.model, stepped, list(accepted), accepted)
         return array_of(model=stepped), None
+
+    def _aggregated(self, server_round: int, models: list[Message]) -> Tensor:
+        arrays, _ = self._inner.aggregate_train(server_round, models)
+        if arrays is None:  # how a Flower strategy refuses: too few replies, for one
+            raise Refusal("the strategy returned no model")
+        return from_layers(arrays, self._shapes)
 
     def _as_models(self, sent: _Round, accepted: Mapping[int, Reply]) -> list[Message]:
         """Turn accepted updates into the replies of a stock Flower client."""

@@ -21,10 +21,6 @@ Step = Callable[[Tensor, Tensor, StepState, int], tuple[Tensor, StepState]]
 Server = Mapping[str, Callable[[], Any]]  # what a rule may ask of the server's own data
 
 
-class Kept(ValueError):
-    """Why a round keeps the model."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Aggregated:
     """What a rule made of one round.
@@ -109,9 +105,6 @@ class Parts:
         With fewer accepted replies the model is kept.
     fitting
         (accepted, malformed replies) -> the rule to apply to so few; None: always ``rule``.
-    own_function
-        Whether the rule is a function of the user's own: what it raises is a fault of it, and no
-        refusal.
     restart
         (round, model (d,)) -> another model where a new phase of training begins, with all memory
         forgotten; else None.
@@ -131,7 +124,6 @@ class Parts:
     deadline: float | None = None
     min_replies: int = 1
     fitting: Callable[[int, int], Aggregator] | None = None
-    own_function: bool = False
     restart: Callable[[int, Tensor], Tensor | None] = lambda server_round, vector: None
     offers: Callable[[Tensor, int], Server | None] = no_offers
     weigh: Callable[[Tensor, Sequence[Any]], Tensor] = lambda updates, replies: updates

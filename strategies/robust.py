@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from torch import Tensor
 
+from fedrobust.failures import Refusal
 from fedrobust.flower import UpdateMatrix, matrix_of
 from fedrobust.flower.chosen_rule import ChosenRule
 from fedrobust.flower.quarantine import struck
@@ -23,7 +24,7 @@ from fedrobust.seeds import generator
 from fedrobust.spec import Spec, suggest
 from fedrobust.training import StepState
 from strategies.base import RecordedStrategy, Row
-from strategies.parts import ABSENT, Aggregated, Kept, Memory, Parts, Round, sgd
+from strategies.parts import ABSENT, Aggregated, Memory, Parts, Round, sgd
 from strategies.sampling import Sampling
 from strategies.transport import REPLIES, Model, NamedLayers, Reply
 
@@ -102,7 +103,6 @@ class RobustStrategy(RecordedStrategy):
             Parts(
                 rule=chosen.built,
                 fitting=chosen.fitting,
-                own_function=callable(chosen.rule),
                 transport=NamedLayers(replies=replies, largest=largest),
                 asked=Sampling(
                     fraction=fraction_train,
@@ -195,9 +195,7 @@ class RobustStrategy(RecordedStrategy):
         try:
             aggregated = self._aggregated(sent, accepted, read, malformed)
             vector, self._memory = self._stepped(sent, aggregated)
-        except ValueError as error:  # the rule's own refusal: too few updates, nothing finite
-            if parts.own_function and not isinstance(error, Kept):
-                raise
+        except Refusal as error:  # the rule's own refusal: too few updates, nothing finite
             self._close(row | {"kept": str(error)})
             return None, metrics
         self._close(row | parts.report(aggregated))
@@ -240,7 +238,7 @@ class RobustStrategy(RecordedStrategy):
         """Apply the rule to the updates, which lie in the order of the clients."""
         parts, clients = self._parts, [client for client, _ in accepted]
         if len(read) < parts.min_replies:
-            raise Kept(f"min_replies asks for {parts.min_replies}, got {len(read)}")
+            raise Refusal(f"min_replies asks for {parts.min_replies}, got {len(read)}")
         updates = sent.matrix.gather([reply.update for reply in read])
         rule = parts.fitting(len(read), malformed) if parts.fitting else parts.rule
         outcome = rule.apply(
@@ -250,8 +248,6 @@ class RobustStrategy(RecordedStrategy):
             clients=clients,
             server=parts.offers(sent.model.vector, sent.number),
         )
-        if parts.own_function and not bool(outcome.aggregate.isfinite().all()):
-            raise Kept("the rule returned values that are not finite")
         return Aggregated(
             server_round=sent.number,
             nodes=[node for _, node in accepted],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from logging import ERROR, INFO
@@ -14,10 +15,14 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedrobust import secret
 from fedrobust.attacks import threat_model
+from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.honoured import RESUME, refused_feature
 from fedrobust.experiment.load import from_run_config
 from fedrobust.experiment.schema import ConfigError, Experiment
+from fedrobust.failures import PluginError
 from fedrobust.flower import CohortGrid, GuardedGrid
+from fedrobust.flower._compat import superlink_address
+from fedrobust.flower.cohort_grid import MISTAKE
 from fedrobust.runs.folder import RunFolder
 from fedrobust.text import FAILED, printable
 from strategies.base import Row
@@ -34,6 +39,7 @@ def main(grid: Grid, context: Context) -> None:
     Nodes are cohort hosts; with ``nodes = "clients"`` each is one client, as on real machines.
     """
     try:
+        log(INFO, "fedrobust: %s", whereabouts(grid, context))
         _run(grid, context.run_config)
     except Exception as error:
         log(ERROR, "%s%s: %s", FAILED, type(error).__name__, printable(error, limit=2000))
@@ -45,6 +51,8 @@ def _run(grid: Grid, config: Mapping[str, Any]) -> None:
     log(INFO, "fedrobust: %s, %s clients", experiment.name, experiment.clients)
     if config.get("resume") and (wrong := refused_feature(experiment.mode, RESUME)):
         raise ConfigError(wrong)
+    root = str(config.get("data-root", "")) or None
+    check_against_data([experiment], data_root=root)
     carried = carry(grid, experiment, config)
     with ExitStack() as stack:
         folder, checkpoints = None, None
@@ -58,13 +66,37 @@ def _run(grid: Grid, config: Mapping[str, Any]) -> None:
             log(INFO, "%s", sentence(row))
             if folder is not None:
                 folder.append(row)
+            if config.get("nodes") != "clients":
+                end_on_mistakes(row)
 
-        root = str(config.get("data-root", "")) or None
         attacks = Path(output) if output else None
         device = str(config.get("device") or "cpu") if config.get("nodes") != "clients" else "cpu"
         where: dict[str, Any] = {"data_root": root, "attacks": attacks, "device": device}
         kept: dict[str, Any] = {"checkpoints": checkpoints, "secret": own}
         run(carried, experiment, on_row=on_row, **kept, **where)
+
+
+def whereabouts(grid: Grid, context: Context) -> str:
+    """Say which SuperLink a run went to: several may listen on one machine."""
+    address = superlink_address(grid) or "no address of its own"
+    home = os.environ.get("FLWR_HOME") or "the default"
+    return f"run {context.run_id} of the SuperLink at {address}, Flower home: {home}"
+
+
+def end_on_mistakes(row: Row) -> None:
+    """End a simulation in which an attack's own code failed: it was not withstood.
+
+    Hosts are trusted. A reply of a real node never ends a run, whatever it says.
+
+    Raises
+    ------
+    PluginError
+        With the attack's name.
+    """
+    for entry in row.get("rejected", []):
+        _, found, said = str(entry["reason"]).partition(MISTAKE)
+        if found:
+            raise PluginError(said)
 
 
 def server_secret(config: Mapping[str, Any], folder: RunFolder | None) -> int | None:

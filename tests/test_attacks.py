@@ -931,9 +931,9 @@ def test_placements_worked():
         ("fixed", "needs the parameter 'ids'"),
         ({"name": "fixed", "ids": [1]}, "needs 2 different ids"),
         ({"name": "fixed", "ids": [1, 1]}, "needs 2 different ids"),
-        ({"name": "fixed", "ids": [1, 9]}, "needs ids below 5"),
-        ({"name": "fixed", "ids": [-1, 2]}, "needs ids below 5"),
-        ({"name": "window", "length": 0}, "length >= 1"),
+        ({"name": "fixed", "ids": [1, 9]}, r"needs a whole id within 0\.\.4, got 9"),
+        ({"name": "fixed", "ids": [-1, 2]}, r"needs a whole id within 0\.\.4, got -1"),
+        ({"name": "window", "length": 0}, "a whole length of at least 1"),
     ],
 )
 def test_bad_placements(spec, message):

@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg, Krum
 
 from experiments import export, trackers
+from experiments.outcomes import NoStepWarning
 from experiments.user_plugins import name_of
 from fedrobust import aggregation, attacks, data, models, simulate
 from fedrobust.aggregation import aggregate, tables
@@ -68,7 +69,7 @@ def test_an_own_rule_is_known_to_an_attacker_who_tunes_against_it(small):
 def test_own_objects_are_refused_where_they_cannot_work(small):
     with pytest.raises(ConfigError, match="runs in process only"):
         simulate(small, rule=middle, grid="flower")
-    with pytest.raises(ConfigError, match="there is a plug-in 'mean' already"):
+    with pytest.raises(ConfigError, match="there is a rule 'mean' already"):
         simulate(small, rule=tables.RULES["mean"])
     with pytest.raises(ConfigError, match="needs a name, a table or a function, got 3"):
         simulate(small, rule=3)
@@ -76,11 +77,12 @@ def test_own_objects_are_refused_where_they_cannot_work(small):
     assert name_of(functools.partial(middle, f=1)) == "middle"
 
 
-def test_a_rule_that_raises_ends_nothing(small):
+def test_a_rule_that_refuses_ends_nothing(small):
     def moody(updates):
-        raise ValueError("not today")
+        raise aggregation.Refusal("not today")
 
-    (_, rows) = simulate(small, rule=moody).runs[0]
+    with pytest.warns(NoStepWarning, match=r"not one of 3 rounds took a step.*3 x not today"):
+        (_, rows) = simulate(small, rule=moody).runs[0]
     assert [row.get("kept") for row in rows[1:]] == ["not today"] * 3
 
 
@@ -116,13 +118,14 @@ def test_a_malformed_reply_does_not_reach_a_stock_strategy(small):
     assert rows[-1]["accuracy"] > 0.3
 
 
-def test_a_strategy_that_raises_ends_nothing(small):
-    class Broken(FedAvg):
+def test_a_strategy_without_a_model_ends_nothing(small):
+    class Silent(FedAvg):
         def aggregate_train(self, server_round, replies):
-            raise KeyError("oops")
+            return None, None
 
-    (_, rows) = simulate(small, rule=Broken()).runs[0]
-    assert [row.get("kept") for row in rows[1:]] == ["KeyError: 'oops'"] * 3
+    with pytest.warns(NoStepWarning, match="Silent"):
+        (_, rows) = simulate(small, rule=Silent()).runs[0]
+    assert [row.get("kept") for row in rows[1:]] == ["the strategy returned no model"] * 3
 
 
 def test_layers_there_and_back():

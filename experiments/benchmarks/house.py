@@ -25,7 +25,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "fedrobust.experiment", "fedrobust.experiment.schema", "fedrobust.seeds", "fedrobust.spec",
         "fedrobust.vector", "fedrobust.version", "fedrobust.cores", "fedrobust.evaluation",
         "fedrobust.packages", "fedrobust.docstrings", "fedrobust.matrix",
-        "fedrobust.ranges", "fedrobust.threads", "fedrobust.text",
+        "fedrobust.ranges", "fedrobust.threads", "fedrobust.text", "fedrobust.failures",
+        "fedrobust.returned",
     ),
     ("fedrobust.aggregation", "fedrobust.models", "fedrobust.data", "fedrobust.batchnorm"),
     (
@@ -38,6 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "fedrobust.experiment.validate", "fedrobust.experiment.load", "fedrobust.runs",
+        "fedrobust.experiment.against_data",
         "fedrobust.testing", "fedrobust.conformance", "fedrobust.secret", "fedrobust.config",
         "fedrobust.checks",
         "fedrobust.options",

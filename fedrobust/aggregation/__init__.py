@@ -5,6 +5,7 @@ from fedrobust.aggregation.bounds import measured
 from fedrobust.aggregation.outcome import Outcome
 from fedrobust.aggregation.preconditions import check, check_weighable, coefficient, tolerated
 from fedrobust.aggregation.record import PreAggregator, Rule
+from fedrobust.aggregation.rehearsal import rehearse
 from fedrobust.aggregation.tables import (
     PREAGGREGATORS,
     RULES,
@@ -14,6 +15,7 @@ from fedrobust.aggregation.tables import (
     preaggregator_record,
     rule_record,
 )
+from fedrobust.failures import Refusal
 
 __all__ = [
     "PREAGGREGATORS",
@@ -21,6 +23,7 @@ __all__ = [
     "Aggregator",
     "Outcome",
     "PreAggregator",
+    "Refusal",
     "Rule",
     "aggregate",
     "build",
@@ -33,6 +36,7 @@ __all__ = [
     "needs_own_data",
     "preaggregate",
     "preaggregator_record",
+    "rehearse",
     "rule_record",
     "tolerated",
 ]

@@ -22,9 +22,11 @@ from fedrobust.aggregation.preconditions import (
     with_fewer,
 )
 from fedrobust.aggregation.record import FROM_SERVER, mixed, weighted
-from fedrobust.aggregation.tables import preaggregator_record, rule_record
+from fedrobust.aggregation.tables import is_built_in, preaggregator_record, rule_record
 from fedrobust.aggregation.weighting import shares
+from fedrobust.failures import REFUSALS, Refusal, blamed
 from fedrobust.matrix import computable, matrix, narrowed
+from fedrobust.returned import check_returned
 from fedrobust.spec import Spec, parameters, split
 
 Given = dict[str, Callable[[], Any]]
@@ -181,7 +183,7 @@ def _finite_rows(work: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     largest = scaling.largest_values(work) if len(work) else torch.zeros(0)
     finite = torch.isfinite(largest)
     if not bool(finite.any()):
-        raise ValueError(f"none of the {len(work)} updates is finite")
+        raise Refusal(f"none of the {len(work)} updates is finite")
     rows = work if bool(finite.all()) else work[finite.to(work.device)]
     return rows, finite, largest[finite]
 
@@ -202,7 +204,7 @@ def _finished(result: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """Return a result in the updates' type, or say that it is none."""
     if not bool(torch.isfinite(result).all()):
         kind = str(result.dtype).removeprefix("torch.")
-        raise ValueError(f"{name}: the result of finite updates is not finite in {kind}")
+        raise Refusal(f"{name}: the result of finite updates is not finite in {kind}")
     return narrowed(result.detach(), dtype, name)
 
 
@@ -250,15 +252,24 @@ def _rule(rows: Tensor, spec: Spec, given: Given) -> Outcome:
     """Run the rule as it is written, and make an outcome of what it returns."""
     compute, settings = resolve_rule(spec)
     name = split(spec)[0]
-    found = compute(rows, **settings, **_offer(compute, settings, given, name=name))
+    offered = _offer(compute, settings, given, name=name)
+    if is_built_in(name):
+        return _outcome(rows, name, compute(rows, **settings, **offered))
+    with blamed("rule", name, but=REFUSALS):
+        return _outcome(rows, name, compute(rows, **settings, **offered))
+
+
+def _outcome(rows: Tensor, name: str, found: Any) -> Outcome:
+    """Make an outcome of what a rule returned, once its shape and type are as they must be."""
+    kind, aggregate = rule_record(name).kind, rows.shape[1:]
     if isinstance(found, Outcome):
+        check_returned("rule", name, found.aggregate, aggregate, rows.dtype)
         return found
-    if rule_record(name).kind == "weights":
-        return Outcome(weighted(rows, found), None, found)
-    if not isinstance(found, Tensor) or found.shape != rows.shape[1:]:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise TypeError(f"{name} needs to return a tensor of {rows.shape[1]} values, got {shape}")
-    return Outcome(found, None, None)
+    if kind == "weights":
+        counted = found.dtype if isinstance(found, Tensor) and found.is_floating_point() else None
+        weights = check_returned("rule", name, found, rows.shape[:1], counted or rows.dtype)
+        return Outcome(weighted(rows, weights), None, weights)
+    return Outcome(check_returned("rule", name, found, aggregate, rows.dtype), None, None)
 
 
 def _offer(

@@ -20,6 +20,7 @@ from fedrobust.aggregation.distances import (
 from fedrobust.aggregation.outcome import Outcome
 from fedrobust.aggregation.record import weighted
 from fedrobust.aggregation.selection import even, krum_scores
+from fedrobust.failures import Refusal
 from fedrobust.ranges import real, whole
 
 
@@ -68,7 +69,7 @@ def sign_guard_weights(
         largest = labels.bincount().argmax()
         plausible = plausible & (labels == largest)
     if not plausible.any():
-        raise ValueError(f"sign_guard kept none of {n} updates")
+        raise Refusal(f"sign_guard kept none of {n} updates")
     return torch.where(plausible, clipping(lengths, typical), 0.0) / plausible.sum()
 
 
@@ -109,7 +110,7 @@ def flame_step(
     labels = clustering.fit(cosine_distances(updates).numpy()).labels_
     kept = torch.from_numpy(labels == 0)
     if not bool(kept.any()):
-        raise ValueError(f"flame found no majority among {n} updates")
+        raise Refusal(f"flame found no majority among {n} updates")
     bound = middle(lengths)
     weights = torch.where(kept, clipping(lengths, bound), 0.0) / int(kept.sum())
     result = weighted(updates, weights)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fedrobust.aggregation import kernels
 from fedrobust.aggregation.weighting import bearable, weighted_median, weighted_ranks
-from fedrobust.spec import suggest
+from fedrobust.failures import Refusal
+from fedrobust.spec import SpecError, suggest
 
 BLOCK = 1 << 22  # values per block: sorted copies stay in the cache's reach, memory stays flat
 
@@ -34,9 +35,9 @@ def chosen_variant(variants: Mapping[str, Any], variant: str, rule: str) -> Any:
         ``unknown variant 'epfll' of krum; did you mean 'epfl'?``
     """
     if not isinstance(variant, str):
-        raise ValueError(f"{rule} needs a name for its variant, got {variant!r}")
+        raise SpecError(f"{rule} needs a name for its variant, got {variant!r}")
     if variant not in variants:
-        raise ValueError(
+        raise SpecError(
             f"unknown variant {variant!r} of {rule}; {suggest(variant, list(variants))}"
         )
     return variants[variant]
@@ -45,9 +46,7 @@ def chosen_variant(variants: Mapping[str, Any], variant: str, rule: str) -> Any:
 def ranked_mean(updates: Tensor, first: int, last: int) -> Tensor:
     """Average the values of ranks first..last-1 of each column."""
     if last <= first:
-        raise ValueError(
-            f"no rank is left of {len(updates)} values after cutting {first} each side"
-        )
+        raise Refusal(f"no rank is left of {len(updates)} values after cutting {first} each side")
     if kernels.fits(updates):
         return kernels.rank_mean(updates, first, last)
     return by_blocks(updates, lambda block: averaged(block.sort(0).values[first:last]))
@@ -142,7 +141,7 @@ def trimmed_mean(
     nearest = chosen_variant(TRIMMED_VARIANTS, variant, "trimmed_mean")
     if weights is not None:
         if nearest:
-            raise ValueError("trimmed_mean with variant 'alie' has no weighted form")
+            raise SpecError("trimmed_mean with variant 'alie' has no weighted form")
         cut = bearable(weights, f, "trimmed_mean")
         return by_blocks(updates, lambda block: weighted_ranks(block, weights, cut, 1 - cut))
     if nearest:

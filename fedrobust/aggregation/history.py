@@ -23,7 +23,9 @@ from fedrobust.aggregation.distances import (
 from fedrobust.aggregation.outcome import Outcome
 from fedrobust.aggregation.record import weighted
 from fedrobust.aggregation.selection import even
+from fedrobust.failures import Refusal
 from fedrobust.ranges import real, truth, whole
+from fedrobust.spec import SpecError
 
 Memory = dict[str, Tensor]
 
@@ -168,7 +170,7 @@ def safeguard_step(
     whole(window, "safeguard", "window", low=1)
     whole(short_window, "safeguard", "short_window", low=1)
     if short_window > window:
-        raise ValueError(
+        raise SpecError(
             f"safeguard needs 1 <= short_window <= window, got {short_window} and {window}"
         )
     for key, value in (
@@ -183,7 +185,7 @@ def safeguard_step(
     was_good = ~torch.isin(numbers, out)
     good = was_good.clone()
     if not bool(good.any()):
-        raise ValueError(f"safeguard has excluded all {len(numbers)} clients that answered")
+        raise Refusal(f"safeguard has excluded all {len(numbers)} clients that answered")
     share = 1 / int(good.sum())
     after: Memory = {"round": torch.tensor(turn + 1)}
     for name, length, limit in (
@@ -199,7 +201,7 @@ def safeguard_step(
         if away is not None:
             good &= away <= (factor * limit) ** 2
     if not bool(good.any()):
-        raise ValueError(f"safeguard excluded all {len(numbers)} clients that answered")
+        raise Refusal(f"safeguard excluded all {len(numbers)} clients that answered")
     after["out"] = torch.cat([out, numbers[~good & ~torch.isin(numbers, out)]])
     weights = even(good.nonzero().flatten(), len(updates))
     result = weighted(updates, weights)

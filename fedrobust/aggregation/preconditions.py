@@ -14,6 +14,7 @@ from fedrobust.aggregation.tables import (
     preaggregator_record,
     rule_record,
 )
+from fedrobust.failures import Refusal
 from fedrobust.ranges import whole
 from fedrobust.spec import Spec, resolve, split
 
@@ -25,7 +26,7 @@ def check(spec: Spec, *, n: int, pre: Sequence[Spec] = ()) -> None:
     ------
     SpecError
         For an unknown name or parameter.
-    ValueError
+    Refusal
         ``krum with f=5 needs at least 13 updates, got 12``.
     """
     for one in pre:
@@ -86,7 +87,7 @@ def tolerated(spec: Spec, *, n: int, pre: Sequence[Spec] = ()) -> int | None:
     for f in range(1, n):
         try:
             check({"name": name, **settings, "f": f}, n=n, pre=pre)
-        except ValueError:
+        except Refusal:
             return f - 1
     return n - 1
 
@@ -120,7 +121,7 @@ def _check_one(
     needed = minimum(settings)
     if n < needed:
         told = f" with f={settings['f']}" if "f" in settings else ""
-        raise ValueError(f"{name}{told} needs at least {needed} updates, got {n}")
+        raise Refusal(f"{name}{told} needs at least {needed} updates, got {n}")
 
 
 def with_fewer(spec: Spec, lost: int) -> Spec:

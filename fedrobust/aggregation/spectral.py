@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fedrobust.aggregation.distances import centred_gram, lowest
 from fedrobust.aggregation.selection import even
+from fedrobust.failures import Refusal
 from fedrobust.ranges import real, whole
 
 
@@ -66,7 +67,7 @@ def dnc_weights(
     if coordinates is not None:
         whole(coordinates, "dnc", "coordinates", low=1)
     if removed >= n:
-        raise ValueError(f"dnc of {n} updates needs c f < {n}, got c={c}, f={f}")
+        raise Refusal(f"dnc of {n} updates needs c f < {n}, got c={c}, f={f}")
     kept = torch.ones(n, dtype=torch.bool)
     for _ in range(iterations):
         part = updates
@@ -78,7 +79,7 @@ def dnc_weights(
         keep[lowest(scores, n - removed)] = True
         kept &= keep
     if not kept.any():
-        raise ValueError(f"dnc with f={f} kept none of {n} updates")
+        raise Refusal(f"dnc with f={f} kept none of {n} updates")
     return even(kept.nonzero().flatten(), n)
 
 

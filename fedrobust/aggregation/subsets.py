@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedrobust.aggregation.distances import centred_gram, squared_distances
 from fedrobust.aggregation.selection import even
+from fedrobust.failures import Refusal
 
 MOST_SUBSETS = 200_000
 
@@ -25,7 +26,7 @@ def best_subset(n: int, f: int, cost: Callable[[list[int]], float], name: str) -
     """
     count = math.comb(n, f)
     if count > MOST_SUBSETS:
-        raise ValueError(
+        raise Refusal(
             f"{name} with f={f} of {n} updates has {count} subsets, the limit is {MOST_SUBSETS}"
         )
     return min((list(s) for s in itertools.combinations(range(n), n - f)), key=cost)

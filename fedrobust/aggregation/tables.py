@@ -161,6 +161,14 @@ PREAGGREGATORS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+_BUILT_IN = frozenset(RULES)
+
+
+def is_built_in(name: str) -> bool:
+    """Whether a rule is one of ours, rather than a user's that stands in the table for a while."""
+    return name in _BUILT_IN
+
+
 def rule_record(name: str) -> Rule:
     """Return a rule's record; a plain one for a function that stands in ``RULES`` alone."""
     return RULE_RECORDS.get(name) or Rule(name=name, compute=RULES[name])

@@ -13,6 +13,7 @@ from fedrobust.aggregation.distances import TINY, lowest, norms, products_with
 from fedrobust.aggregation.outcome import Outcome
 from fedrobust.aggregation.record import weighted
 from fedrobust.aggregation.selection import even
+from fedrobust.failures import Refusal
 from fedrobust.ranges import real
 
 
@@ -44,7 +45,7 @@ def fltrust_step(updates: Tensor, *, root: Tensor) -> Outcome:
             f"fltrust needs a root of shape {tuple(updates.shape[1:])}, got {tuple(root.shape)}"
         )
     if not bool(torch.isfinite(root).all()):
-        raise ValueError("fltrust needs a finite root, got NaN or Inf")
+        raise Refusal("fltrust needs a finite root, got NaN or Inf")
     root = root.to(updates)
     length = norms(root[None])[0]
     lengths = norms(updates)

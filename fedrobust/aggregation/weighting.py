@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedrobust.failures import Refusal
 from fedrobust.ranges import real, whole
 
 
@@ -31,7 +32,7 @@ def shares(weights: Tensor | Sequence[float], n: int) -> Tensor:
         raise ValueError(f"weights need to be finite and at least 0, got {given.tolist()}")
     largest = float(given.max())
     if largest == 0:
-        raise ValueError("weights need at least one above 0, got zeros only")
+        raise Refusal("weights need at least one above 0, got zeros only")
     scaled = given / largest  # before the sum: huge weights may not overflow it
     return scaled / scaled.sum()
 
@@ -52,7 +53,7 @@ def bearable(weights: Tensor, f: int, who: str) -> float:
     """
     share = heaviest(weights, f)
     if share >= 0.5 - 1e-9:  # sums of shares are not exact
-        raise ValueError(
+        raise Refusal(
             f"{who} with f={f}: the {f} heaviest clients hold {share:.0%} of the weight, it bears"
             " less than 50%; truncate the weights"
         )

@@ -13,11 +13,14 @@ from fedrobust.attacks import alie
 from fedrobust.attacks.probe import Rule
 from fedrobust.attacks.record import KNOWLEDGE, Crafted
 from fedrobust.attacks.tables import ATTACKS, attack_record
-from fedrobust.matrix import computable, matrix, narrowed, vector
+from fedrobust.failures import blamed
+from fedrobust.matrix import EXACT, computable, matrix, narrowed, vector
 from fedrobust.ranges import whole
+from fedrobust.returned import check_returned
+from fedrobust.seeds import generator as seeded
 from fedrobust.spec import Spec, SpecError, parameters, resolve, split, suggest
 
-SUPPLIED = ("n", "f", "round", "rule", "generator", "previous", "own", "state")
+SUPPLIED = ("n", "f", "round", "rule", "generator", "previous", "own", "state", "craft")
 
 
 def knowledge(spec: Spec) -> tuple[Spec, str | None]:
@@ -161,6 +164,7 @@ def step(
         "previous": previous,
         "own": own,
         "state": state,
+        "craft": craft,
     }
     wanted = parameters(function)
     sent = function(computable(view), **given, **{k: v for k, v in supplied.items() if k in wanted})
@@ -182,12 +186,16 @@ def _view(honest: Any, name: str) -> Tensor:
 
 def _finished(sent: Tensor, view: Tensor, name: str, f: int) -> Tensor:
     """Return the rows in the honest updates' type, or say what is wrong with them."""
-    if tuple(sent.shape) != (f, view.shape[1]):
-        wanted = (f, view.shape[1])
-        raise TypeError(f"{name} needs to return rows of shape {wanted}, got {tuple(sent.shape)}")
+    _checked_rows(name, sent, (f, view.shape[1]), view.dtype)
     if attack_record(name).finite and not bool(torch.isfinite(sent[:1] if f else sent).all()):
         raise ValueError(f"{name}: from these updates it crafts no finite ones; scale them")
     return narrowed(sent, view.dtype, name)
+
+
+def _checked_rows(name: str, sent: Any, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Raise PluginError unless these are the rows; float64 is narrowed by whoever sends them."""
+    exact = isinstance(sent, Tensor) and sent.dtype in EXACT
+    check_returned("attack", name, sent, shape, sent.dtype if exact else dtype)
 
 
 def check(
@@ -216,16 +224,20 @@ def rehearse(name: str, function: Callable[..., Tensor], given: dict[str, Any], 
     """Run an attack once on a small invented matrix, so that bad values raise before the run."""
     width = 8 + int(given.get("coordinate") or 0)
     honest = torch.arange(max(1, who["n"] - who["f"]), dtype=torch.float64)[:, None]
-    supplied = {**who, "rule": lambda rows: rows[0], "craft": craft}
+    given_by_run = dict.fromkeys(SUPPLIED, None) | {"round": 0, "generator": seeded(0, name)}
+    supplied = {**given_by_run, **who, "rule": lambda rows: rows[0], "craft": craft}
     wanted = parameters(function)
-    try:
-        function(
-            honest.expand(-1, width),
-            **given,
-            **{k: v for k, v in supplied.items() if k in wanted},
-        )
-    except (TypeError, ValueError) as error:
-        raise SpecError(f"attack {name!r}: {error}") from error
+    view = honest.expand(-1, width)
+    known = {"previous": view[0], "own": view[:1].expand(who["f"], -1), "round": 1}
+    for more in ({}, known):  # some settings are read only once there is something to look back on
+        offered = {k: v for k, v in (supplied | more).items() if k in wanted}
+        try:
+            with blamed("attack", name, but=(TypeError, ValueError)):
+                sent = function(view, **given, **offered)
+        except (TypeError, ValueError) as error:
+            raise SpecError(f"attack {name!r}: {error}") from error
+        rows = sent.updates if isinstance(sent, Crafted) else sent
+        _checked_rows(name, rows, (who["f"], width), honest.dtype)
 
 
 def settings(spec: Spec, n: int, f: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from fedrobust.ranges import whole
 from fedrobust.seeds import generator
 from fedrobust.spec import Spec, resolve
 
@@ -36,11 +37,11 @@ def fixed(*, ids: Sequence[int], clients: int, byzantine: int, seed: int, round:
     ValueError
         Unless the list holds ``byzantine`` different ids of existing clients.
     """
-    chosen = sorted(set(ids))
+    if isinstance(ids, str) or not isinstance(ids, Sequence):
+        raise ValueError(f"placement 'fixed' needs a list of ids, got {ids!r}")
+    chosen = sorted({whole(one, "placement 'fixed'", "id", high=clients - 1) for one in ids})
     if len(ids) != byzantine or len(chosen) != byzantine:
         raise ValueError(f"placement 'fixed' needs {byzantine} different ids, got {list(ids)}")
-    if chosen and not 0 <= chosen[0] <= chosen[-1] < clients:
-        raise ValueError(f"placement 'fixed' needs ids below {clients}, got {list(ids)}")
     return tuple(chosen)
 
 
@@ -52,8 +53,7 @@ def window(*, length: int, clients: int, byzantine: int, seed: int, round: int =
     ValueError
         If length < 1.
     """
-    if length < 1:
-        raise ValueError(f"placement 'window' needs length >= 1, got {length}")
+    whole(length, "placement 'window'", "length", low=1)
     return drawn(clients, byzantine, seed, 1 + round // length)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from fedrobust import attacks
 from fedrobust.attacks import ATTACKS, POISONS, TRAINED, attack_record, place
 from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
+from fedrobust.attacks.poison_checks import check_poison
 from fedrobust.redundancy import rounds
 from fedrobust.spec import SpecError, resolve, split, suggest
 
@@ -85,8 +86,10 @@ def check(spec: Mapping[str, Any], *, n: int, f: int) -> None:
     elif label == "trained":
         plain, _ = attacks.knowledge(spec)
         resolve(TRAINED, plain, kind="attack", supplied=TRAINED_SUPPLIED)
+        check_poison(plain)
     elif label == "poison":
         resolve(POISONS, spec, kind="attack", supplied=POISON_SUPPLIED)
+        check_poison(spec)
     elif label == "answer":
         raise SpecError(f"attack {name!r} changes the answers of members: it needs [ensemble]")
     elif settings:

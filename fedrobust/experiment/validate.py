@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Set
 
 from fedrobust import adversarial, aggregation, attacks
+from fedrobust.adversarial.rehearsal import rehearse
 from fedrobust.attacks import threat_model
 from fedrobust.data import DATASETS, PARTITIONERS
 from fedrobust.data.partitions import SUPPLIED
@@ -54,7 +55,7 @@ def check(experiment: Experiment, broken: Set[str] = frozenset()) -> list[str]:
                 raise
         except (SpecError, ValueError, TypeError) as error:
             errors += str(error).splitlines()
-    return errors
+    return list(dict.fromkeys(errors))  # a rehearsal meets what a check before it met
 
 
 def _data(e: Experiment) -> Iterator[str]:
@@ -113,6 +114,7 @@ def _operands(e: Experiment) -> Iterator[str]:
         files = e.mode == "redundancy"
         n = rounds.operands(e) if files else stragglers.sample_size(e)
         aggregation.check(e.rule, n=n, pre=e.pre)
+        aggregation.rehearse(e.rule, n=n, pre=e.pre)
 
 
 def _root(e: Experiment) -> Iterator[str]:
@@ -137,6 +139,7 @@ def _perturbations(e: Experiment) -> None:
     for spec in (e.adversarial.perturbation, e.pretrain.perturbation):
         if spec:
             adversarial.check_perturbation(spec)
+            rehearse(spec, e.adversarial.loss)
 
 
 def _server(e: Experiment) -> None:

@@ -99,6 +99,7 @@ __all__ = [
     "runtime_client",
     "set_message_id",
     "stranger_requests",
+    "superlink_address",
     "superlink_app",
     "tree_of",
     "version",
@@ -117,6 +118,11 @@ def version() -> str:
 def runtime_client(grid: HttpGrid) -> Any:
     """Return the client through which a grid of the deployment engine speaks to the SuperLink."""
     return grid._runtime_client
+
+
+def superlink_address(grid: Any) -> str:
+    """Return the address at which a server app speaks to its SuperLink; empty for other grids."""
+    return str(grid._addr) if isinstance(grid, HttpGrid) else ""
 
 
 def set_message_id(message: Message, message_id: str) -> None:

@@ -139,7 +139,11 @@ class AdversaryGrid(WrappedGrid):
         return self._clients[message.metadata.dst_node_id]
 
     def _stack(self, replies: list[Message]) -> Tensor | None:
-        """Stack the updates in the clients' order; None where there are none."""
+        """Stack the updates in the clients' order; None where there are none.
+
+        A diverged update tells colluders nothing: no attack computes with values that are not
+        finite.
+        """
         ranked = sorted(
             replies, key=lambda reply: self._clients.get(reply.metadata.src_node_id, -1)
         )
@@ -156,6 +160,7 @@ def _update(reply: Message, read: Callable[[Array], Tensor]) -> Tensor | None:
     """Return a reply's update, or None: what colluders cannot read they do without."""
     found = reply.content.get("arrays") if reply.has_content() else None
     try:
-        return read(found["update"]) if isinstance(found, ArrayRecord) else None
+        row = read(found["update"]) if isinstance(found, ArrayRecord) else None
+        return row if row is not None and bool(torch.isfinite(row).all()) else None
     except (KeyError, ValueError):
         return None

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from fedrobust import aggregation
 from fedrobust.aggregation import Aggregator, Outcome
+from fedrobust.failures import Refusal, blamed
 from fedrobust.flower.rule_spelling import Rule, read_rule, rule_name
+from fedrobust.returned import check_returned
 from fedrobust.spec import Spec, split
 
 
@@ -72,7 +74,7 @@ class ChosenRule:
         """
         try:
             self.check(n)
-        except ValueError:
+        except Refusal:
             if callable(self.rule) or not 0 < malformed <= split(self.rule)[1].get("f", 0):
                 raise
             rule, *pre = (with_fewer(one, malformed) for one in (self.rule, *self.pre))
@@ -91,16 +93,16 @@ def _build(rule: Rule, pre: Sequence[Spec]) -> Aggregator:
     if not callable(rule):
         return aggregation.build(rule, pre=pre)
     chain = [aggregation.build("mean", pre=[one]) for one in pre]  # checks their names
-    function = rule
+    function, name = rule, rule_name(rule)
 
     def apply(updates: Tensor, state: Any = None, source: Any = None, **_: Any) -> Outcome:
         rows = updates
         for one in pre[: len(chain)]:
             rows = aggregation.preaggregate(rows, one, generator=source)
-        result = function(rows)
-        if not isinstance(result, Tensor) or result.shape != rows.shape[1:]:
-            found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-            raise ValueError(f"the rule returned {found}, expected a tensor {(rows.shape[1],)}")
+        with blamed("rule", name, but=(Refusal,)):
+            result = check_returned("rule", name, function(rows), rows.shape[1:], rows.dtype)
+        if not bool(result.isfinite().all()):
+            raise Refusal("the rule returned values that are not finite")
         return Outcome(result, None, None)
 
     return Aggregator(lambda: None, apply)

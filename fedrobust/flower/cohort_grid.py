@@ -11,6 +11,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedrobust.failures import PluginError
 from fedrobust.flower.in_process import RAISED, Together, answer, stamp
 from fedrobust.flower.quantized_arrays import payload
 from fedrobust.flower.serialization import read_setting
@@ -18,6 +19,7 @@ from fedrobust.flower.wrapping import WrappedGrid
 
 COHORT = "fedrobust.cohort"
 AT_ONCE = 2**29  # bytes of replies that a host may have to hold in one message
+MISTAKE = "PluginError: "  # begins the reason of a reply that an attack's own mistake cost
 UNMENTIONED = "error: the host did not mention this client"
 Handler = Callable[[Message, Context], Message | None]
 
@@ -133,9 +135,13 @@ def serve_cohort(
         stamp(inner, f"{message.metadata.message_id}/{client}")
     one_by_one = (answer(handler, m, c) for m, c in zip(asked, contexts, strict=True))
     answers = together(asked, contexts, None) if together else one_by_one
-    for client, own, answered in zip(clients, contexts, answers, strict=True):
-        status[str(client)] = _collect(reply, client, answered)
-        _keep_state(context, client, own.state)
+    try:
+        for client, own, answered in zip(clients, contexts, answers, strict=True):
+            status[str(client)] = _collect(reply, client, answered)
+            _keep_state(context, client, own.state)
+    except PluginError as error:  # an exception ends at the host; its server ends the run on this
+        word = f"error: {MISTAKE}{error}"
+        status |= {str(client): word for client in clients if str(client) not in status}
     reply["status"] = ConfigRecord(status)
     return Message(reply, reply_to=message)
 

@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedrobust.failures import PluginError
 from fedrobust.flower._compat import TaskIdentity, set_message_id
 from fedrobust.flower.update_matrix import UpdateMatrix
 from fedrobust.flower.wrapping import innermost
@@ -144,9 +145,14 @@ def matrix_of(grid: Grid) -> UpdateMatrix | None:
 def answer(
     app: Callable[[Message, Context], Message | None], message: Message, context: Context
 ) -> Message | None:
-    """Call a client; what it raises becomes its error reply."""
+    """Call a client; what it raises becomes its error reply.
+
+    A ``PluginError`` does not: an attacker whose own code is wrong is no attacker that failed.
+    """
     try:
         return app(message, context)
+    except PluginError:
+        raise
     except Exception as error:  # the client's own failure, whatever it is, is its reply
         reason = f"{type(error).__name__}: {error}"
         return Message(Error(code=RAISED, reason=reason), reply_to=message)

@@ -9,6 +9,8 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
+from fedrobust.failures import Refusal
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Running statistics of normalisation layers: no coordinates of an update, aggregated on their own.
@@ -49,8 +51,8 @@ def read_layers(
     Raises
     ------
     ValueError
-        If a layer is missing or extra, of another dtype or shape, longer than it must be, or
-        holds a value that is not finite.
+        If a layer is missing or extra, of another dtype or shape, or longer than it must be;
+        ``Refusal`` if it holds a value that is not finite.
     """
     if set(record.keys()) != set(expected):
         odd = sorted(set(record.keys()) ^ set(expected))
@@ -70,5 +72,5 @@ def _read(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> Tensor
     if str(values.dtype) != array.dtype or values.shape != shape:
         raise ValueError(f"layer {name!r} holds {values.dtype} {values.shape}")
     if not np.isfinite(values).all():
-        raise ValueError(f"layer {name!r} holds values that are not finite")
+        raise Refusal(f"layer {name!r} holds values that are not finite")
     return torch.from_numpy(np.array(values, copy=True))

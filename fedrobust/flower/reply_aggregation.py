@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedrobust.aggregation import Outcome
+from fedrobust.failures import Refusal
 from fedrobust.flower.chosen_rule import ChosenRule
 from fedrobust.flower.model_replies import (
     SECURE_AGGREGATION,
@@ -191,9 +192,7 @@ class ReplyAggregator:
         try:
             built = self._chosen.fitting(len(rows), malformed)
             outcome = built.apply(rows, self._memory, source, clients=clients)
-        except ValueError as error:
-            if callable(self.rule):  # a fault of the user's own function is no refusal
-                raise
+        except Refusal as error:
             return None, str(error)
         if not torch.isfinite(outcome.aggregate).all():
             return None, f"{self.name} returned values that are not finite"

@@ -13,6 +13,7 @@ import torch
 from flwr.app import Array
 from torch import Tensor
 
+from fedrobust.failures import Refusal
 from fedrobust.flower.serialization import TensorArray
 
 
@@ -73,11 +74,11 @@ class UpdateMatrix:
 
         Raises
         ------
-        ValueError
+        Refusal
             If there are no updates.
         """
         if not updates:
-            raise ValueError("no update was accepted")
+            raise Refusal("no update was accepted")
         first = self._first(updates)
         if first is not None:
             return self._rows[first : first + len(updates)]

@@ -189,7 +189,7 @@ def check(experiment: Experiment) -> list[str]:
     for part in (_shape, _adversary):
         try:
             part(experiment)
-        except ValueError as error:
+        except (ValueError, TypeError, ArithmeticError) as error:
             errors.append(str(error))
     return errors
 

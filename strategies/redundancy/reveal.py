@@ -14,6 +14,7 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
+from fedrobust.failures import Refusal
 from fedrobust.flower import commit_reveal
 from fedrobust.flower.commit_reveal import DOUBLE, FLOAT
 from fedrobust.redundancy.commitments import digest
@@ -165,7 +166,7 @@ def reveal_slices(
                     job.ledger.catch(worker, f"revealed another value of file {file}")
         if len(job.ledger.caught) + len(job.ledger.refused) == before:
             return result, sources
-    raise ValueError("no file could be revealed")
+    raise Refusal("no file could be revealed")
 
 
 def _ask_slices(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedrobust import aggregation
+from fedrobust.failures import Refusal
 from fedrobust.redundancy.decision import CONTESTED, Verdict
 from fedrobust.redundancy.voting import second_stage_minimum
 from fedrobust.seeds import derive, generator
@@ -69,12 +70,12 @@ class SecondStage:
 
         Raises
         ------
-        ValueError
+        Refusal
             If nothing can be revealed, or the rule refuses.
         """
         files = sorted(job.holders)
         if not files:
-            raise ValueError("no file was voted for")
+            raise Refusal("no file was voted for")
         plain = verdict.plain or self.settings.means
         contested = self.settings.detection == CONTESTED
         if accept is not None:
@@ -96,7 +97,7 @@ class SecondStage:
         buckets = 1 if plain else self._buckets(len(job.holders), wrong)
         sums, origin = reveal_sums(job, groups=buckets, check=check)
         if not sums:
-            raise ValueError(NOTHING)
+            raise Refusal(NOTHING)
         if plain:
             total = torch.stack([part.total for part in sums]).sum(0)
             return Aggregate(
@@ -111,7 +112,7 @@ class SecondStage:
         """Fetch every file; ``wrong`` not None: the rule goes over buckets of them."""
         values, origin = reveal_files(job, files, accept)
         if not values:
-            raise ValueError(NOTHING)
+            raise Refusal(NOTHING)
         order = self._shuffled(sorted(values))
         rows = torch.stack([values[file] for file in order])
         if plain:

@@ -14,6 +14,7 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
+from fedrobust.failures import Refusal
 from fedrobust.flower import array_of, commit_reveal
 from fedrobust.flower.commit_reveal import DOUBLE
 from fedrobust.flower.quarantine import struck
@@ -226,7 +227,7 @@ class RedundantStrategy(RecordedStrategy):
             part = self._decode if self._settings.coded else self._vote
             value = part(now, heard, ledger, row)
             stepped = self._stepped(now, value)
-        except ValueError as error:  # nothing to step with, or the rule's own refusal
+        except Refusal as error:  # nothing to step with, or the rule's own refusal
             row["kept"] = str(error)
         self._members = self._members.after(
             asked=now.asked, caught=ledger.caught, silent=ledger.silent
@@ -334,16 +335,16 @@ class RedundantStrategy(RecordedStrategy):
         return done.value
 
     def _enough(self, present: Sequence[int], q: int) -> None:
-        """Raise a ValueError unless enough workers were heard."""
+        """Raise a Refusal unless enough workers were heard."""
         s = self._settings
         if q < 0:
-            raise ValueError(
+            raise Refusal(
                 f"more than q={s.q} workers contradicted themselves or compute other bits: q is too"
                 " small"
             )
         least = max(s.min_replies, 2 * q + 1)
         if len(present) < least:
-            raise ValueError(
+            raise Refusal(
                 f"{len(present)} workers were heard, at least {least} are needed"
                 f" (2 q + 1 with q={q}, min_replies={s.min_replies})"
             )
@@ -362,7 +363,7 @@ class RedundantStrategy(RecordedStrategy):
         truth = None if self._truth is None else self._truth(now.plan.round, now.plan.assignment)
         row |= report.quality(set(found.byzantine), truth)
         if not found.consistent:
-            raise ValueError("more workers are Byzantine than the code corrects")
+            raise Refusal("more workers are Byzantine than the code corrects")
         return (found.total / s.workers).float()
 
     def _stepped(self, now: Round, value: Tensor) -> ArrayRecord:
