@@ -341,7 +341,7 @@ def test_a_run_without_one_step_ends_with_exit_code_1(small, tmp_path):
     done = CliRunner().invoke(cli.app, ["run", str(file), "--output", str(tmp_path), "-q"])
     assert done.exit_code == 1
     assert "not one of 2 rounds took a step" in done.stderr
-    assert "server.min_replies asks for 9, got 8" in done.stderr
+    assert "min_replies asks for 9, got 8" in done.stderr
 
 
 # Settings that the data set, or n, does not bear: wrong input, never an attack that was withstood.
@@ -389,7 +389,7 @@ def test_an_attack_that_the_data_do_not_bear_is_refused(small, attack, sentence)
 )
 def test_any_other_setting_that_the_data_do_not_bear_is_refused(small, change, sentence):
     if "redundancy" in change:
-        small["training"]["mode"] = "gradient"
+        del small["training"]  # files are what a worker computes
         small["rule"] = "mean"
     with pytest.raises(ConfigError, match=sentence):
         simulate(small | change | {"server": {**small["server"], **change.get("server", {})}})
