@@ -28,7 +28,7 @@ def test_a_notebook_runs(path):
 def test_the_python_in_the_readme_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 2
     for block in blocks:
         exec(block, {})
 
