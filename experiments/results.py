@@ -112,6 +112,7 @@ class Results:
             warnings.warn("not every result kept its models: compare keeps none", stacklevel=2)
         kept: list[Run] = []
         models: list[Tensor] = []
+        running: list[Tensor | None] = []
         for one in results:
             for place, (experiment, rows) in enumerate(one.runs):
                 namesakes = [past for e, past in kept if e.run_id == experiment.run_id]
@@ -122,7 +123,8 @@ class Results:
                     warnings.warn(f"{text}: both are kept", stacklevel=2)
                 kept.append((experiment, rows))
                 models += [one.models[place]] if modelled else []
-        return Results(tuple(kept), tuple(models))
+                running += [one.running[place] if one.running else None] if modelled else []
+        return Results(tuple(kept), tuple(models), tuple(running))
 
     def against(self, baseline: str) -> pd.DataFrame:
         """Compare each defence with one of them, seed by seed.

@@ -510,3 +510,14 @@ def test_a_tracker_that_cannot_start_is_wrong_input(tmp_path, monkeypatch):
         trackers.tracking(["away"], tmp_path),
     ):
         pass
+
+
+def test_compare_keeps_the_running_statistics_of_each_model(small):
+    experiment = from_dict(small)
+    first, second = (
+        Results(((experiment, [{"round": 1, "loss": loss}]),), (torch.ones(2),), (running,))
+        for loss, running in ((0.5, None), (0.25, torch.zeros(3)))
+    )
+    with pytest.warns(UserWarning, match="ran twice"):
+        compared = first.compare(second)
+    assert [None if one is None else one.tolist() for one in compared.running] == [None, [0, 0, 0]]

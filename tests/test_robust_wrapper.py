@@ -22,6 +22,7 @@ from flwr.serverapp.strategy import (
     QFedAvg,
 )
 
+from fedrobust.failures import PluginError
 from fedrobust.flower import InProcessGrid, Robust, RobustGrid, whole_rounds
 from fedrobust.flower.model_replies import Refused, array_values
 from fedrobust.flower.reply_metrics import own_configs, shared_metrics
@@ -251,8 +252,12 @@ def test_a_function_is_a_rule_and_its_fault_is_not_a_refusal():
     start = record(w=np.zeros(4, np.float32))
     result = lead(Robust(FedAvg(), rule=lambda rows: rows.median(0).values), app_of(hostile), start)
     assert result.arrays["w"].numpy()[-1] == pytest.approx(9)
-    for wrong in (lambda rows: rows, lambda rows: torch.zeros(4)[7:][0]):
-        with pytest.raises((ValueError, IndexError)):
+    wrongs = (
+        (lambda rows: rows, r"returned tensor \(\d+, 4\) float32, expected tensor \(4,\)"),
+        (lambda rows: torch.zeros(4)[7:][0], "failed: IndexError"),
+    )
+    for wrong, sentence in wrongs:
+        with pytest.raises(PluginError, match=sentence):
             lead(Robust(FedAvg(), rule=wrong), app_of(spread), start)
 
 

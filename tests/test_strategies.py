@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from torch import nn
 
 from experiments import flower_run
+from fedrobust.failures import PluginError
 from fedrobust.flower import InProcessGrid
 from fedrobust.spec import SpecError
 from strategies import RobustStrategy
@@ -304,7 +305,7 @@ def test_a_rule_of_the_users_own():
     def faulty(rows):
         raise ValueError("a fault of my own")
 
-    with pytest.raises(ValueError, match="a fault of my own"):
+    with pytest.raises(PluginError, match="rule 'faulty' failed: ValueError: a fault of my own"):
         start([1, 2, 3], rule=faulty)
     chain = start([1, 1, 1, 1, 90], rule="nnm+krum:f=1")[1]
     assert np.allclose(chain["w"], START["w"] + 1)

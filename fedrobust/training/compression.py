@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedrobust.failures import Refusal
 from fedrobust.spec import suggest
 from fedrobust.training import compression_kernels as kernels
 
@@ -212,7 +213,7 @@ def quantize(
     width = bucket or max(flat.numel(), 1)
     norms = _norms(flat, width, scale)
     if not bool(torch.isfinite(norms).all()):
-        raise ValueError(f"quantize needs finite values whose {scale} norm is finite too")
+        raise Refusal(f"quantize needs finite values whose {scale} norm is finite too")
     key = torch.randint(2**32, (2,), generator=generator, device=generator.device).tolist()
     codes = torch.empty(flat.shape, dtype=_code_type(levels), device=x.device)
     if x.device.type == "cpu":
