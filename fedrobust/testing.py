@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedrobust.aggregation import Rule
-from fedrobust.attacks import Attack, Crafted
+from fedrobust.attacks import Attack, Crafted, craft
 from fedrobust.conformance import (
     D,
     Given,
@@ -238,6 +238,7 @@ def _crafted(
         "rule": "median",
         "generator": seeded(seed, "conformance/draws"),
         "state": state,
+        "craft": craft,
     }
     wanted = parameters(record.craft)
     sent = record.craft(view, **given, **{k: v for k, v in known.items() if k in wanted})

@@ -12,22 +12,22 @@ def images():
 
 
 def test_flips_are_mirrors_and_only_where_drawn():
-    flipped = flip(images(), torch.tensor([0.1, 0.5, 0.9]))
+    flipped = flip(images(), torch.tensor([[0.1, 0.5, 0.9]]))
     assert torch.equal(flipped[0], images()[0].flip(-1))
     assert torch.equal(flipped[1:], images()[1:])
 
 
 def test_crops_are_slow_crops():
-    draws = torch.tensor([0.0, 0.4999, 0.99999])
+    draws = torch.tensor([[0.0, 0.4999, 0.99999]])
     x = images()
     padded = torch.zeros(3, 2, 5 + 2 * PADDING, 6 + 2 * PADDING, dtype=torch.uint8)
     padded[:, :, PADDING:-PADDING, PADDING:-PADDING] = x
-    for i, value in enumerate(draws.tolist()):
+    for i, value in enumerate(draws[0].tolist()):
         place = int(value * 81)
         top, left = place // 9, place % 9
         expected = padded[i, :, top : top + 5, left : left + 6]
         assert torch.equal(crop(x, draws)[i], expected)
-    middle = torch.tensor([(4 * 9 + 4 + 0.5) / 81] * 3)
+    middle = torch.tensor([[(4 * 9 + 4 + 0.5) / 81] * 3])
     assert torch.equal(crop(x, middle), x)
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_a_nodes_owner_says_what_it_is_and_no_server(small, folder):
 def test_the_shipped_federation_runs_in_simulation():
     (e,) = expand(read(DEPLOY / "federation.toml"))
     assert (e.clients, e.byzantine, e.rounds) == (4, 1, 5)
-    rows = run_one(e.from_dict(e.to_dict() | {"rounds": 1}))
+    rows = run_one(replace(e, rounds=1))
     assert rows[1]["byzantine"] == [3]
     assert rows[1]["accuracy"] > rows[0]["accuracy"]
 

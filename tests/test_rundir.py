@@ -156,8 +156,11 @@ strategies.handshake.ProtocolError: 4 clients are needed
 INFO :      exit"""
 
 
-def test_the_last_sentence_is_the_reason(done, monkeypatch):
+def test_the_last_sentence_is_the_reason(done, monkeypatch, tmp_path):
     folder, _ = done
+    settings = '[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:1"\n'
+    (tmp_path / "config.toml").write_text(settings)
+    environment = {"FLWR_HOME": str(tmp_path)}
     monkeypatch.setattr(flower_run, "POLL", 0.0)
     monkeypatch.setattr(flower_run.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(flower_run, "_log", lambda run_id, environment: LOG)
@@ -165,16 +168,16 @@ def test_the_last_sentence_is_the_reason(done, monkeypatch):
     monkeypatch.setattr(flower_run, "flwr", Answers({"success": False}, failed))
     seen = []
     with pytest.raises(FlowerRunError) as told:
-        follow("1", {}, folder, seen.append, before=folder.rows())
+        follow("1", environment, folder, seen.append, before=folder.rows())
     assert str(told.value).splitlines()[-1] == (
-        "the run ended as 'finished:failed': "
+        f"run 1 of the SuperLink at 127.0.0.1:1 (FLWR_HOME={tmp_path}) ended as 'finished:failed': "
         "ProtocolError: 4 clients are needed, 1 nodes are connected"
     )
     assert not seen  # the rows of the run before are not this one's
     busy = {"success": False, "error-message": "database is\nlocked"}
     monkeypatch.setattr(flower_run, "flwr", Answers(busy))
     with pytest.raises(FlowerRunError, match="does not say how the run is: database is locked"):
-        follow("1", {}, folder, seen.append)
+        follow("1", environment, folder, seen.append)
 
 
 def test_reasons_and_refusals_are_one_line():

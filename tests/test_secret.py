@@ -35,7 +35,7 @@ def foresee(honest, *, f, round=0):
 def with_liars(small, **more):
     """Run DnC on a part of the coordinates against liars that know the experiment."""
     with plugged({"attack": foresee}) as (named, _):
-        table = {"attack": {"name": named["attack"], "knowledge": "omniscient"}}
+        table = {"attack": named["attack"] | {"knowledge": "omniscient"}}
         e = from_dict(small | table | {"seed": SEED, "rule": DNC, "rounds": 8})
         return run_one(e, **more)
 
@@ -127,8 +127,9 @@ def test_the_drop_in_draws_from_the_systems_entropy():
     from flwr.serverapp.strategy import FedAvg
 
     made = [Robust(FedAvg(), rule=DNC) for _ in range(2)]
-    assert made[0]._seed != made[1]._seed and min(m._seed for m in made) > 2**64
-    assert Robust(FedAvg(), rule=DNC, seed=4)._seed == 4
+    seeds = [strategy._core._seed for strategy in made]
+    assert seeds[0] != seeds[1] and min(seeds) > 2**64
+    assert Robust(FedAvg(), rule=DNC, seed=4)._core._seed == 4
 
 
 def test_a_finished_run_without_the_secret_is_run_again_with_it(small, tmp_path):

@@ -70,7 +70,7 @@ def row(name: str, agreement: Tensor, *, q: int, goal: float, times: int) -> dic
     """Time one graph and return its line."""
 
     def ours() -> Any:
-        return detect(agreement, q=q, files_per_pair=98, seconds=CAP)
+        return detect(agreement, q=q, files_per_pair=98)
 
     seconds = median_of(ours, times=times)
     reference = median_of(lambda: plain(agreement, seconds=CAP), times=min(times, 5))

@@ -29,6 +29,7 @@ from fedrobust.matrix import computable, matrix, narrowed
 from fedrobust.returned import check_returned
 from fedrobust.spec import Spec, parameters, split
 
+NUMERICAL = (ArithmeticError, ValueError, torch.linalg.LinAlgError)
 Given = dict[str, Callable[[], Any]]
 Server = Mapping[str, Callable[[], Any]]
 
@@ -254,7 +255,10 @@ def _rule(rows: Tensor, spec: Spec, given: Given) -> Outcome:
     name = split(spec)[0]
     offered = _offer(compute, settings, given, name=name)
     if is_built_in(name):
-        return _outcome(rows, name, compute(rows, **settings, **offered))
+        try:
+            return _outcome(rows, name, compute(rows, **settings, **offered))
+        except NUMERICAL as error:  # no client's update may end a run through a rule of ours
+            raise Refusal(f"{name} cannot aggregate these updates: {error}") from error
     with blamed("rule", name, but=REFUSALS):
         return _outcome(rows, name, compute(rows, **settings, **offered))
 

@@ -69,8 +69,14 @@ def _sentence(found: Mapping[str, Any], location: Location) -> str:
     if kind in KINDS:
         return f"{path}: needs {KINDS[kind]}, got {value!r}"
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-        return f"{path} needs {_range(location)}, got {value!r}"
+        return f"{path} needs {_range(location)}, got {value!r}{_hint(location, value)}"
     return f"{path}: {found['msg']}, got {value!r}"
+
+
+def _hint(location: Location, value: Any) -> str:
+    """Say what was meant by a radius that looks like one in levels of 0..255."""
+    radius = location[-1] == "eps" and isinstance(value, int | float) and 1 < value <= 255
+    return f"; did you mean {value:g}/255?" if radius else ""
 
 
 def path_of(location: Location) -> str:
