@@ -31,6 +31,7 @@ from fedrobust.flower import InProcessGrid, tensor_of
 from fedrobust.runs.folder import RunFolder
 from fedrobust.spec import suggest
 from strategies.checkpointing import Checkpoints
+from strategies.flower_strategy import StockStrategy
 from strategies.session import run
 
 Row = dict[str, Any]
@@ -159,6 +160,8 @@ def run_one(
     """
     wanted = {RESUME: resume, MODEL: on_model is not None, STOCK: stock is not None}
     check_features([experiment], *(name for name, given in wanted.items() if given))
+    if resume and stock is not None:
+        raise ConfigError([StockStrategy.unresumable])
     if grid == "flower":
         if on_model is not None:
             raise ConfigError(["the final model is kept in process only"])

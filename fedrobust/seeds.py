@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+
+_GLOBAL = threading.RLock()  # torch's global generators are shared by all threads
 
 
 def derive(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> int:
@@ -29,3 +34,15 @@ def generator(
     source = torch.Generator(device=device)
     source.manual_seed(derive(seed, purpose, round=round, client=client))
     return source
+
+
+@contextmanager
+def global_generators(seed: int, devices: Sequence[torch.device] = ()) -> Iterator[None]:
+    """Seed torch's global generators inside the block, and restore them after it.
+
+    For code that draws from nothing else: ``torch.nn.init``, dropout, a user's own augmentation.
+    One thread at a time: two would draw from each other's seed.
+    """
+    with _GLOBAL, torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield

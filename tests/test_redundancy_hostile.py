@@ -280,7 +280,7 @@ def experiment(small, **changes):
     return from_dict(
         small
         | {"clients": 7, "byzantine": 2, "rounds": 1, "attack": attack, "placement": "first",
-           "rule": "median", "redundancy": table}
+           "rule": "median", "redundancy": table, "training": {}}
         | changes
     )  # fmt: skip
 

@@ -38,7 +38,7 @@ ONLY_FEDERATED = (
 # What the commands and ``simulate`` offer beside an experiment's keys -> the modes that honour it.
 RESUME, MODEL, STOCK = "--resume", "keeping the final model", "a stock Flower strategy"
 FEATURES: dict[str, tuple[str, ...]] = {
-    RESUME: ("federated", "redundancy"),  # an ensemble would start anew
+    RESUME: MODES,  # an ensemble in one process only: its models stay with its nodes
     MODEL: ("federated", "redundancy"),  # an ensemble's models stay with its nodes
     STOCK: ("federated",),  # it averages updates
 }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedrobust.data import Dataset
 from fedrobust.models.cifar import CIFAR_ZOO
 from fedrobust.models.small import SMALL
-from fedrobust.seeds import derive
+from fedrobust.seeds import derive, global_generators
 from fedrobust.spec import InputError, suggest
 
 Shape = tuple[int, int, int]
@@ -214,8 +214,7 @@ def build_for(model: str | Callable[[], nn.Module], dataset: Dataset, *, seed: i
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw initial weights from a seed: torch.nn.init draws from the global generator only."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, "model"))
+    with global_generators(derive(seed, "model")):
         yield
 
 

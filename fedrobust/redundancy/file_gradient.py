@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from fedrobust.models.batchnorm import load_statistics, read_statistics
+from fedrobust.seeds import global_generators
 from fedrobust.training import one_thread
 from fedrobust.vector import FlatModel
 
@@ -95,8 +96,7 @@ def reproducible(seed: int, device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     before = torch.are_deterministic_algorithms_enabled()
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+    with global_generators(seed, devices):
         if devices:
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
