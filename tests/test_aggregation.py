@@ -345,6 +345,8 @@ def test_distances_survive_a_large_common_part(difference):
     assert winner == scores.argmin()
 
 
+# On a line any point between two middle rows is a median: the steps there become ever smaller.
+@pytest.mark.filterwarnings("ignore:.*has not converged")
 @settings(max_examples=60, deadline=None)
 @given(st.integers(3, 24), st.integers(1, 30), st.integers(0, 5), st.integers(0, 2**16), st.data())
 def test_any_shape_any_holes(n, d, f, seed, data):
