@@ -360,7 +360,9 @@ def test_any_shape_any_holes(n, d, f, seed, data):
             result = aggregate(x, spec(name, f))
         except ValueError as error:
             said = str(error)
-            assert any(w in said for w in ("needs at least", "is finite", "groups", "kept none"))
+            lost = "is not finite in" in said and 2 * f >= n  # half of the rows near the largest
+            words = ("needs at least", "is finite", "groups", "kept none")
+            assert lost or any(word in said for word in words), said
             continue
         assert result.shape == (d,)
         if name in ROBUST and 2 * f < n:
