@@ -64,6 +64,7 @@ class Listener:
 DEFAULT_PORTS = (39091, 39093, 9093, 8000)
 
 
+@pytest.mark.exhaustive
 def test_a_foreign_superlink_on_the_default_ports_is_not_spoken_to(small, tmp_path):
     listeners = []
     for port in DEFAULT_PORTS:

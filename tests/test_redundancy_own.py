@@ -102,6 +102,7 @@ def test_an_apps_own_model_and_data_in_process(tmp_path):
     assert all("kept" not in row for row in told["rows"])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_same_app_in_flowers_simulation(tmp_path):
     """Seven nodes on Ray: the same rows as in process, bit for bit."""
