@@ -219,9 +219,8 @@ def test_features_that_a_mode_does_not_honour_are_refused(small, mode, tmp_path)
     with pytest.raises(ConfigError, match="a stock Flower strategy is not honoured"):
         run_one(e, stock=FedAvg())
     if mode == "ensemble":
-        for setting in ({"resume": True}, {"models": True}):
-            with pytest.raises(ConfigError, match="is not honoured in ensemble mode, only in fed"):
-                Sweep([e], tmp_path, workers=1, **setting).run(lambda e, row: None)
+        with pytest.raises(ConfigError, match="is not honoured in ensemble mode, only in fed"):
+            Sweep([e], tmp_path, workers=1, models=True).run(lambda e, row: None)
         assert not list(tmp_path.iterdir())
 
 
