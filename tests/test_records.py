@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from experiments import listing
+from experiments import catalogue
 from fedrobust import simulate
 from fedrobust.aggregation import (
     PREAGGREGATORS,
@@ -84,7 +84,7 @@ def test_a_stateful_rule_is_added_by_one_record():
             check(spec, n=4)
         assert tolerated(spec, n=7) == 3
         assert rule_record("running_mean").remembers
-        entry = next(e for e in listing.tables("rules")["rules"] if e["name"] == "running_mean")
+        entry = next(e for e in catalogue.tables()["rules"] if e["name"] == "running_mean")
         assert entry["parameters"] == "f, decay=0.5"
         assert entry["paper"].startswith("Nobody")
         with pytest.raises(ValueError, match="there is a rule 'running_mean' already"), \
