@@ -222,21 +222,6 @@ def run_one(
     return rows
 
 
-def check_has_model(experiment: Experiment) -> None:
-    """Refuse to keep the final model of a run that has none.
-
-    Raises
-    ------
-    ConfigError
-        For an ensemble: its members keep their models to themselves.
-    """
-    if experiment.mode == "ensemble":
-        name = experiment.ensemble.paradigm
-        raise ConfigError(
-            [f"an ensemble ({name}) has no global model to keep: each member has one"]
-        )
-
-
 @contextmanager
 def quiet(name: str) -> Iterator[None]:
     """Keep a logger to its warnings inside the block."""

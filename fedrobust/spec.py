@@ -101,3 +101,8 @@ def resolve(
         if parameter.default is inspect.Parameter.empty and key not in given:
             raise SpecError(f"{kind} {name!r} needs the parameter {key!r}")
     return table[name], given
+
+
+def radius_hint(eps: float) -> str:
+    """Return "; did you mean ..." for a radius that looks like one in levels of 0..255."""
+    return f"; did you mean {eps:g}/255?" if 1 < eps <= 255 else ""

@@ -16,7 +16,6 @@ from fedrobust.training import StepState, take_step
 from strategies.base import Row
 from strategies.transport import Model, Transport
 
-ABSENT = ("no reply", "error reply")  # honest clients may be silent or fail: no evidence
 Step = Callable[[Tensor, Tensor, StepState, int], tuple[Tensor, StepState]]
 Server = Mapping[str, Callable[[], Any]]  # what a rule may ask of the server's own data
 

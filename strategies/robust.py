@@ -17,14 +17,14 @@ from fedrobust.failures import Refusal
 from fedrobust.flower import UpdateMatrix, matrix_of
 from fedrobust.flower.chosen_rule import ChosenRule
 from fedrobust.flower.quarantine import struck
-from fedrobust.flower.replies import collect
+from fedrobust.flower.replies import ABSENT, collect
 from fedrobust.flower.rule_spelling import Rule
 from fedrobust.secret import fresh
 from fedrobust.seeds import generator
 from fedrobust.spec import Spec, suggest
 from fedrobust.training import StepState
 from strategies.base import RecordedStrategy, Row
-from strategies.parts import ABSENT, Aggregated, Memory, Parts, Round, sgd
+from strategies.parts import Aggregated, Memory, Parts, Round, sgd
 from strategies.sampling import Sampling
 from strategies.transport import REPLIES, Model, NamedLayers, Reply
 

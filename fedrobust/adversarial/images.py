@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from fedrobust.spec import radius_hint
+
 _SLACK = 1e-3  # of a level: float32 images and eps = 8 / 255 are not exact
 
 
@@ -42,11 +44,6 @@ def check_radius(eps: float, *, norm: str = "linf", pixels: int = 1) -> None:
     if eps > largest:
         said = f"{eps:g}{radius_hint(eps)}"
         raise ValueError(f"eps needs at most {largest:g} on images in [0, 1], got {said}")
-
-
-def radius_hint(eps: float) -> str:
-    """Return "; did you mean ..." for a radius that looks like one in levels of 0..255."""
-    return f"; did you mean {eps:g}/255?" if 1 < eps <= 255 else ""
 
 
 def quantise_images(

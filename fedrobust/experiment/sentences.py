@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from fedrobust.experiment.schema import TABLES
 from fedrobust.experiment.settings import RECIPE_KEYS, SHARED
-from fedrobust.spec import suggest
+from fedrobust.spec import radius_hint, suggest
 
 Location = tuple[int | str, ...]
 KINDS = {
@@ -75,8 +75,7 @@ def _sentence(found: Mapping[str, Any], location: Location) -> str:
 
 def _hint(location: Location, value: Any) -> str:
     """Say what was meant by a radius that looks like one in levels of 0..255."""
-    radius = location[-1] == "eps" and isinstance(value, int | float) and 1 < value <= 255
-    return f"; did you mean {value:g}/255?" if radius else ""
+    return radius_hint(value) if location[-1] == "eps" and isinstance(value, int | float) else ""
 
 
 def path_of(location: Location) -> str:

@@ -16,11 +16,11 @@ import numpy as np
 from flwr.app import Array, Message, RecordDict
 
 from fedrobust.flower.layers import FLOATS, HEADER, STATISTICS
+from fedrobust.flower.replies import SUPERLINK
 from fedrobust.flower.serialization import NPY, TensorArray
 
 Key = tuple[str, str]  # record, array
 Values = dict[Key, np.ndarray]
-SUPERLINK = 1  # the node id in whose name the SuperLink itself answers for nodes that are gone
 FLOAT, INTEGER = "float", "integer"
 SECURE_AGGREGATION = "secaggplus_configs"  # the record that Flower's SecAgg+ workflow sends
 

@@ -15,6 +15,7 @@ from flwr.app import Message
 from fedrobust.flower.screening import Rejected
 
 SILENT = "no reply before the deadline"
+ABSENT = ("no reply", "error reply")  # honest clients may be silent or fail: no evidence
 SUPERLINK = 1  # the node id in whose name the SuperLink itself answers
 GENERATED = (3, 4, 5)  # Flower's codes for: no such message, no reply, no such node
 

@@ -29,13 +29,13 @@ from fedrobust.flower.model_replies import (
     read_reply,
 )
 from fedrobust.flower.model_vectors import arrays_of, as_whole, matrix_of, starts_of, usual_dtype
+from fedrobust.flower.replies import ABSENT
 from fedrobust.flower.reply_metrics import own_configs, shared_metrics
 from fedrobust.flower.rule_spelling import Rule
 from fedrobust.secret import fresh
 from fedrobust.seeds import generator
 from fedrobust.spec import Spec
 
-ABSENT = ("no reply", "error reply")
 COLUMNS = ["round", "node", "accepted", "weight", "reason"]
 
 
