@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 import pandas as pd
 
 from experiments import tables
+from experiments.flags import final
 from fedrobust.experiment.load import from_dict, read
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.redundancy.rounds import shown
@@ -22,6 +23,8 @@ from fedrobust.spec import suggest
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
+
+    from experiments.worst_case import WorstCase
 
 
 Run = tuple[Experiment, list[dict[str, Any]]]
@@ -59,7 +62,7 @@ class Results:
     @property
     def accuracy(self) -> float:
         """Final clean accuracy in [0, 1], mean over the runs."""
-        return statistics.fmean(final_accuracy(rows) for _, rows in self.runs)
+        return statistics.fmean(final(rows) for _, rows in self.runs)
 
     @overload
     def table(self, format: None = None) -> pd.DataFrame: ...
@@ -98,6 +101,25 @@ class Results:
             for name, row in means.iterrows()
         ]
         return halves.assign(worst=worst)
+
+    @property
+    def auto(self) -> pd.DataFrame:
+        """The worst case of each defence that ran under every member of ``attack = "auto"``.
+
+        One line a defence, the lowest first: ``clean``, ``accuracy`` and ``interval`` under the
+        ``winner``, the best published attack (``fixed``, ``fixed_accuracy``), ``seeds``, ``runs``,
+        ``seconds``, and ``flags``: sentences on why the number may be wrong. Empty without any.
+        """
+        from experiments.worst_case import frame
+
+        return frame(self.worst_cases)
+
+    @property
+    def worst_cases(self) -> list[WorstCase]:
+        """The lines of ``auto`` as records, in the order of the table."""
+        from experiments.worst_case import worst_cases
+
+        return worst_cases(self.runs, [names["defence"] for names in self.names])
 
     def compare(self, *others: Results) -> Results:
         """Put the runs of several results side by side.
@@ -197,7 +219,7 @@ class Results:
 
     def _finals(self) -> pd.DataFrame:
         return pd.DataFrame(
-            {**names, "seed": e.seed, "value": final_accuracy(rows)}
+            {**names, "seed": e.seed, "value": final(rows)}
             for (e, rows), names in zip(self.runs, self.names, strict=True)
         )
 
@@ -304,11 +326,6 @@ def load(folders: Iterable[Path]) -> Results:
             for path in folders
         )
     )
-
-
-def final_accuracy(rows: list[dict[str, Any]]) -> float:
-    """Return the last measured accuracy of a run; NaN before the first."""
-    return next((row["accuracy"] for row in reversed(rows) if "accuracy" in row), float("nan"))
 
 
 def _with_worst(table: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import pandas as pd
 import tomli_w
 from markupsafe import Markup
 
-from experiments import tables
+from experiments import tables, worst_case
 from experiments.report import figures
 from experiments.report.heat import heat_table
 from experiments.report.load import (
@@ -28,6 +28,7 @@ from experiments.report.load import (
     shares,
     widen,
 )
+from fedrobust.experiment import auto
 from fedrobust.experiment.schema import Experiment
 from fedrobust.version import __version__
 
@@ -72,6 +73,7 @@ def build(folders: Sequence[Path], *, data_root: str | None = None) -> str:
     gathered = gather(folders)
     frame = widen(gathered.results.frame)
     sections = [
+        _worst_cases(gathered),
         _final(gathered),
         *_curves(gathered, frame),
         _attackers(frame),
@@ -146,6 +148,26 @@ def _final(gathered: Gathered) -> Section:
         table=Markup(f"<div class='wide'>{heat_table(means, halves)}</div>"),
         csv=_csv(means),
     )
+
+
+def _worst_cases(gathered: Gathered) -> Section | None:
+    """Name the winner of ``auto`` against each defence, and every flag."""
+    found = gathered.results.worst_cases
+    weak = dict.fromkeys(filter(None, map(auto.weakness, gathered.experiments)))
+    said = [*weak, *(f"{one.defence}: {flag}" for one in found for flag in one.flags)]
+    if not found and not said:
+        return None
+    table = _table(worst_case.words(found).reset_index()) if found else Markup("")
+    listed = Markup("").join(Markup("<li>{}</li>").format(line) for line in said)
+    runs, seconds = sum(one.runs for one in found), sum(one.seconds for one in found)
+    lead = "What may be wrong with these numbers."
+    if found:
+        lead = (
+            "Each member of attack = 'auto' is a whole run of its own; the winner is the one that"
+            f" leaves least. {runs} runs, {seconds:.0f} seconds of rounds in all. Flags below it"
+            " say why a number may be wrong."
+        )
+    return Section("Worst case", lead, table=table + Markup("<ul>{}</ul>").format(listed))
 
 
 def _curves(gathered: Gathered, frame: pd.DataFrame) -> list[Section]:
