@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "fedrobust.distributed", "fedrobust.fleet", "fedrobust.scheme", "fedrobust.stepping",
     ),
     (
-        "fedrobust.experiment.validate", "fedrobust.experiment.load", "fedrobust.runs",
+        "fedrobust.experiment.validate", "fedrobust.experiment.auto", "fedrobust.experiment.load", "fedrobust.runs",
         "fedrobust.experiment.against_data",
         "fedrobust.testing", "fedrobust.conformance", "fedrobust.secret", "fedrobust.config",
         "fedrobust.checks",

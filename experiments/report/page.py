@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,6 @@ import pandas as pd
 import tomli_w
 from markupsafe import Markup
 
-from experiments import tables, worst_case
 from experiments.report import figures
 from experiments.report.heat import heat_table
 from experiments.report.load import (
@@ -28,32 +24,12 @@ from experiments.report.load import (
     shares,
     widen,
 )
-from fedrobust.experiment import auto
+from experiments.report.sections import Panel, Section, csv_of, table_of
+from experiments.report.worst import worst_cases
 from fedrobust.experiment.schema import Experiment
 from fedrobust.version import __version__
 
 TEMPLATE = Path(__file__).with_name("page.html")
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One figure and its caption."""
-
-    title: str
-    picture: Markup
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section: a sentence, figures, a table, and the data behind them."""
-
-    title: str
-    lead: str
-    panels: tuple[Panel, ...] = ()
-    legend: tuple[tuple[str, str, str], ...] = ()
-    table: Markup | None = None
-    behind: Markup | None = None
-    csv: str = ""
 
 
 def write(folders: Sequence[Path], path: Path, *, data_root: str | None = None) -> Path:
@@ -73,7 +49,7 @@ def build(folders: Sequence[Path], *, data_root: str | None = None) -> str:
     gathered = gather(folders)
     frame = widen(gathered.results.frame)
     sections = [
-        _worst_cases(gathered),
+        worst_cases(gathered),
         _final(gathered),
         *_curves(gathered, frame),
         _attackers(frame),
@@ -146,28 +122,8 @@ def _final(gathered: Gathered) -> Section:
         f"Test accuracy after the last round in %{several}. The score of a defence is its worst "
         "attack, right of the line.",
         table=Markup(f"<div class='wide'>{heat_table(means, halves)}</div>"),
-        csv=_csv(means),
+        csv=csv_of(means),
     )
-
-
-def _worst_cases(gathered: Gathered) -> Section | None:
-    """Name the winner of ``auto`` against each defence, and every flag."""
-    found = gathered.results.worst_cases
-    weak = dict.fromkeys(filter(None, map(auto.weakness, gathered.experiments)))
-    said = [*weak, *(f"{one.defence}: {flag}" for one in found for flag in one.flags)]
-    if not found and not said:
-        return None
-    table = _table(worst_case.words(found).reset_index()) if found else Markup("")
-    listed = Markup("").join(Markup("<li>{}</li>").format(line) for line in said)
-    runs, seconds = sum(one.runs for one in found), sum(one.seconds for one in found)
-    lead = "What may be wrong with these numbers."
-    if found:
-        lead = (
-            "Each member of attack = 'auto' is a whole run of its own; the winner is the one that"
-            f" leaves least. {runs} runs, {seconds:.0f} seconds of rounds in all. Flags below it"
-            " say why a number may be wrong."
-        )
-    return Section("Worst case", lead, table=table + Markup("<ul>{}</ul>").format(listed))
 
 
 def _curves(gathered: Gathered, frame: pd.DataFrame) -> list[Section]:
@@ -195,8 +151,8 @@ def _over_rounds(frame: pd.DataFrame, column: str) -> Section:
         "A line is the mean over the seeds, its band reaches from the lowest to the highest.",
         panels=panels,
         legend=tuple((d, *figures.style(i)) for i, d in enumerate(defences)),
-        behind=_table(table.round(4)),
-        csv=_csv(table),
+        behind=table_of(table.round(4)),
+        csv=csv_of(table),
     )
 
 
@@ -223,8 +179,8 @@ def _attackers(frame: pd.DataFrame) -> Section | None:
         "What the attackers got",
         "Means over all rounds and seeds in which the attackers' replies counted.",
         table=Markup(table),
-        behind=_table(found.round(4).reset_index().set_index("defence")),
-        csv=_csv(found),
+        behind=table_of(found.round(4).reset_index().set_index("defence")),
+        csv=csv_of(found),
     )
 
 
@@ -236,8 +192,8 @@ def _refusals(gathered: Gathered) -> Section | None:
         "Replies that lost their vote",
         "A malformed reply costs its sender the vote of that round; with too few votes the model "
         "is kept.",
-        table=_table(found.set_index("defence")),
-        csv=_csv(found),
+        table=table_of(found.set_index("defence")),
+        csv=csv_of(found),
     )
 
 
@@ -259,8 +215,8 @@ def _shares(gathered: Gathered, data_root: str | None) -> Section:
         title,
         lead + (" Red numbers: Byzantine clients." if bad else ""),
         panels=(Panel("", Markup(figures.labels_per_client(counts, bad, "labels"))),),
-        behind=_table(counts.rename(columns=lambda label: f"label {label}")),
-        csv=_csv(counts),
+        behind=table_of(counts.rename(columns=lambda label: f"label {label}")),
+        csv=csv_of(counts),
     )
 
 
@@ -272,8 +228,8 @@ def _costs(gathered: Gathered, frame: pd.DataFrame) -> Section:
         "Wall time of whole rounds on the machine named below, training and evaluation included; "
         "bytes are the numbers that travel, without the envelope.",
         panels=(Panel("", Markup(figures.seconds_per_round(frame, defences, "seconds"))),),
-        table=_table(table.round(4)),
-        csv=_csv(table),
+        table=table_of(table.round(4)),
+        csv=csv_of(table),
     )
 
 
@@ -289,24 +245,3 @@ def _lines(environment: dict[str, Any]) -> list[tuple[str, str]]:
     for nested in environment.values():
         flat |= nested if isinstance(nested, dict) else {}
     return [(str(k), str(v)) for k, v in flat.items() if v is not None]
-
-
-def _table(frame: pd.DataFrame) -> Markup:
-    """Write a plain table with escaped words; numbers without trailing noise."""
-
-    def word(value: Any) -> str:
-        if isinstance(value, float):
-            return "-" if math.isnan(value) else f"{value:.6g}" if value < 1e6 else f"{value:,.0f}"
-        return str(value)
-
-    named = frame.rename_axis(columns=None).map(word)
-    if frame.index.name is not None:
-        named = named.reset_index()
-    html = named.to_html(border=0, escape=True, index=frame.index.name is None)
-    return Markup(f"<div class='wide'>{html}</div>")
-
-
-def _csv(frame: pd.DataFrame) -> str:
-    """Return a frame as a link that holds its own CSV."""
-    text = tables.csv(frame).encode()
-    return "data:text/csv;base64," + base64.b64encode(text).decode()

@@ -29,14 +29,20 @@ def expanded(document: Mapping[str, Any], build: Build) -> list[Experiment]:
         raise ConfigError([str(error)]) from error
     if not auto:
         return [build(document)]
+    if "redundancy" in document:
+        raise _unsupported("redundancy")
     plain = build({**document, "attack": "none"})
     if plain.mode != "federated":
-        raise ConfigError(
-            [f"attack 'auto' is for federated runs, not for {plain.mode} mode yet: name an attack"]
-        )
+        raise _unsupported(plain.mode)
     if not plain.byzantine:
         raise ConfigError(["attack 'auto' needs byzantine of at least 1, got 0"])
     return [build({**document, "attack": spec}) for spec in applicable(plain)]
+
+
+def _unsupported(mode: str) -> ConfigError:
+    return ConfigError(
+        [f"attack 'auto' is for federated runs, not for {mode} mode yet: name an attack"]
+    )
 
 
 def applicable(experiment: Experiment) -> list[dict[str, Any]]:
