@@ -22,7 +22,7 @@ from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import AdversaryGrid, array_of, tensor_of, wire_of
 from fedrobust.models.batchnorm import load_statistics, read_statistics
 from fedrobust.simulation import stragglers
-from fedrobust.vector import FlatModel
+from fedrobust.vector import FlatModel, trainable
 from strategies.base import RecordedStrategy, Row
 from strategies.ensemble.strategy import EnsembleStrategy
 from strategies.ensemble.vote import Vote
@@ -134,7 +134,7 @@ def stock(setup: Setup) -> Mode:
         server_lr=e.server.lr,
         deadline=stragglers.wall(e),
         largest=e.server.largest,
-        shapes={name: tuple(p.shape) for name, p in model.module.named_parameters()},
+        shapes={name: tuple(p.shape) for name, p in trainable(model.module).items()},
         **_known(setup),
     )
     return _with_model(setup, strategy, model, setup.dataset.to(setup.device), colludes=True)
@@ -199,8 +199,7 @@ def _with_model(
 ) -> Mode:
     """Put the parts of a run with one global model together."""
     e, clients = setup.experiment, setup.clients
-    labels = setup.dataset.train_labels
-    grid, notes = in_time(setup.grid, e, clients, labels, setup.members)
+    grid, notes = in_time(setup.grid, e, clients, setup.dataset, setup.members)
     statistics = read_statistics(model.module)
     beside = {"statistics": statistics} if len(statistics) else {}
 

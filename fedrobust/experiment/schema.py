@@ -19,6 +19,7 @@ from fedrobust.experiment.fields import (
     CONFIG,
     AtLeast1,
     BelowOne,
+    Names,
     Share,
     Spec,
     Specs,
@@ -58,6 +59,9 @@ __all__ = [
     "Transfer",
     "phase",
 ]
+
+
+CLASSES = "cross_entropy"  # the loss unless another one is given: one class an example
 
 
 class ConfigError(InputError):
@@ -110,6 +114,8 @@ class Experiment:
     seed: Whole
     attack: Spec
     rule: Spec = field(default_factory=dict)  # empty in ensembles without a robust vote
+    loss: Spec = field(default_factory=lambda: {"name": CLASSES})
+    metrics: Names = ()
     pre: Specs = ()
     partition: Spec = field(default_factory=lambda: {"name": "iid"})
     placement: Spec = field(default_factory=lambda: {"name": "random"})
@@ -163,7 +169,8 @@ class Experiment:
         document = dataclasses.asdict(self)
         kept = {key: _honoured(self.mode, key, value) for key, value in document.items()}
         unused = {"ensemble"} if not self.ensemble.paradigm else set()
-        unused |= {key for key in ("rule", "pre") if not document[key]}
+        unused |= {key for key in ("rule", "pre", "metrics") if not document[key]}
+        unused |= {"loss"} if self.loss == {"name": CLASSES} else set()
         return {k: v for k, v in kept.items() if v is not None and k not in unused}
 
     def to_toml(self) -> str:
