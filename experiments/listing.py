@@ -18,7 +18,16 @@ from fedrobust.spec import SpecError, suggest
 Entry = dict[str, str]
 FILE = Path(__file__).with_suffix(".json")
 ROOT = Path(__file__).parents[1]
-SOURCES = ("adversarial", "aggregation", "attacks", "data", "ensemble", "models", "redundancy")
+SOURCES = (
+    "adversarial",
+    "aggregation",
+    "attacks",
+    "data",
+    "ensemble",
+    "models",
+    "redundancy",
+    "training",
+)
 OTHERS = "plug-ins of others"
 GROUPS = tuple(
     f"fedrobust.{name}"

@@ -91,6 +91,11 @@ class Experiment:
     rule, pre, attack, placement, partition
         Specs: a name, or ``{"name": ..., **parameters}``. A rule or pre-aggregator that needs f
         and was given none gets f = byzantine, written out in the resolved configuration.
+    loss, metrics
+        A spec of ``fedrobust.training.TASK_LOSSES``, and names of ``METRICS``: what is learned from
+        outputs and targets, and what is measured of them on the test set. Without metrics it is the
+        accuracy, where the loss is of classes. The first metric stands for the run in tables where
+        the accuracy is not measured.
     worker_momentum
         beta of m <- beta m + (1 - beta) update, kept by every client; 0 sends the update itself.
     participation
