@@ -233,25 +233,26 @@ def _with_model(
 
     probes: list[float] = []
     images, device = setup.images(), setup.device
+    adversary = _adversary(setup, grid, model.sizes) if colludes else None
     return Mode(
         strategy=strategy,
-        grid=_with_adversary(setup, grid, model.sizes) if colludes else grid,
+        grid=adversary or grid,
         arrays=array_of(model=model.vector.clone(), **beside),
         evaluators=evaluators_of(e, dataset, images=images, device=device, probes=probes),
         load=load,
-        notes=notes,
+        notes=(lambda r: notes(r) | adversary.notes(r)) if adversary else notes,
         probes=probes,
     )
 
 
-def _with_adversary(setup: Setup, grid: Grid, sizes: tuple[int, ...]) -> Grid:
-    """Wrap the grid with the colluders' side channel where the attack needs one."""
+def _adversary(setup: Setup, grid: Grid, sizes: tuple[int, ...]) -> AdversaryGrid | None:
+    """Return the grid with the colluders' side channel, where the attack needs one."""
     e = setup.experiment
     if threat_model.kind(e.attack["name"]) not in ("craft", "trained"):
-        return grid
+        return None
     level = threat_model.knowledge(e.attack)
     if level == "own" or not setup.members(1):
-        return grid
+        return None
     wire = wire_of(e, sizes)
     return AdversaryGrid(
         grid,
