@@ -6,7 +6,16 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedrobust import adversarial, aggregation, attacks, data, ensemble, models, redundancy
+from fedrobust import (
+    adversarial,
+    aggregation,
+    attacks,
+    data,
+    ensemble,
+    models,
+    redundancy,
+    training,
+)
 from fedrobust.attacks import threat_model
 from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
 from fedrobust.docstrings import paper, summary
@@ -17,11 +26,12 @@ Entry = dict[str, str]
 SUPPLIED = {
     "rules": {"generator", "memory", "clients", "weights"},
     "pre-aggregators": {"generator", "weights"},
+    "client weights": {"clients", "claims"},
     "attacks": set(attacks.crafting.SUPPLIED),
     "training attacks": set(TRAINED_SUPPLIED),
     "data attacks": set(threat_model.POISON_SUPPLIED),
     "placements": {"clients", "byzantine", "seed", "round"},
-    "partitions": {"clients", "seed"},
+    "partitions": {"clients", "seed", "owners"},
 }
 
 
@@ -30,6 +40,7 @@ def tables() -> dict[str, list[Entry]]:
     every: dict[str, Mapping[str, Callable[..., Any]]] = {
         "rules": aggregation.RULES,
         "pre-aggregators": aggregation.PREAGGREGATORS,
+        "client weights": aggregation.WEIGHTINGS,
         "attacks": attacks.ATTACKS,
         "training attacks": attacks.TRAINED,
         "data attacks": attacks.POISONS,
@@ -40,6 +51,8 @@ def tables() -> dict[str, list[Entry]]:
         "transfer attacks": adversarial.TRANSFER_ATTACKS,
         "losses": adversarial.LOSSES,
         "votes": ensemble.VOTES,
+        "task losses": training.TASK_LOSSES,
+        "metrics": {name: metric.compute for name, metric in training.METRICS.items()},
         "partitions": data.PARTITIONERS,
         "data sets": data.DATASETS,
         "models": models.MODELS,

@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli_output, tables
+from experiments import cli_output, sampled_cohorts, tables
 from experiments.cli_inputs import experiments_of
+from experiments.coefficients import published, vectors
 from experiments.outcomes import expecting_steps
 from experiments.papers.transfer import node_tables, study
 from experiments.progress import Live
@@ -19,13 +20,12 @@ from experiments.results import Results, load
 from experiments.simulation import check_device, check_grid
 from experiments.sweep import Sweep
 from experiments.trackers import tracking
-from fedrobust import aggregation
+from fedrobust import aggregation, plugins
 from fedrobust import secret as hidden
 from fedrobust.attacks.members import is_searched, members, members_among
 from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.redundancy import SCHEMES
-from fedrobust.redundancy.rounds import operands
 from fedrobust.spec import suggest
 
 NEXT = """next:
@@ -55,9 +55,11 @@ def run(
     output: Path,
     grid: str,
     secret: Path | None,
+    use: list[Path] | None,
     **settings: Any,
 ) -> None:
     """Run an experiment, or every run of its sweep; ``settings`` are the sweep's."""
+    load_files(use)
     check_grid(grid)
     check_device(settings["device"])
     experiments = experiments_of(file, overrides, seeds=seeds)
@@ -95,9 +97,11 @@ def sweep_over(
     track: list[str] | None,
     strict: bool,
     output: Path,
+    use: list[Path] | None,
     **settings: Any,
 ) -> None:
     """Run every combination of some settings; print the table, write the report."""
+    load_files(use)
     check_device(settings["device"])
     experiments = experiments_of(file, overrides, seeds=seeds, over=over)
     check_against_data(experiments, data_root=data_root, download=download)
@@ -119,8 +123,24 @@ def sweep_over(
             cli_output.show_written([*written, page], errors)
 
 
-def check(file: Path, overrides: list[str] | None, data_root: str | None) -> None:
+def load_files(use: list[Path] | None) -> None:
+    """Load files with plug-ins of the user's."""
+    for path in use or []:
+        plugins.use(path)
+
+
+def check(
+    file: Path,
+    overrides: list[str] | None,
+    data_root: str | None,
+    *,
+    delta: float,
+    use: list[Path] | None = None,
+) -> None:
     """Check an experiment without running it; print every run, fully resolved, and its limits."""
+    load_files(use)
+    if not 0 < delta < 1:
+        raise ConfigError([f"--delta needs a probability in (0, 1), got {delta:g}"])
     experiments = experiments_of(file, overrides)
     check_against_data(experiments, data_root=data_root)
     table = Table(title=f"{len(experiments)} run(s)", title_justify="left")
@@ -136,6 +156,8 @@ def check(file: Path, overrides: list[str] | None, data_root: str | None) -> Non
         from experiments.expected_time import expected
 
         console.print(expected(experiments, data_root=data_root), soft_wrap=True)
+    for line in sampled_cohorts.sentences(experiments, delta=delta):
+        console.print(line, highlight=False, soft_wrap=True)
     for nodes in node_tables.tables(experiments, data_root):
         console.print(nodes)
 
@@ -151,18 +173,13 @@ def tolerated(experiment: Experiment) -> str:
     """Return the largest f that the defence admits at its n; "-" where it takes none."""
     if not experiment.rule:
         return "-"
-    most = aggregation.tolerated(experiment.rule, n=operands(experiment), pre=experiment.pre)
+    most = aggregation.tolerated(experiment.rule, n=vectors(experiment), pre=experiment.pre)
     return "-" if most is None else str(most)
 
 
 def coefficient(experiment: Experiment) -> str:
-    """Return the defence's published kappa at its n and number of Byzantine clients, or "-"."""
-    if not experiment.rule:
-        return "-"
-    n = operands(experiment)
-    found = aggregation.coefficient(
-        experiment.rule, n=n, f=min(experiment.byzantine, n), pre=experiment.pre
-    )
+    """Return the defence's published kappa at its n and f, or "-"."""
+    found = published(experiment)
     return "-" if found is None else f"{found:.3g}"
 
 

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from fedrobust import models
+from fedrobust import data, models
 from fedrobust.attacks import threat_model
 from fedrobust.data import Dataset
 from fedrobust.ensemble.attacker import Crafted
@@ -22,7 +22,7 @@ from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import AdversaryGrid, array_of, tensor_of, wire_of
 from fedrobust.models.batchnorm import load_statistics, read_statistics
 from fedrobust.simulation import stragglers
-from fedrobust.vector import FlatModel
+from fedrobust.vector import FlatModel, trainable
 from strategies.base import RecordedStrategy, Row
 from strategies.ensemble.strategy import EnsembleStrategy
 from strategies.ensemble.vote import Vote
@@ -60,6 +60,11 @@ class Setup:
     device: str = "cpu"
     attacks: Path | None = None
     stock: Strategy | None = None
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the clients are made here; on real nodes the server has a secret of its own."""
+        return self.secret == self.experiment.seed
 
     def members(self, server_round: int) -> tuple[int, ...]:
         """Return the clients that are Byzantine in a round."""
@@ -107,7 +112,13 @@ def federated(setup: Setup) -> Mode:
     e, dataset, model = setup.experiment, setup.dataset.to(setup.device), _model(setup)
     own = OwnData(e, dataset, model, setup.secret) if e.server.root_images else None
     strategy = federated_strategy(
-        e, model=model, own_data=own, secret=setup.secret, **_known(setup)
+        e,
+        model=model,
+        own_data=own,
+        sizes_of_shares=_sizes(setup) if e.weights["name"] == "attested" else None,
+        simulated=setup.simulated,
+        secret=setup.secret,
+        **_known(setup),
     )
     return _with_model(setup, strategy, model, dataset, colludes=True)
 
@@ -123,6 +134,8 @@ def stock(setup: Setup) -> Mode:
     e, model = setup.experiment, _model(setup)
     if e.mode != "federated":
         raise ConfigError([f"a Flower strategy leads federated runs, this one is of {e.mode}"])
+    if e.weights["name"] != "equal":
+        raise ConfigError(["a stock Flower strategy has weights of its own: set weights = 'equal'"])
     if e.compression.on:
         raise ConfigError(["a stock Flower strategy averages arrays: set compression.bits = 32"])
     if len(read_statistics(model.module)):
@@ -134,7 +147,7 @@ def stock(setup: Setup) -> Mode:
         server_lr=e.server.lr,
         deadline=stragglers.wall(e),
         largest=e.server.largest,
-        shapes={name: tuple(p.shape) for name, p in model.module.named_parameters()},
+        shapes={name: tuple(p.shape) for name, p in trainable(model.module).items()},
         **_known(setup),
     )
     return _with_model(setup, strategy, model, setup.dataset.to(setup.device), colludes=True)
@@ -150,7 +163,7 @@ def redundancy(setup: Setup) -> Mode:
         examples=len(setup.dataset.train_labels),
         clients=setup.clients,
         secret=setup.secret,
-        simulated=setup.secret == setup.experiment.seed,
+        simulated=setup.simulated,
     )
     # Every worker has the data: a Byzantine one computes what the others will send, and needs no
     # side channel.
@@ -185,6 +198,15 @@ def _model(setup: Setup) -> FlatModel:
     return FlatModel(models.with_policy(module, e.batchnorm).to(setup.device))
 
 
+def _sizes(setup: Setup) -> list[int] | None:
+    """Return how many images each client holds; None on real nodes, which may have their own."""
+    if not setup.simulated:
+        return None
+    e = setup.experiment
+    cut = data.cut(setup.dataset, e.partition, clients=e.clients, seed=e.seed)
+    return [len(share) for share in cut]
+
+
 def _known(setup: Setup) -> dict[str, Any]:
     """Return what the strategies of federated runs know of their clients."""
     return {
@@ -199,8 +221,7 @@ def _with_model(
 ) -> Mode:
     """Put the parts of a run with one global model together."""
     e, clients = setup.experiment, setup.clients
-    labels = setup.dataset.train_labels
-    grid, notes = in_time(setup.grid, e, clients, labels, setup.members)
+    grid, notes = in_time(setup.grid, e, clients, setup.dataset, setup.members)
     statistics = read_statistics(model.module)
     beside = {"statistics": statistics} if len(statistics) else {}
 

@@ -38,10 +38,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "fedrobust.distributed", "fedrobust.fleet", "fedrobust.scheme", "fedrobust.stepping",
     ),
     (
-        "fedrobust.experiment.validate", "fedrobust.experiment.auto", "fedrobust.experiment.load", "fedrobust.runs",
+        "fedrobust.experiment.validate", "fedrobust.experiment.load", "fedrobust.runs",
+        "fedrobust.experiment.auto",
         "fedrobust.experiment.against_data",
         "fedrobust.testing", "fedrobust.conformance", "fedrobust.secret", "fedrobust.config",
-        "fedrobust.checks",
+        "fedrobust.checks", "fedrobust.plugins",
         "fedrobust.options",
         "fedrobust.rundir", "fedrobust.checkpoint",
     ),

@@ -11,7 +11,7 @@ import pandas as pd
 import tomli_w
 from markupsafe import Markup
 
-from experiments.report import figures
+from experiments.report import figures, kappa
 from experiments.report.heat import heat_table
 from experiments.report.load import (
     Gathered,
@@ -24,7 +24,7 @@ from experiments.report.load import (
     shares,
     widen,
 )
-from experiments.report.sections import Panel, Section, csv_of, table_of
+from experiments.report.parts import Panel, Section, csv_link, table_of
 from experiments.report.worst import worst_cases
 from fedrobust.experiment.schema import Experiment
 from fedrobust.version import __version__
@@ -53,6 +53,7 @@ def build(folders: Sequence[Path], *, data_root: str | None = None) -> str:
         _final(gathered),
         *_curves(gathered, frame),
         _attackers(frame),
+        kappa.section(gathered.experiments, frame),
         _refusals(gathered),
         _shares(gathered, data_root),
         _costs(gathered, frame),
@@ -122,7 +123,7 @@ def _final(gathered: Gathered) -> Section:
         f"Test accuracy after the last round in %{several}. The score of a defence is its worst "
         "attack, right of the line.",
         table=Markup(f"<div class='wide'>{heat_table(means, halves)}</div>"),
-        csv=csv_of(means),
+        csv=csv_link(means),
     )
 
 
@@ -152,7 +153,7 @@ def _over_rounds(frame: pd.DataFrame, column: str) -> Section:
         panels=panels,
         legend=tuple((d, *figures.style(i)) for i, d in enumerate(defences)),
         behind=table_of(table.round(4)),
-        csv=csv_of(table),
+        csv=csv_link(table),
     )
 
 
@@ -180,7 +181,7 @@ def _attackers(frame: pd.DataFrame) -> Section | None:
         "Means over all rounds and seeds in which the attackers' replies counted.",
         table=Markup(table),
         behind=table_of(found.round(4).reset_index().set_index("defence")),
-        csv=csv_of(found),
+        csv=csv_link(found),
     )
 
 
@@ -193,7 +194,7 @@ def _refusals(gathered: Gathered) -> Section | None:
         "A malformed reply costs its sender the vote of that round; with too few votes the model "
         "is kept.",
         table=table_of(found.set_index("defence")),
-        csv=csv_of(found),
+        csv=csv_link(found),
     )
 
 
@@ -216,7 +217,7 @@ def _shares(gathered: Gathered, data_root: str | None) -> Section:
         lead + (" Red numbers: Byzantine clients." if bad else ""),
         panels=(Panel("", Markup(figures.labels_per_client(counts, bad, "labels"))),),
         behind=table_of(counts.rename(columns=lambda label: f"label {label}")),
-        csv=csv_of(counts),
+        csv=csv_link(counts),
     )
 
 
@@ -229,7 +230,7 @@ def _costs(gathered: Gathered, frame: pd.DataFrame) -> Section:
         "bytes are the numbers that travel, without the envelope.",
         panels=(Panel("", Markup(figures.seconds_per_round(frame, defences, "seconds"))),),
         table=table_of(table.round(4)),
-        csv=csv_of(table),
+        csv=csv_link(table),
     )
 
 

@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from experiments import worst_case
 from experiments.report.load import Gathered
-from experiments.report.sections import Section, table_of
+from experiments.report.parts import Section, table_of
 from fedrobust.experiment import auto
 
 

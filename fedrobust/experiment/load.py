@@ -14,6 +14,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedrobust import plugins
+from fedrobust.aggregation.client_weights import settled
 from fedrobust.experiment import auto, validate
 from fedrobust.experiment.fields import some_of
 from fedrobust.experiment.honoured import ONLY_FEDERATED, refused
@@ -21,6 +23,7 @@ from fedrobust.experiment.modes import FEDAVG
 from fedrobust.experiment.schema import ConfigError, Experiment, FederatedAdversarial
 from fedrobust.experiment.sentences import keys_at, sentences, table_at
 from fedrobust.redundancy import rounds
+from fedrobust.simulation.sampled import implied_f
 from fedrobust.spec import parse_spec, parse_value, suggest
 
 __all__ = [
@@ -54,6 +57,7 @@ def from_dict(document: Mapping[str, Any]) -> Experiment:
     """
     errors: list[str] = []
     table = _lifted(_renamed(document, errors), errors)
+    plugins.provide(table)
     mode = _mode(table, errors)
     missing = _missing(table, mode, errors)
     values, wrong = _typed(table, errors)
@@ -164,11 +168,13 @@ def _resolved(values: dict[str, Any], broken: set[str]) -> dict[str, Any]:
     chain = [*values.get("pre", ()), *({"name": name} for name in before)]
     values = values | {"rule": values["rule"] | {"name": rule}, "pre": tuple(chain)}
     # Without them nothing implies f; with f = 0 the names and the other settings are checked still.
-    unknown = broken & {"byzantine", "clients", "redundancy"}
-    f = 0 if unknown else rounds.implied_f(values)
+    f = 0 if broken & {"byzantine", "clients", "redundancy"} else implied_f(values)
+    rule_spec = resolve_f(values["rule"], validate.rule_needs_f(rule), f)
+    weights = values.get("weights", {"name": "equal"})
     return values | {
-        "rule": resolve_f(values["rule"], validate.rule_needs_f(rule), f),
+        "rule": rule_spec,
         "pre": tuple(resolve_f(p, validate.pre_needs_f(p["name"]), f) for p in chain),
+        "weights": settled(weights, f=rule_spec.get("f", f)),
     }
 
 
@@ -214,7 +220,12 @@ def override(document: Mapping[str, Any], assignments: Mapping[str, Any]) -> dic
 
     A key named in ``[sweep]`` or ``[[cases]]`` leaves it: what is said last holds.
     """
-    result: dict[str, Any] = json.loads(json.dumps(document))
+    try:
+        result: dict[str, Any] = json.loads(json.dumps(document))
+    except TypeError as error:
+        raise ConfigError(
+            [f"a configuration holds plain values only ({error}): hand objects to simulate itself"]
+        ) from error
     for key, value in assignments.items():
         *path, last = key.split(".")
         place = result
@@ -292,7 +303,7 @@ def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
     return from_dict(override(document, given))
 
 
-RUNTIME_KEYS = ("device", "hosts", "data-root", "output", "resume", "nodes")
+RUNTIME_KEYS = ("device", "hosts", "data-root", "output", "resume", "nodes", "use")
 
 
 def slug(text: str) -> str:

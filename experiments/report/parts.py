@@ -1,4 +1,4 @@
-"""What a page is made of: sections of a sentence, figures, a table, and the data behind them."""
+"""What a section of a page is made of: figures, tables, and the data behind them as links."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def table_of(frame: pd.DataFrame) -> Markup:
     return Markup(f"<div class='wide'>{html}</div>")
 
 
-def csv_of(frame: pd.DataFrame) -> str:
+def csv_link(frame: pd.DataFrame) -> str:
     """Return a frame as a link that holds its own CSV."""
     text = tables.csv(frame).encode()
     return "data:text/csv;base64," + base64.b64encode(text).decode()
