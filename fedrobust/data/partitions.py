@@ -12,6 +12,7 @@ from torch import Tensor
 from fedrobust.data.dirichlet import dirichlet
 from fedrobust.data.sets import DataError
 from fedrobust.data.similarity import similarity
+from fedrobust.data.sizes import sizes
 from fedrobust.seeds import derive
 from fedrobust.spec import Spec, resolve
 
@@ -59,6 +60,7 @@ PARTITIONERS: dict[str, Callable[..., Any]] = {
     "shards": shards,
     "pathological": pathological,
     "similarity": similarity,
+    "sizes": sizes,
 }
 SUPPLIED = ("clients", "seed")
 
