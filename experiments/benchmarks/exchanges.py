@@ -62,8 +62,8 @@ def main(rounds: int = 5, ways: str = "plain,warm", cases: str = "train,aspis") 
 def start(it: Federation, way: str) -> None:
     """Register and start the nodes of one way."""
     it.warm = way == "warm"
+    it.register_all(NODES)
     for number in range(NODES):
-        it.register(number)
         it.start_node(number, {"partition-id": number, "role": "honest"})
     it.wait_for_nodes(NODES)
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,11 @@ class Federation:
         public = str(self.home / f"node-{number}.pub")
         words = ["supernode", "register", public, "own", "--name", f"client-{number}"]
         flower_run.flwr(words, self.environment)
+
+    def register_all(self, count: int) -> None:
+        """Register ``client-0`` to ``client-COUNT-1``, several at a time: each is a process."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(self.register, range(count)))
 
     def make_key(self, name: str) -> None:
         """Make a key pair."""
