@@ -19,6 +19,7 @@ from experiments import flower_run
 from experiments.cli_inputs import experiments_of
 from experiments.flower_run import QUIET, FlowerRunError, Row
 from experiments.simulation import check_device
+from fedrobust import plugins
 from fedrobust.data.own import load_own
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.runs.folder import RunFolder
@@ -43,6 +44,7 @@ def run_node(
     check: str,
     plain: bool = False,
     poll: float = POLL,
+    use: list[Path] | None = None,
 ) -> None:
     """Become a SuperNode with this node's own configuration, warm unless ``plain``."""
     if check and data is not None:
@@ -51,6 +53,10 @@ def run_node(
         "partition-id": partition,
         "role": "malicious" if malicious else "honest",
     }
+    for path in use or []:
+        plugins.use(path)
+    if use:
+        config["use"] = plugins.used()
     check_device(device)
     if device != "cpu":
         config["device"] = device
@@ -68,6 +74,8 @@ def run_node(
 
 def deploy(file: Path, overrides: list[str] | None, **settings: Any) -> None:
     """Run one experiment on connected nodes; ``settings`` are those of ``run_on_nodes``."""
+    for path in settings.pop("use", None) or []:
+        plugins.use(path)
     experiments = experiments_of(file, overrides, seeds=1)
     if len(experiments) != 1:
         raise ConfigError([f"one run at a time on real nodes, {file} has {len(experiments)}"])
@@ -97,7 +105,8 @@ def run_on_nodes(
     Parameters
     ----------
     output, data_root
-        Paths on the SuperLink's machine, where the server runs. Rows are seen here if that is this
+        Paths on the SuperLink's machine, where the server runs; the files of ``plugins.use`` must
+        lie there as here. Rows are seen here if that is this
         machine; otherwise they are there, and in ``flwr log``.
     certificates, insecure
         The CA's certificate, or plain text.
@@ -120,6 +129,7 @@ def run_on_nodes(
         "nodes": "hosts" if hosts else "clients",
         "hosts": hosts,
         "resume": resume,
+        "use": plugins.used(),
         "secret-file": secret,  # its name alone: all of this goes to every node
     }
     with tempfile.TemporaryDirectory(prefix="fedrobust-deploy-") as temporary:
