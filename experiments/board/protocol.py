@@ -33,7 +33,7 @@ class Federation:
     says: str
     settings: Table
     tuned: str = "server.lr"
-    grid: tuple[float, ...] = (0.1, 0.3, 1.0)
+    grid: tuple[float, ...] = (0.3, 1.0, 3.0)
 
     @property
     def heterogeneity(self) -> str:
@@ -61,7 +61,7 @@ EPOCHS = Federation(
         "data": "second",
     },
     tuned="training.lr",
-    grid=(0.03, 0.1, 0.3),
+    grid=(0.1, 0.3, 1.0),
 )
 SAMPLED = _federation(
     "sampled", "half of 40 clients asked a round", partition=MIXED, clients=40, participation=0.5
