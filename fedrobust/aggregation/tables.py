@@ -151,6 +151,10 @@ _PREAGGREGATORS = (
     ),
     PreAggregator(name="clip", compute=pre.clip_mixing, follows_scale=False, keeps_weights=True),
     PreAggregator(name="arc", compute=pre.arc_mixing, minimum=majority),
+    PreAggregator(
+        name="foundation", compute=pre.foundation_mixing,
+        leaves=lambda n, s: n + pre.copies_of(n, s.get("synthetic")),
+    ),
 )  # fmt: skip
 
 RULE_RECORDS = {record.name: record for record in _RULES}
