@@ -12,7 +12,7 @@ import ssl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from flwr.app import Array, Message
@@ -51,8 +51,10 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.object_ref import load_app
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE as MEDIA_TYPE
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid.http_grid import HttpGrid
 from google.protobuf.message import DecodeError
+
+if TYPE_CHECKING:
+    from flwr.superlink.grid.http_grid import HttpGrid
 
 TRIED = ("1.41.0", "1.42.0")
 CHUNK = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE  # bytes: Flower cuts arrays into pieces of this size
@@ -66,7 +68,6 @@ __all__ = [
     "ConfirmMessageReceivedRequest",
     "ConfirmMessageReceivedResponse",
     "DecodeError",
-    "HttpGrid",
     "Metadata",
     "ObjectTree",
     "ObjectUnavailableError",
@@ -89,6 +90,7 @@ __all__ = [
     "fleet_client",
     "get_object_head_values_from_object_content",
     "inflate_object_from_contents",
+    "is_http_grid",
     "load_app",
     "make_pull_object_fn_protobuf",
     "objects_of",
@@ -115,6 +117,16 @@ def version() -> str:
     return importlib.metadata.version("flwr")
 
 
+def is_http_grid(grid: Any) -> bool:
+    """Say whether a grid is the deployment engine's own.
+
+    Its module brings a database along (a second to import), which no simulation needs: a grid of
+    its kind exists only where somebody has imported it.
+    """
+    module = sys.modules.get("flwr.superlink.grid.http_grid")
+    return module is not None and isinstance(grid, module.HttpGrid)
+
+
 def runtime_client(grid: HttpGrid) -> Any:
     """Return the client through which a grid of the deployment engine speaks to the SuperLink."""
     return grid._runtime_client
@@ -122,7 +134,7 @@ def runtime_client(grid: HttpGrid) -> Any:
 
 def superlink_address(grid: Any) -> str:
     """Return the address at which a server app speaks to its SuperLink; empty for other grids."""
-    return str(grid._addr) if isinstance(grid, HttpGrid) else ""
+    return str(grid._addr) if is_http_grid(grid) else ""
 
 
 def set_message_id(message: Message, message_id: str) -> None:

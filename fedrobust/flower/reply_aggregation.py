@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
@@ -35,6 +34,9 @@ from fedrobust.flower.rule_spelling import Rule
 from fedrobust.secret import fresh
 from fedrobust.seeds import generator
 from fedrobust.spec import Spec
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ["round", "node", "accepted", "weight", "reason"]
 
@@ -106,6 +108,8 @@ class ReplyAggregator:
         ``weight`` is NaN where the rule takes values apart from their updates; ``reason`` says why
         a reply was refused, or why the round kept the model.
         """
+        import pandas as pd  # half a second to import: only who asks pays
+
         return pd.DataFrame(self._rows, columns=COLUMNS)
 
     def check(self, n: int) -> None:
