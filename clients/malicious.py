@@ -6,18 +6,18 @@ or its reply is broken. Which clients are malicious follows from the experiment'
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from clients import honest
+from clients.foresight import foresee, foreseen
 from clients.honest import Task, Trained
 from clients.node import Node
-from fedrobust.aggregation import build
 from fedrobust.attacks import (
     ATTACKS,
     POISONS,
@@ -32,13 +32,14 @@ from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
 from fedrobust.experiment.schema import Experiment
 from fedrobust.failures import blamed
 from fedrobust.flower import array_of, read_setting, read_tensor
-from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, VIEW
+from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, NOTES, VIEW
 from fedrobust.flower.screening import TIMES
 from fedrobust.seeds import generator
 from fedrobust.simulation import stragglers
 from fedrobust.spec import parameters, resolve, split
 from fedrobust.training import one_thread
 
+Notes = Mapping[str, float | str]
 LAST = "last-model"
 STATE = "attack-state"
 OWN_VIEWS = 4  # disjoint parts of its own data that a lone attacker estimates the spread from
@@ -72,13 +73,14 @@ def answer(node: Node, task: Task, message: Message, context: Context) -> Messag
 def _craft_for_all(node: Node, task: Task, message: Message, context: Context) -> Message:
     """Craft one row for each colluder from the view that the side channel carried."""
     f = int(read_setting(message.content, ADVERSARY, "colluders"))
-    rows = _crafted(node, task, read_tensor(message.content, VIEW, "view"), f, context)
+    view = read_tensor(message.content, VIEW, "view")
+    rows, notes = _crafted(node, task, view, f, context)
     times = dict.fromkeys(TIMES, 0.0) if node.experiment.server.times else {}
     claims: dict[str, Any] = {"num-examples": len(node.labels[task.client]), "loss": 1.0}
     metrics = MetricRecord(claims | times)
     beside = {"statistics": task.statistics} if len(task.statistics) else {}
     arrays = array_of(**{CRAFTED: rows}, **beside)
-    record = RecordDict({"arrays": arrays, "metrics": metrics})
+    record = RecordDict({"arrays": arrays, "metrics": metrics, NOTES: ConfigRecord({**notes})})
     return Message(record, reply_to=message)
 
 
@@ -102,35 +104,49 @@ def _craft_alone(
     colluders = [
         c for c in threat_model.members(node.experiment, round=task.server_round) if c in asked
     ]
-    rows = _crafted(node, task, view, len(colluders), context)
+    rows, _ = _crafted(node, task, view, len(colluders), context)
     return replace(trained, update=rows[colluders.index(task.client)].clone())
 
 
-def _crafted(node: Node, task: Task, view: Tensor, f: int, context: Context) -> Tensor:
-    """Let the attack craft f rows; whatever its code raises ends the run under its name."""
+def _crafted(
+    node: Node, task: Task, view: Tensor, f: int, context: Context
+) -> tuple[Tensor, Notes]:
+    """Let the attack craft f rows, with its notes; what its code raises ends the run."""
     name = node.experiment.attack["name"]
     with blamed("attack", name):
         if threat_model.kind(name) == "trained":
-            return _trained(node, task, view).expand(f, -1)
+            return _trained(node, task, view).expand(f, -1), {}
         return _crafted_from(node, task, view, f, context)
 
 
-def _crafted_from(node: Node, task: Task, view: Tensor, f: int, context: Context) -> Tensor:
+def _crafted_from(
+    node: Node, task: Task, view: Tensor, f: int, context: Context
+) -> tuple[Tensor, Notes]:
     experiment = node.experiment
+    record = attack_record(experiment.attack["name"])
+    rule = foresee(experiment, task.server_round, view, context)
     crafted = step(
         view,
         experiment.attack,
         n=stragglers.sample_size(experiment),
         f=f,
         round=task.server_round - 1,
-        rule=lambda rows: _guess(experiment, task.server_round, rows, view),
+        rule=rule,
         generator=generator(experiment.seed, "attack", round=task.server_round, client=task.client),
         previous=_last_step(experiment, task, context),
+        momentum=_same_clients_momentum(experiment),
         state=_recalled(context),
     )
     if crafted.state is not None:
         context.state[STATE] = array_of(**crafted.state)
-    return crafted.updates
+    expected = foreseen(rule, crafted.updates, context) if record.asks_the_rule else {}
+    return crafted.updates, {**crafted.notes, **expected}
+
+
+def _same_clients_momentum(experiment: Experiment) -> float:
+    """Return worker momentum where one cohort answers each round: else means cannot be compared."""
+    changes = experiment.participation < 1 or stragglers.simulates_time(experiment)
+    return 0.0 if changes else experiment.worker_momentum
 
 
 def _recalled(context: Context) -> dict[str, Tensor] | None:
@@ -155,26 +171,6 @@ def _trained(node: Node, task: Task, view: Tensor) -> Tensor:
             lr=experiment.server.lr,
             generator=generator(experiment.seed, "attack", round=task.server_round),
         )
-
-
-def _guess(experiment: Experiment, server_round: int, rows: Tensor, view: Tensor) -> Tensor:
-    """Ask the known rule with fresh memory; the server's own data are guessed from what is seen.
-
-    The root update is taken for the mean of the view, the loss for its linear part along it.
-    """
-    middle = view.mean(0)
-    return (
-        build(experiment.rule, pre=experiment.pre)
-        .apply(
-            rows,
-            generator=generator(experiment.seed, "probe", round=server_round),
-            server={
-                "root": lambda: middle,
-                "loss": lambda: lambda step: -float(step.to(middle) @ middle),
-            },
-        )
-        .aggregate
-    )
 
 
 def _last_step(experiment: Experiment, task: Task, context: Context) -> Tensor | None:

@@ -17,6 +17,7 @@ Entry = dict[str, str]
 SUPPLIED = {
     "rules": {"generator", "memory", "clients", "weights"},
     "pre-aggregators": {"generator", "weights"},
+    "client weights": {"clients", "claims"},
     "attacks": set(attacks.crafting.SUPPLIED),
     "training attacks": set(TRAINED_SUPPLIED),
     "data attacks": set(threat_model.POISON_SUPPLIED),
@@ -30,6 +31,7 @@ def tables() -> dict[str, list[Entry]]:
     every: dict[str, Mapping[str, Callable[..., Any]]] = {
         "rules": aggregation.RULES,
         "pre-aggregators": aggregation.PREAGGREGATORS,
+        "client weights": aggregation.WEIGHTINGS,
         "attacks": attacks.ATTACKS,
         "training attacks": attacks.TRAINED,
         "data attacks": attacks.POISONS,

@@ -204,11 +204,20 @@ def list_plugins(
 
 
 @app.command()
-def check(file: File, override: Overrides = None, data_root: DataRoot = None) -> None:
-    """Check an experiment without running it; print every run, fully resolved, and its limits."""
+def check(
+    file: File,
+    override: Overrides = None,
+    data_root: DataRoot = None,
+    delta: Annotated[float, typer.Option(help="How often f may be exceeded, in (0, 1).")] = 0.01,
+) -> None:
+    """Check an experiment without running it; print every run, fully resolved, and its limits.
+
+    Where a round asks only some clients: with which probability more than f of them are Byzantine
+    in some round, and the smallest f and the smallest cohort for which it is below --delta.
+    """
     from experiments import commands
 
-    commands.check(file, override, data_root)
+    commands.check(file, override, data_root, delta=delta)
 
 
 @app.command()

@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli_output, tables
+from experiments import cli_output, sampled_cohorts, tables
 from experiments.cli_inputs import experiments_of
+from experiments.coefficients import published, vectors
 from experiments.outcomes import expecting_steps
 from experiments.papers.transfer import node_tables, study
 from experiments.progress import Live
@@ -24,7 +25,6 @@ from fedrobust import secret as hidden
 from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.redundancy import SCHEMES
-from fedrobust.redundancy.rounds import operands
 from fedrobust.spec import suggest
 
 NEXT = """next:
@@ -115,8 +115,10 @@ def sweep_over(
             cli_output.show_written([*written, page], errors)
 
 
-def check(file: Path, overrides: list[str] | None, data_root: str | None) -> None:
+def check(file: Path, overrides: list[str] | None, data_root: str | None, *, delta: float) -> None:
     """Check an experiment without running it; print every run, fully resolved, and its limits."""
+    if not 0 < delta < 1:
+        raise ConfigError([f"--delta needs a probability in (0, 1), got {delta:g}"])
     experiments = experiments_of(file, overrides)
     check_against_data(experiments, data_root=data_root)
     table = Table(title=f"{len(experiments)} run(s)", title_justify="left")
@@ -127,6 +129,8 @@ def check(file: Path, overrides: list[str] | None, data_root: str | None) -> Non
         row = [e.run_id, _spec(e.attack), cli_output.defence(e), e.clients, e.byzantine]
         table.add_row(*map(str, [*row, tolerated(e), coefficient(e), e.rounds, e.seed]))
     console.print(table)
+    for line in sampled_cohorts.sentences(experiments, delta=delta):
+        console.print(line, highlight=False, soft_wrap=True)
     for nodes in node_tables.tables(experiments, data_root):
         console.print(nodes)
 
@@ -135,18 +139,13 @@ def tolerated(experiment: Experiment) -> str:
     """Return the largest f that the defence admits at its n; "-" where it takes none."""
     if not experiment.rule:
         return "-"
-    most = aggregation.tolerated(experiment.rule, n=operands(experiment), pre=experiment.pre)
+    most = aggregation.tolerated(experiment.rule, n=vectors(experiment), pre=experiment.pre)
     return "-" if most is None else str(most)
 
 
 def coefficient(experiment: Experiment) -> str:
-    """Return the defence's published kappa at its n and number of Byzantine clients, or "-"."""
-    if not experiment.rule:
-        return "-"
-    n = operands(experiment)
-    found = aggregation.coefficient(
-        experiment.rule, n=n, f=min(experiment.byzantine, n), pre=experiment.pre
-    )
+    """Return the defence's published kappa at its n and f, or "-"."""
+    found = published(experiment)
     return "-" if found is None else f"{found:.3g}"
 
 

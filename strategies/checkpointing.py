@@ -128,6 +128,7 @@ def remembers(experiment: Experiment) -> bool:
     """Whether clients keep anything from round to round."""
     if experiment.mode == "ensemble":
         return True
-    watches = attack_record(experiment.attack["name"]).remembers
+    record = attack_record(experiment.attack["name"])
+    watches = record.remembers or record.asks_the_rule  # then it keeps the rule's memory
     keeps = experiment.batchnorm["name"] == "local" or experiment.semi.mode == "pseudo"
     return experiment.worker_momentum > 0 or watches or keeps

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedrobust import aggregation
 from fedrobust.adversarial import slack_weights
-from fedrobust.experiment.schema import Experiment
+from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower.screening import Reply
 from fedrobust.models.batchnorm import variances
 from fedrobust.simulation import stragglers
@@ -22,7 +22,7 @@ from fedrobust.vector import FlatModel
 from strategies.base import Row
 from strategies.communication_cost import traffic
 from strategies.flat_vectors import FlatVectors
-from strategies.impact import honest_loss, impact_row
+from strategies.impact import honest_loss, impact_row, kappa_row
 from strategies.parts import Aggregated, Parts, Round, no_offers
 from strategies.robust import RobustStrategy
 from strategies.root_dataset import OwnData
@@ -38,6 +38,8 @@ def federated_strategy(
     most_examples: int,
     members: Members,
     own_data: OwnData | None = None,
+    sizes_of_shares: Sequence[int] | None = None,
+    simulated: bool,
     secret: int,
 ) -> RobustStrategy:
     """Turn an experiment into the values and functions of its strategy.
@@ -54,8 +56,17 @@ def federated_strategy(
         Round -> the clients known to be Byzantine, for the report only.
     own_data
         What the server knows itself, for rules that trust it.
+    sizes_of_shares
+        How many images each client holds, where the server knows it.
+    simulated
+        Whether the server knows who is Byzantine, for the report.
     secret
         What the rule's draws follow from.
+
+    Raises
+    ------
+    ConfigError
+        For attested weights that nobody attests.
     """
     shapes, sizes = model.shapes, model.sizes
     transport = FlatVectors(
@@ -72,8 +83,9 @@ def federated_strategy(
             min_replies=experiment.server.min_replies,
             restart=partial(_restart, experiment, model.vector.clone(), head_size(sizes)),
             weigh=partial(_slack, experiment),
+            counted=partial(_counted, _weighing(experiment, sizes_of_shares)),
             costs=partial(_costs, experiment),
-            report=partial(_report, members, sorted(clients.values())),
+            report=partial(_report, members, sorted(clients.values()), simulated),
             offers=own_data.offers if own_data is not None else no_offers,
         )
     )
@@ -121,16 +133,42 @@ def _slack(experiment: Experiment, updates: Tensor, replies: Sequence[Reply]) ->
     return updates * (len(losses) * weights)[:, None]
 
 
+def _weighing(experiment: Experiment, sizes: Sequence[int] | None) -> aggregation.Weighing:
+    """Return what says how much a client counts; the server's own figures where it has them."""
+    spec = experiment.weights
+    if spec["name"] == "attested" and "table" not in spec:
+        if sizes is None:
+            raise ConfigError(
+                ["weights 'attested' need a table or a file where the nodes hold data of their own"]
+            )
+        spec = spec | {"table": {str(client): float(size) for client, size in enumerate(sizes)}}
+    return aggregation.weighing(spec, rule=experiment.rule, pre=experiment.pre)
+
+
+def _counted(
+    weigh: aggregation.Weighing,
+    nodes: Sequence[int],
+    clients: Sequence[int],
+    replies: Sequence[Reply],
+) -> Tensor | None:
+    return weigh(clients, [reply.examples for reply in replies])
+
+
 def _costs(experiment: Experiment, sent: Round, replies: Collection[Reply]) -> Row:
     return traffic(experiment.server, replies, sent.bytes_down, sent.clients)
 
 
-def _report(members: Members, places: Sequence[int], aggregated: Aggregated) -> Row:
+def _report(
+    members: Members, places: Sequence[int], simulated: bool, aggregated: Aggregated
+) -> Row:
     """Describe who counted how much, and how much of that was the attackers'."""
     clients, outcome = aggregated.clients, aggregated.outcome
     bad = set(members(aggregated.server_round))
     row: Row = {"train_loss": honest_loss(clients, aggregated.replies, bad)}
-    if outcome.weights is not None:
-        weight = dict(zip(clients, outcome.weights.tolist(), strict=True))
-        row["weights"] = [round(weight[c], 6) if c in weight else None for c in places]
+    for key, found in (("weights", outcome.weights), ("client_weights", aggregated.shares)):
+        if found is not None:
+            weight = dict(zip(clients, found.tolist(), strict=True))
+            row[key] = [round(weight[c], 6) if c in weight else None for c in places]
+    if simulated:
+        row |= kappa_row(clients, bad, aggregated.updates, outcome.aggregate)
     return row | impact_row(clients, bad, aggregated.updates, outcome.aggregate, outcome.weights)

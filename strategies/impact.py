@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedrobust.aggregation import measured
 from fedrobust.attacks import bypass, impact, spread
 from strategies.base import Row
 
@@ -53,10 +54,31 @@ def impact_row(
     return row
 
 
+def kappa_row(
+    clients: Sequence[int], bad: Collection[int], updates: Tensor, aggregate: Tensor
+) -> Row:
+    """Say which robustness coefficient the round had, as ``fedrobust.aggregation.measured``.
+
+    Nothing where no honest client was heard.
+
+    Parameters
+    ----------
+    clients, updates, aggregate
+        As for ``impact_row``.
+    bad
+        All Byzantine clients: the others count as honest.
+    """
+    honest = torch.tensor([client not in bad for client in clients], dtype=torch.bool)
+    if not bool(honest.any()):
+        return {}
+    rows = updates if bool(honest.all()) else updates[honest]
+    return {"kappa": round(min(measured(aggregate, rows), FARTHEST), 9)}
+
+
 def _impact_of(aggregate: Tensor, honest: Tensor) -> dict[str, float]:
     """How far the aggregate is from the honest mean, in honest spreads, and its direction."""
-    measured = impact(aggregate, honest.mean(0), spread=spread(honest))
+    found = impact(aggregate, honest.mean(0), spread=spread(honest))
     return {
-        "deviation": round(min(measured.deviation, FARTHEST), 6),
-        "cosine": round(measured.cosine, 6),
+        "deviation": round(min(found.deviation, FARTHEST), 6),
+        "cosine": round(found.cosine, 6),
     }

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from fedrobust import models
+from fedrobust import data, models
 from fedrobust.attacks import threat_model
 from fedrobust.data import Dataset
 from fedrobust.ensemble.attacker import Crafted
@@ -61,6 +61,11 @@ class Setup:
     attacks: Path | None = None
     stock: Strategy | None = None
 
+    @property
+    def simulated(self) -> bool:
+        """Whether the clients are made here; on real nodes the server has a secret of its own."""
+        return self.secret == self.experiment.seed
+
     def members(self, server_round: int) -> tuple[int, ...]:
         """Return the clients that are Byzantine in a round."""
         return threat_model.members(self.experiment, round=server_round)
@@ -107,7 +112,13 @@ def federated(setup: Setup) -> Mode:
     e, dataset, model = setup.experiment, setup.dataset.to(setup.device), _model(setup)
     own = OwnData(e, dataset, model, setup.secret) if e.server.root_images else None
     strategy = federated_strategy(
-        e, model=model, own_data=own, secret=setup.secret, **_known(setup)
+        e,
+        model=model,
+        own_data=own,
+        sizes_of_shares=_sizes(setup) if e.weights["name"] == "attested" else None,
+        simulated=setup.simulated,
+        secret=setup.secret,
+        **_known(setup),
     )
     return _with_model(setup, strategy, model, dataset, colludes=True)
 
@@ -123,6 +134,8 @@ def stock(setup: Setup) -> Mode:
     e, model = setup.experiment, _model(setup)
     if e.mode != "federated":
         raise ConfigError([f"a Flower strategy leads federated runs, this one is of {e.mode}"])
+    if e.weights["name"] != "equal":
+        raise ConfigError(["a stock Flower strategy has weights of its own: set weights = 'equal'"])
     if e.compression.on:
         raise ConfigError(["a stock Flower strategy averages arrays: set compression.bits = 32"])
     if len(read_statistics(model.module)):
@@ -150,7 +163,7 @@ def redundancy(setup: Setup) -> Mode:
         examples=len(setup.dataset.train_labels),
         clients=setup.clients,
         secret=setup.secret,
-        simulated=setup.secret == setup.experiment.seed,
+        simulated=setup.simulated,
     )
     # Every worker has the data: a Byzantine one computes what the others will send, and needs no
     # side channel.
@@ -185,6 +198,14 @@ def _model(setup: Setup) -> FlatModel:
     return FlatModel(models.with_policy(module, e.batchnorm).to(setup.device))
 
 
+def _sizes(setup: Setup) -> list[int] | None:
+    """Return how many images each client holds; None on real nodes, which may have their own."""
+    if not setup.simulated:
+        return None
+    e, labels = setup.experiment, setup.dataset.train_labels
+    return [len(s) for s in data.partition(labels, e.partition, clients=e.clients, seed=e.seed)]
+
+
 def _known(setup: Setup) -> dict[str, Any]:
     """Return what the strategies of federated runs know of their clients."""
     return {
@@ -212,25 +233,26 @@ def _with_model(
 
     probes: list[float] = []
     images, device = setup.images(), setup.device
+    adversary = _adversary(setup, grid, model.sizes) if colludes else None
     return Mode(
         strategy=strategy,
-        grid=_with_adversary(setup, grid, model.sizes) if colludes else grid,
+        grid=adversary or grid,
         arrays=array_of(model=model.vector.clone(), **beside),
         evaluators=evaluators_of(e, dataset, images=images, device=device, probes=probes),
         load=load,
-        notes=notes,
+        notes=(lambda r: notes(r) | adversary.notes(r)) if adversary else notes,
         probes=probes,
     )
 
 
-def _with_adversary(setup: Setup, grid: Grid, sizes: tuple[int, ...]) -> Grid:
-    """Wrap the grid with the colluders' side channel where the attack needs one."""
+def _adversary(setup: Setup, grid: Grid, sizes: tuple[int, ...]) -> AdversaryGrid | None:
+    """Return the grid with the colluders' side channel, where the attack needs one."""
     e = setup.experiment
     if threat_model.kind(e.attack["name"]) not in ("craft", "trained"):
-        return grid
+        return None
     level = threat_model.knowledge(e.attack)
     if level == "own" or not setup.members(1):
-        return grid
+        return None
     wire = wire_of(e, sizes)
     return AdversaryGrid(
         grid,

@@ -35,6 +35,8 @@ class Aggregated:
         Their updates, (n, d).
     outcome
         The aggregate, and each update's weight where the rule has weights.
+    shares
+        How much each client counted before the rule looked at it, (n,) shares of 1; None: alike.
     """
 
     server_round: int
@@ -43,6 +45,7 @@ class Aggregated:
     replies: Sequence[Any]
     updates: Tensor
     outcome: Outcome
+    shares: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +74,17 @@ class Memory:
 
 
 def node_weights(aggregated: Aggregated) -> Row:
-    """Return how much each node counted; nothing where the rule has no weights."""
-    weights = aggregated.outcome.weights
-    if weights is None:
-        return {}
-    return {"weights": dict(zip(aggregated.nodes, weights.tolist(), strict=True))}
+    """Return how much each node counted, in the rule and before it, where either is known."""
+    told = {"weights": aggregated.outcome.weights, "client_weights": aggregated.shares}
+    return {
+        key: dict(zip(aggregated.nodes, found.tolist(), strict=True))
+        for key, found in told.items()
+        if found is not None
+    }
+
+
+def no_weights(nodes: Sequence[int], clients: Sequence[int], replies: Sequence[Any]) -> None:
+    """Let every update count alike."""
 
 
 def no_offers(vector: Tensor, server_round: int) -> None:
@@ -111,6 +120,8 @@ class Parts:
         (model (d,), round) -> what a rule may ask of data that the server holds itself.
     weigh
         (updates (n, d), replies) -> the updates that the rule sees.
+    counted
+        (nodes, clients, replies) -> how much each of them counts (n,), None: all alike.
     costs, report
         Columns of the round's row: of every round, and of one that was aggregated.
     """
@@ -126,6 +137,7 @@ class Parts:
     restart: Callable[[int, Tensor], Tensor | None] = lambda server_round, vector: None
     offers: Callable[[Tensor, int], Server | None] = no_offers
     weigh: Callable[[Tensor, Sequence[Any]], Tensor] = lambda updates, replies: updates
+    counted: Callable[[Sequence[int], Sequence[int], Sequence[Any]], Tensor | None] = no_weights
     costs: Callable[[Round, Sequence[Any]], Row] = lambda sent, replies: {}
     report: Callable[[Aggregated], Row] = node_weights
 

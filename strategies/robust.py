@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from torch import Tensor
 
+from fedrobust.aggregation.weighting import shares
 from fedrobust.failures import Refusal
 from fedrobust.flower import UpdateMatrix, matrix_of
 from fedrobust.flower.chosen_rule import ChosenRule
@@ -25,6 +26,7 @@ from fedrobust.spec import Spec, suggest
 from fedrobust.training import StepState
 from strategies.base import RecordedStrategy, Row
 from strategies.parts import Aggregated, Memory, Parts, Round, sgd
+from strategies.robust_settings import check_settings, counted
 from strategies.sampling import Sampling
 from strategies.transport import REPLIES, Model, NamedLayers, Reply
 
@@ -52,6 +54,10 @@ class RobustStrategy(RecordedStrategy):
     replies
         "weights": clients answer with their model, as stock Flower apps do. "updates": with their
         model minus the global one, under the same layer names.
+    weights
+        How much each node counts: "equal", or ``{"name": "attested", "table": {node id: weight}}``
+        (or ``"file"``), ``{"name": "truncated", "share": 0.3}`` over what nodes claim as
+        ``num-examples``, "claimed" with the plain mean; see ``fedrobust.aggregation.WEIGHTINGS``.
     fraction_train, min_available_nodes
         Share of the connected nodes that is asked in a round, drawn anew each time; and how many
         nodes must be connected before a round begins.
@@ -63,7 +69,8 @@ class RobustStrategy(RecordedStrategy):
     ----------
     history
         One table a round: ``round``, ``replies`` (how many were accepted), ``rejected`` (nodes and
-        reasons), ``weights`` (by node, if the rule has any), ``kept`` (why the model was kept).
+        reasons), ``weights`` (by node, if the rule has any), ``client_weights`` (shares by node,
+        unless all count alike), ``kept`` (why the model was kept).
 
     Raises
     ------
@@ -75,8 +82,8 @@ class RobustStrategy(RecordedStrategy):
     Notes
     -----
     A bad reply costs its sender the vote and nothing else. What clients claim of themselves
-    (``num-examples``) is never a weight; their metrics are reported as medians. Nobody is asked to
-    evaluate: give ``start`` an ``evaluate_fn``.
+    (``num-examples``) is no weight unless ``weights`` says so; their metrics are reported
+    as medians. Nobody is asked to evaluate: give ``start`` an ``evaluate_fn``.
     """
 
     def __init__(
@@ -90,14 +97,15 @@ class RobustStrategy(RecordedStrategy):
         min_replies: int = 1,
         largest: float = 1e10,
         replies: str = "weights",
+        weights: Spec = "equal",
         fraction_train: float = 1.0,
         min_available_nodes: int = 2,
         seed: int | None = None,
     ) -> None:
         if replies not in REPLIES:
             raise ValueError(f"unknown replies {replies!r}; {suggest(replies, list(REPLIES))}")
-        _check(server_lr, server_momentum, deadline, min_replies, largest)
-        chosen = ChosenRule.of(rule, pre)
+        check_settings(server_lr, server_momentum, deadline, min_replies, largest)
+        chosen = ChosenRule.of(rule, pre, weights)
         drawn = fresh() if seed is None else seed
         self._take(
             Parts(
@@ -115,6 +123,7 @@ class RobustStrategy(RecordedStrategy):
                 seed=drawn,
                 deadline=deadline,
                 min_replies=min_replies,
+                counted=partial(counted, chosen),
             ),
             logs=True,
         )
@@ -241,17 +250,21 @@ class RobustStrategy(RecordedStrategy):
             raise Refusal(f"min_replies asks for {parts.min_replies}, got {len(read)}")
         updates = sent.matrix.gather([reply.update for reply in read])
         rule = parts.fitting(len(read), malformed) if parts.fitting else parts.rule
+        nodes = [node for _, node in accepted]
+        given = parts.counted(nodes, clients, read)
         outcome = rule.apply(
             parts.weigh(updates, read),
             self._memory.rule,
             generator(parts.seed, "rule", round=sent.number),
             clients=clients,
             server=parts.offers(sent.model.vector, sent.number),
+            weights=given,
         )
         return Aggregated(
             server_round=sent.number,
-            nodes=[node for _, node in accepted],
+            nodes=nodes,
             clients=clients,
+            shares=None if given is None else shares(given, len(nodes)),
             replies=read,
             updates=updates,
             outcome=outcome,
@@ -275,22 +288,3 @@ class RobustStrategy(RecordedStrategy):
             log(INFO, "reply of node %s refused: %s", entry["node"], entry["reason"])
         if "kept" in row:
             log(WARNING, "round %s keeps the model: %s", row["round"], row["kept"])
-
-
-def _check(
-    lr: float, momentum: float, deadline: float | None, min_replies: int, largest: float
-) -> None:
-    """Refuse values out of range."""
-    wrong = [
-        text
-        for holds, text in (
-            (lr > 0, f"server_lr needs a positive number, got {lr}"),
-            (0 <= momentum < 1, f"server_momentum needs a value in [0, 1), got {momentum}"),
-            (deadline is None or deadline > 0, f"deadline needs positive seconds, got {deadline}"),
-            (min_replies >= 1, f"min_replies needs at least 1, got {min_replies}"),
-            (largest > 0, f"largest needs a positive number, got {largest}"),
-        )
-        if not holds
-    ]
-    if wrong:
-        raise ValueError("; ".join(wrong))

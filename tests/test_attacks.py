@@ -20,10 +20,12 @@ from fedrobust.attacks.seesaw import MODES
 from fedrobust.seeds import generator
 from fedrobust.spec import SpecError
 
-COUNT = 22
+COUNT = 25
 RANDOM = {"gaussian", "fang"}
 CRASHES = {"nan", "inf"}
-TUNED = {"finite_norm", "opt_alie", "opt_ipm", "sensitivity_curve"}
+TUNED = {
+    "finite_norm", "opt_alie", "opt_ipm", "sensitivity_curve", "gradient_search", "drift_search",
+}  # fmt: skip
 H3 = torch.tensor([[1.0, 2.0], [3.0, 2.0], [5.0, 8.0]], dtype=torch.float64)
 E2H = torch.tensor([[0, 9], [9, 8], [5, 1], [3, 7], [2, 2], [6, 0]], dtype=torch.float64)
 
@@ -256,6 +258,9 @@ def test_bad_settings_are_errors():
         {"name": "sensitivity_curve", "limit": 0},
         {"name": "opt_alie", "sign": 2},
         {"name": "opt_ipm", "evaluations": 0},
+        {"name": "gradient_search", "refinements": -1},
+        {"name": "drift_search", "refinements": 1.5},
+        {"name": "gradient_shift", "z": math.inf},
         {"name": "model_replacement", "rate": 0},
         {"name": "model_replacement", "bound": -1},
         {"name": "inf", "sign": 0},

@@ -15,10 +15,11 @@ import tomli_w
 
 from experiments import tables
 from experiments.cli import main
+from experiments.coefficients import compared, marks, published
 from experiments.report import build, folders_in, heat
 from experiments.report.load import gather, measures, widen
 from experiments.results import Results, load
-from fedrobust.experiment.load import expand
+from fedrobust.experiment.load import expand, from_dict
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.runs.folder import RunFolder
 
@@ -202,7 +203,8 @@ def test_the_report_is_one_page_that_needs_nothing(output):
     assert not re.search(r"url\((?!#)", text) and "@import" not in text
     words = " ".join(page.words)
     for title in ("Final accuracy", "Accuracy over rounds", "What the attackers got",
-                  "Replies that lost their vote", "Who holds which data", "Time and bytes a round",
+                  "Robustness coefficient", "Replies that lost their vote",
+                  "Who holds which data", "Time and bytes a round",
                   "Configuration", "Environment", "How to reproduce"):  # fmt: skip
         assert title in words
     score = max(row["worst"] for row in said["table"].values())
@@ -217,6 +219,23 @@ def test_the_numbers_in_the_page_are_those_of_the_runs(output):
         for value in row.values():
             assert f"{value * 100:.1f}" in shown
     assert "update holds values that are not finite" in shown
+
+
+def test_measured_coefficients_stand_beside_the_published_one(small):
+    rows = [
+        [{"round": 1, "kappa": a}, {"round": 2, "kappa": b}] for a, b in ((0.5, 1.5), (9.0, 7.0))
+    ]
+    runs = [from_dict({**small, "rule": rule, "attack": "ipm"}) for rule in ("krum", "rfa")]
+    results = Results(tuple(zip(runs, rows, strict=True)))
+    found = compared(results.frame, runs)
+    assert found.loc["krum", "ipm"].tolist() == pytest.approx([6 * (1 + 2 / 6), 1.0, 1.5])
+    assert math.isnan(found.at[("rfa", "ipm"), "published"])
+    assert found.at[("rfa", "ipm"), "worst"] == 9
+    assert marks(found) == {"krum": pytest.approx(8.0)}
+    weighted = from_dict({**small, "rule": "median", "weights": "truncated:share=0.4"})
+    assert published(weighted) is None and published(from_dict({**small, "rule": "median"})) == (
+        pytest.approx(4 * (1 + 2 / 6) ** 2)
+    )
 
 
 def test_a_report_is_reproducible_and_ids_do_not_clash(output):

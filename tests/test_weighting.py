@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from experiments.sampled_cohorts import sentences
 from fedrobust.aggregation import (
     RULES,
     aggregate,
@@ -15,7 +16,10 @@ from fedrobust.aggregation import (
     rule_record,
 )
 from fedrobust.aggregation.cohorts import exceeds, smallest_cohort, smallest_f
+from fedrobust.aggregation.pre import nnm_mixing
 from fedrobust.aggregation.weighting import heaviest, shares, truncated
+from fedrobust.experiment.load import from_dict
+from fedrobust.experiment.schema import ConfigError
 
 WEIGHABLE = {
     "mean": {}, "median": {}, "trimmed_mean": {"f": 2}, "geometric_median": {}, "rfa": {},
@@ -98,6 +102,26 @@ def test_weighted_nnm():
     assert torch.allclose(aggregate(x, "median", pre=[spec], weights=weights), by_column)
 
 
+@pytest.mark.parametrize("name", ["trimmed_mean", "median", "nnm"])
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_cut_by_weight_keeps_nothing_at_any_size(name, seed):
+    """Shares do not add up exactly: 1e-17 of a row of 1e30 would own the result."""
+    source = torch.Generator().manual_seed(seed)
+    x, weights = sample(seed=seed), torch.rand(11, generator=source).double() + 0.1
+    order = weights.argsort(descending=True)
+    x[order[:2]] = 1e30
+    honest = x[order[2:]]
+    if name == "nnm":
+        found = preaggregate_with(x, weights)[order[2:]]
+    else:
+        found = aggregate(x, {"name": name, **WEIGHABLE[name]}, weights=weights)
+    assert float(found.abs().max()) <= float(honest.abs().max())
+
+
+def preaggregate_with(x, weights):
+    return nnm_mixing(x, f=2, weights=shares(weights, len(x))) @ x
+
+
 def test_rows_that_are_set_aside_take_their_weight_with_them():
     x = sample()
     x[0, 0] = math.nan
@@ -141,8 +165,14 @@ def test_truncated_claims():
     for bad, words in (({"f": 1, "share": 0.2}, "share"), ({"f": 0, "share": 0.5}, "whole f")):
         with pytest.raises(ValueError, match=words):
             truncated([1.0] * 5, **bad)
-    with pytest.raises(ValueError, match="under any cap"):
-        truncated([1.0, 1, 0, 0, 0, 0], f=2, share=0.5)
+    for huge in (1e300, 1.7e308):
+        assert torch.allclose(truncated([huge, 1, 1, 1, 1], f=1, share=0.4), cut)
+    assert torch.allclose(
+        truncated([5.0, 1, 1], f=1, share=1.0), torch.tensor([5, 1, 1]).double() / 7
+    )
+    for nothing in ([1.0, 1, 0, 0, 0, 0], [0.0] * 6, [math.nan] * 6):
+        with pytest.raises(ValueError, match="under any cap"):
+            truncated(nothing, f=2, share=0.5)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -154,9 +184,10 @@ def test_no_f_claims_hold_more_than_the_share_and_the_cap_is_the_largest(seed):
     )
     full = shares(claims, 9)
     if heaviest(full, 2) > 0.4:
-        cap = float((full / full.min() * cut.min()).clamp(max=float(cut.max())).max())
-        wider = shares(torch.minimum(full / full.min() * cut.min(), torch.tensor(cap * 1.01)), 9)
-        assert heaviest(wider, 2) > 0.4
+        scaled = full / full.min() * cut.min()
+        cap = float(scaled.clamp(max=float(cut.max())).max())
+        assert heaviest(shares(scaled.clamp(max=cap * 1.01), 9), 2) > 0.4
+        assert torch.allclose(shares(scaled.clamp(max=cap), 9), cut)
 
 
 # Cohorts
@@ -198,3 +229,34 @@ def test_cohorts_refuse_what_means_nothing(bad, words):
     given = {"f": 1, "clients": 10, "byzantine": 2, "cohort": 5, "rounds": 1} | bad
     with pytest.raises(ValueError, match=words):
         exceeds(given.pop("f"), **given)
+
+
+SAMPLED = {"clients": 1000, "byzantine": 100, "participation": 0.05, "rounds": 500}
+
+
+def test_the_implied_f_follows_the_sample(small):
+    told = from_dict({**small, **SAMPLED, "rule": "krum"})
+    assert told.rule["f"] == smallest_f(clients=1000, byzantine=100, cohort=50, rounds=500) == 15
+    assert from_dict({**small, "rule": "krum"}).rule["f"] == 2, "all are asked: the Byzantine ones"
+    with pytest.raises(ConfigError) as caught:
+        from_dict({**small, **SAMPLED, "rule": "krum", "participation": 0.02})
+    assert caught.value.errors == [
+        "krum with f=9 needs at least 21 updates, got 20; asked 21 at a time it bears the f that"
+        " they need"
+    ]
+    with pytest.raises(ConfigError, match="no cohort of these 10 clients is large enough for it"):
+        from_dict({**small, "rule": "bulyan", "byzantine": 3, "participation": 0.8})
+
+
+def test_check_says_how_often_the_sample_exceeds_f(small):
+    few, half = (from_dict({**small, **SAMPLED, "rule": rule})
+                 for rule in ({"name": "krum", "f": 5}, "median"))  # fmt: skip
+    assert sentences([from_dict(small)], delta=0.01) == []
+    one, two = sentences([few, half, few], delta=0.01)
+    chance = exceeds(5, clients=1000, byzantine=100, cohort=50, rounds=500)
+    assert (
+        f"More than its f=5 of those asked are in some round with probability {chance:.3g}" in one
+    )
+    assert "Below 0.01 it is from f=15 on; the smallest cohort in which krum bears that is" in one
+    assert "More than half: f=24" in two
+    assert "from f=21 on" in sentences([few], delta=1e-7)[0]

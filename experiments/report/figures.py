@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -34,8 +35,24 @@ def style(place: int) -> tuple[str, str]:
     return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
 
 
-def over_rounds(frame: pd.DataFrame, column: str, defences: Sequence[str], salt: str) -> str:
-    """Draw a measure over rounds, a line a defence: mean over seeds, band from least to most."""
+def over_rounds(
+    frame: pd.DataFrame,
+    column: str,
+    defences: Sequence[str],
+    salt: str,
+    *,
+    log: bool = False,
+    marks: Mapping[str, float] = MappingProxyType({}),
+) -> str:
+    """Draw a measure over rounds, a line a defence: mean over seeds, band from least to most.
+
+    Parameters
+    ----------
+    log
+        Whether the axis is logarithmic; zeros are left out.
+    marks
+        Defence -> a value that is drawn as a dotted line of its colour.
+    """
 
     def draw(axes: Axes) -> None:
         percent = column.endswith("accuracy") or column in ("attack_success", "bypass")
@@ -49,6 +66,10 @@ def over_rounds(frame: pd.DataFrame, column: str, defences: Sequence[str], salt:
             mean, low, high = part.mean() * factor, part.min() * factor, part.max() * factor
             axes.plot(mean.index, mean, color=colour, linestyle=dash, linewidth=1.8)
             axes.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
+            if defence in marks:
+                axes.axhline(marks[defence], color=colour, linestyle=":", linewidth=1.2)
+        if log and bool((known[column] > 0).any()):
+            axes.set_yscale("log", nonpositive="mask")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         words = column.replace("_", " ")
         axes.set(xlabel="round", ylabel=f"{words} (%)" if percent else words)

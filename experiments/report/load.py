@@ -20,7 +20,7 @@ from fedrobust.experiment.schema import ConfigError, Experiment
 
 # Columns of a row that have a place of their own; every other number is drawn over the rounds.
 KNOWN = {"run", "attack", "defence", "seed", "round", "accuracy", "loss", "replies", "train_loss",
-         "bypass"}  # fmt: skip
+         "bypass", "kappa"}  # fmt: skip
 COSTS = ("seconds", "line_seconds", "times", "bytes")  # beginnings of what a round costs
 
 

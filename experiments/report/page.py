@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,7 @@ import pandas as pd
 import tomli_w
 from markupsafe import Markup
 
-from experiments import tables
-from experiments.report import figures
+from experiments.report import figures, kappa
 from experiments.report.heat import heat_table
 from experiments.report.load import (
     Gathered,
@@ -28,31 +24,11 @@ from experiments.report.load import (
     shares,
     widen,
 )
+from experiments.report.parts import Panel, Section, csv_link, table_of
 from fedrobust.experiment.schema import Experiment
 from fedrobust.version import __version__
 
 TEMPLATE = Path(__file__).with_name("page.html")
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One figure and its caption."""
-
-    title: str
-    picture: Markup
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section: a sentence, figures, a table, and the data behind them."""
-
-    title: str
-    lead: str
-    panels: tuple[Panel, ...] = ()
-    legend: tuple[tuple[str, str, str], ...] = ()
-    table: Markup | None = None
-    behind: Markup | None = None
-    csv: str = ""
 
 
 def write(folders: Sequence[Path], path: Path, *, data_root: str | None = None) -> Path:
@@ -75,6 +51,7 @@ def build(folders: Sequence[Path], *, data_root: str | None = None) -> str:
         _final(gathered),
         *_curves(gathered, frame),
         _attackers(frame),
+        kappa.section(gathered.experiments, frame),
         _refusals(gathered),
         _shares(gathered, data_root),
         _costs(gathered, frame),
@@ -144,7 +121,7 @@ def _final(gathered: Gathered) -> Section:
         f"Test accuracy after the last round in %{several}. The score of a defence is its worst "
         "attack, right of the line.",
         table=Markup(f"<div class='wide'>{heat_table(means, halves)}</div>"),
-        csv=_csv(means),
+        csv=csv_link(means),
     )
 
 
@@ -173,8 +150,8 @@ def _over_rounds(frame: pd.DataFrame, column: str) -> Section:
         "A line is the mean over the seeds, its band reaches from the lowest to the highest.",
         panels=panels,
         legend=tuple((d, *figures.style(i)) for i, d in enumerate(defences)),
-        behind=_table(table.round(4)),
-        csv=_csv(table),
+        behind=table_of(table.round(4)),
+        csv=csv_link(table),
     )
 
 
@@ -201,8 +178,8 @@ def _attackers(frame: pd.DataFrame) -> Section | None:
         "What the attackers got",
         "Means over all rounds and seeds in which the attackers' replies counted.",
         table=Markup(table),
-        behind=_table(found.round(4).reset_index().set_index("defence")),
-        csv=_csv(found),
+        behind=table_of(found.round(4).reset_index().set_index("defence")),
+        csv=csv_link(found),
     )
 
 
@@ -214,8 +191,8 @@ def _refusals(gathered: Gathered) -> Section | None:
         "Replies that lost their vote",
         "A malformed reply costs its sender the vote of that round; with too few votes the model "
         "is kept.",
-        table=_table(found.set_index("defence")),
-        csv=_csv(found),
+        table=table_of(found.set_index("defence")),
+        csv=csv_link(found),
     )
 
 
@@ -237,8 +214,8 @@ def _shares(gathered: Gathered, data_root: str | None) -> Section:
         title,
         lead + (" Red numbers: Byzantine clients." if bad else ""),
         panels=(Panel("", Markup(figures.labels_per_client(counts, bad, "labels"))),),
-        behind=_table(counts.rename(columns=lambda label: f"label {label}")),
-        csv=_csv(counts),
+        behind=table_of(counts.rename(columns=lambda label: f"label {label}")),
+        csv=csv_link(counts),
     )
 
 
@@ -250,8 +227,8 @@ def _costs(gathered: Gathered, frame: pd.DataFrame) -> Section:
         "Wall time of whole rounds on the machine named below, training and evaluation included; "
         "bytes are the numbers that travel, without the envelope.",
         panels=(Panel("", Markup(figures.seconds_per_round(frame, defences, "seconds"))),),
-        table=_table(table.round(4)),
-        csv=_csv(table),
+        table=table_of(table.round(4)),
+        csv=csv_link(table),
     )
 
 
@@ -267,24 +244,3 @@ def _lines(environment: dict[str, Any]) -> list[tuple[str, str]]:
     for nested in environment.values():
         flat |= nested if isinstance(nested, dict) else {}
     return [(str(k), str(v)) for k, v in flat.items() if v is not None]
-
-
-def _table(frame: pd.DataFrame) -> Markup:
-    """Write a plain table with escaped words; numbers without trailing noise."""
-
-    def word(value: Any) -> str:
-        if isinstance(value, float):
-            return "-" if math.isnan(value) else f"{value:.6g}" if value < 1e6 else f"{value:,.0f}"
-        return str(value)
-
-    named = frame.rename_axis(columns=None).map(word)
-    if frame.index.name is not None:
-        named = named.reset_index()
-    html = named.to_html(border=0, escape=True, index=frame.index.name is None)
-    return Markup(f"<div class='wide'>{html}</div>")
-
-
-def _csv(frame: pd.DataFrame) -> str:
-    """Return a frame as a link that holds its own CSV."""
-    text = tables.csv(frame).encode()
-    return "data:text/csv;base64," + base64.b64encode(text).decode()

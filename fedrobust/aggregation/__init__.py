@@ -2,6 +2,13 @@
 
 from fedrobust.aggregation.aggregator import Aggregator, aggregate, build, preaggregate
 from fedrobust.aggregation.bounds import measured
+from fedrobust.aggregation.client_weights import (
+    WEIGHTINGS,
+    Weighing,
+    check_weights,
+    resolve_weights,
+    weighing,
+)
 from fedrobust.aggregation.outcome import Outcome
 from fedrobust.aggregation.preconditions import check, check_weighable, coefficient, tolerated
 from fedrobust.aggregation.record import PreAggregator, Rule
@@ -20,15 +27,18 @@ from fedrobust.failures import Refusal
 __all__ = [
     "PREAGGREGATORS",
     "RULES",
+    "WEIGHTINGS",
     "Aggregator",
     "Outcome",
     "PreAggregator",
     "Refusal",
     "Rule",
+    "Weighing",
     "aggregate",
     "build",
     "check",
     "check_weighable",
+    "check_weights",
     "coefficient",
     "installed",
     "is_coordinate_wise",
@@ -37,6 +47,8 @@ __all__ = [
     "preaggregate",
     "preaggregator_record",
     "rehearse",
+    "resolve_weights",
     "rule_record",
     "tolerated",
+    "weighing",
 ]

@@ -76,10 +76,13 @@ def measured(aggregate: Tensor, honest: Tensor) -> float:
     float
         0 where the aggregate is the mean; infinite where it is not and the updates are all equal.
     """
-    rows = honest.double()
-    mean = rows.mean(0)
-    away = float((aggregate.double() - mean).square().sum())
-    spread = float((rows - mean).square().sum()) / len(rows)
+    away = spread = 0.0
+    width = max(1, (1 << 20) // len(honest))
+    for rows, part in zip(honest.split(width, 1), aggregate.split(width), strict=True):
+        block = rows.double()
+        mean = block.mean(0)
+        away += float((part.double() - mean).square().sum())
+        spread += float((block - mean).square().sum()) / len(block)
     if spread > 0:
         return away / spread
     return 0.0 if away == 0 else math.inf

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedrobust.aggregation.distances import clipping, norms, squared_distances
-from fedrobust.aggregation.weighting import bearable
+from fedrobust.aggregation.weighting import bearable, slack
 from fedrobust.ranges import real, truth, whole
 
 
@@ -38,6 +38,7 @@ def nnm_mixing(updates: Tensor, *, f: int, weights: Tensor | None = None) -> Ten
         room = 1 - bearable(weights, f, "nnm")
         mass = weights[order]
         taken = torch.minimum(mass, (room - (mass.cumsum(1) - mass)).clamp(min=0))
+        taken = torch.where(taken > slack(len(weights)), taken, 0.0)
         return torch.zeros_like(taken).scatter_(1, order, taken / room)
     nearest = order[:, :keep]
     mixing = torch.zeros(len(updates), len(updates), dtype=torch.float64)

@@ -15,7 +15,9 @@ from fedrobust.spec import Spec, SpecError, split
 WIDTH = 16  # coordinates of the invented updates: no setting of a rule depends on the number
 
 
-def rehearse(spec: Spec, *, n: int, pre: Sequence[Spec] = ()) -> None:
+def rehearse(
+    spec: Spec, *, n: int, pre: Sequence[Spec] = (), weights: Sequence[float] | None = None
+) -> None:
     """Aggregate n invented updates once, nearly alike, as a first round without an attack.
 
     Only rules of ours are tried: a user's may count its calls. Its mistakes appear in round 1,
@@ -24,7 +26,8 @@ def rehearse(spec: Spec, *, n: int, pre: Sequence[Spec] = ()) -> None:
     Raises
     ------
     SpecError
-        For settings out of range, alone or for this n: a bound of -1, c f >= n.
+        For settings out of range, alone or for this n: a bound of -1, c f >= n; and for weights
+        that the rule does not bear.
     """
     if not is_built_in(split(spec)[0]):
         return
@@ -33,6 +36,6 @@ def rehearse(spec: Spec, *, n: int, pre: Sequence[Spec] = ()) -> None:
     updates = centre + 0.1 * torch.randn(n, WIDTH, generator=source)
     server = {"root": lambda: centre, "loss": lambda: lambda step: -float(step.to(centre) @ centre)}
     try:
-        build(spec, pre=pre).apply(updates, None, source, server=server)
+        build(spec, pre=pre).apply(updates, None, source, server=server, weights=weights)
     except (Refusal, TypeError) as error:
         raise SpecError(str(error)) from error

@@ -37,6 +37,14 @@ def shares(weights: Tensor | Sequence[float], n: int) -> Tensor:
     return scaled / scaled.sum()
 
 
+def slack(n: int) -> float:
+    """Return what rounding may add to a sum of n shares: less than this of a row's mass is none.
+
+    Without it a row that is cut would keep the share 1e-17, which a value of 1e30 turns into 1e13.
+    """
+    return 8 * n * torch.finfo(torch.float64).eps
+
+
 def heaviest(weights: Tensor, f: int) -> float:
     """Return the share that the f heaviest clients hold together."""
     return float(weights.sort(descending=True).values[:f].sum())
@@ -52,7 +60,7 @@ def bearable(weights: Tensor, f: int, who: str) -> float:
         50 %``.
     """
     share = heaviest(weights, f)
-    if share >= 0.5 - 1e-9:  # sums of shares are not exact
+    if share >= 0.5 - slack(len(weights)):
         raise Refusal(
             f"{who} with f={f}: the {f} heaviest clients hold {share:.0%} of the weight, it bears"
             " less than 50%; truncate the weights"
@@ -95,20 +103,40 @@ def truncated(claims: Tensor | Sequence[float], *, f: int, share: float) -> Tens
     finite = given[torch.isfinite(given)]
     most = float(finite.max()) if len(finite) else 1.0
     given = torch.where(given > most, most, given.nan_to_num(nan=0.0)).clamp(min=0)
-    whole_share = shares(given, n)
-    low, high = 0.0, float(whole_share.max())
-    if heaviest(whole_share, f) <= share:
-        return whole_share
-    for _ in range(100):  # the share of the f heaviest grows with the cap
-        cap = (low + high) / 2
-        fits = heaviest(shares(whole_share.clamp(max=cap), n), f) <= share
-        low, high = (cap, high) if fits else (low, cap)
-    if low == 0:
+    unit = float(given.sort(descending=True).values[f])
+    # In units of a client beside the f largest: one claim of 1e300 may not make the others vanish.
+    cap = _cap(given / unit, f, share) if unit > 0 else 0.0
+    if cap == 0:
         raise ValueError(
             f"truncated weights: fewer than {f} / {share:g} clients claim anything, so that f={f}"
             f" of them hold more than {share:g} under any cap"
         )
-    return shares(whole_share.clamp(max=low), n)
+    return shares((given / unit).clamp(max=cap), n)
+
+
+def _cap(claims: Tensor, f: int, share: float) -> float:
+    """Return the largest cap under which the f largest hold the share at most; 0 if none does.
+
+    Where k claims are cut the f largest hold f caps (k >= f), or k caps and the rest of the f. So
+    the cap at which they hold just the share is known for each k; it has to cut k claims.
+    """
+    ordered = claims.sort(descending=True).values
+    beside = float(ordered[f:].sum())
+    # No cap that binds is beyond this, and it cuts nobody where none has to bind.
+    limit = share / (1 - share) * beside if share < 1 else float("inf")
+    ordered = ordered.clamp(max=limit)
+    if heaviest(ordered, f) <= share * float(ordered.sum()):
+        return float(ordered[0])
+    for k in range(1, len(ordered) + 1):
+        rest = float(ordered[k:].sum())
+        room = share * rest - float(ordered[k:f].sum())
+        held = min(k, f) - share * k
+        cap = float(ordered[k - 1])
+        if held > 0:
+            cap = min(cap, max(0.0, room / held))
+        if cap > 0 and (k == len(ordered) or cap >= float(ordered[k])):
+            return cap
+    return 0.0
 
 
 def weighted_ranks(values: Tensor, weights: Tensor, low: float, high: float) -> Tensor:
@@ -126,9 +154,8 @@ def weighted_ranks(values: Tensor, weights: Tensor, low: float, high: float) -> 
     ordered, order = values.double().sort(dim=0, stable=True)
     mass = weights.to(values.device)[order]
     until = mass.cumsum(0)
-    inside = torch.minimum(until, torch.tensor(high, device=values.device))
-    inside = inside - torch.maximum(until - mass, torch.tensor(low, device=values.device))
-    inside = inside.clamp(min=0)
+    inside = until.clamp(max=high) - (until - mass).clamp(min=low)
+    inside = torch.where(inside > slack(len(weights)), inside, 0.0)
     return ((inside * ordered).sum(0) / inside.sum(0)).to(values.dtype)
 
 
@@ -140,11 +167,11 @@ def weighted_median(values: Tensor, weights: Tensor, *, lower: bool = False) -> 
     """
     ordered, order = values.sort(dim=0, stable=True)
     until = weights.to(values.device)[order].cumsum(0)
-    slack = 1e-9  # sums of shares are not exact
-    first = (until >= 0.5 - slack).int().argmax(0)
+    near = slack(len(weights))
+    first = (until >= 0.5 - near).int().argmax(0)
     below = ordered.gather(0, first[None])[0]
     if lower:
         return below
-    after = (until > 0.5 + slack).int().argmax(0)
+    after = (until > 0.5 + near).int().argmax(0)
     above = ordered.gather(0, after[None])[0]
     return below / 2 + above / 2

@@ -20,7 +20,9 @@ from fedrobust.returned import check_returned
 from fedrobust.seeds import generator as seeded
 from fedrobust.spec import Spec, SpecError, parameters, resolve, split, suggest
 
-SUPPLIED = ("n", "f", "round", "rule", "generator", "previous", "own", "state", "craft")
+SUPPLIED = (
+    "n", "f", "round", "rule", "generator", "previous", "own", "momentum", "state", "craft",
+)  # fmt: skip
 
 
 def knowledge(spec: Spec) -> tuple[Spec, str | None]:
@@ -81,6 +83,7 @@ def craft(
     generator: torch.Generator | None = None,
     previous: Tensor | None = None,
     own: Tensor | None = None,
+    momentum: float = 0.0,
 ) -> Tensor:
     """Craft what the f attackers send this round: (h, d) -> (f, d), same dtype and device.
 
@@ -98,13 +101,16 @@ def craft(
         Counted from 0.
     rule
         The defence, for attacks that tune themselves: a rule spec or ``(n, d) -> (d,)``.
-        It is asked with fresh memory and its own randomness, so the run's rule is not disturbed.
+        A spec is asked with fresh memory and its own randomness; a run hands in its rule with the
+        memory that the attackers know of.
     generator
         For random attacks; None draws from one fixed by the attack's name and the round.
     previous
         The last aggregate, (d,), for ``rop`` and ``free_rider``; None in the first round.
     own
         What each attacker would have sent, (f, d), for attacks that act per attacker.
+    momentum
+        The honest clients' worker momentum, in [0, 1), for attacks that look through it.
 
     Returns
     -------
@@ -122,7 +128,7 @@ def craft(
     """
     return step(
         honest, spec, n=n, f=f, round=round, rule=rule, generator=generator,
-        previous=previous, own=own,
+        previous=previous, own=own, momentum=momentum,
     ).updates  # fmt: skip
 
 
@@ -138,6 +144,7 @@ def step(
     generator: torch.Generator | None = None,
     previous: Tensor | None = None,
     own: Tensor | None = None,
+    momentum: float = 0.0,
 ) -> Crafted:
     """Craft as ``craft`` does, from the attack's memory; the new memory is returned.
 
@@ -163,6 +170,7 @@ def step(
         "generator": generator,
         "previous": previous,
         "own": own,
+        "momentum": momentum,
         "state": state,
         "craft": craft,
     }
@@ -225,6 +233,7 @@ def rehearse(name: str, function: Callable[..., Tensor], given: dict[str, Any], 
     width = 8 + int(given.get("coordinate") or 0)
     honest = torch.arange(max(1, who["n"] - who["f"]), dtype=torch.float64)[:, None]
     given_by_run = dict.fromkeys(SUPPLIED, None) | {"round": 0, "generator": seeded(0, name)}
+    given_by_run["momentum"] = 0.0
     supplied = {**given_by_run, **who, "rule": lambda rows: rows[0], "craft": craft}
     wanted = parameters(function)
     view = honest.expand(-1, width)

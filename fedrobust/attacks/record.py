@@ -7,8 +7,8 @@ An attack is one function ``(honest, *, n, f, **settings) -> (f, d)``. One with 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -30,10 +30,13 @@ class Crafted:
     state
         What the attack remembers for the next round: None, or a table name -> float32 tensor. In a
         run it lives in the memory of the node that crafts.
+    notes
+        What the attack says of its choice, for the round's row: names -> numbers or words.
     """
 
     updates: Tensor
     state: dict[str, Tensor] | None = None
+    notes: Mapping[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

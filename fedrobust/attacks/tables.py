@@ -19,6 +19,7 @@ from fedrobust.attacks import (
     finite_norm,
     min_max,
     optimised,
+    searched,
     seesaw,
     simple,
 )
@@ -43,6 +44,9 @@ _RECORDS = (
     Attack(name="sensitivity_curve", craft=optimised.sensitivity_curve),
     Attack(name="opt_alie", craft=optimised.opt_alie, spread=True),
     Attack(name="opt_ipm", craft=optimised.opt_ipm),
+    Attack(name="gradient_search", craft=searched.gradient_search, spread=True),
+    Attack(name="drift_search", craft=searched.drift_search, spread=True),
+    Attack(name="gradient_shift", craft=searched.gradient_shift, spread=True),
     Attack(name="model_replacement", craft=simple.model_replacement),
     Attack(name="free_rider", craft=simple.free_rider, knowledge="own"),
     Attack(name="nan", craft=simple.nan, knowledge="own", finite=False),

@@ -15,7 +15,7 @@ _EVERYWHERE = (
 HONOURED: dict[str, tuple[str, ...]] = {
     "federated": (
         *_EVERYWHERE,
-        "pre", "partition", "training", "server", "adversarial", "worker_momentum",
+        "pre", "weights", "partition", "training", "server", "adversarial", "worker_momentum",
         "participation", "groups", "batchnorm", "compression", "semi", "pretrain",
         "ensemble",  # with the paradigm "fedavg" only: the baseline that averages one model
     ),
@@ -33,7 +33,8 @@ HONOURED: dict[str, tuple[str, ...]] = {
     "ensemble": (*_EVERYWHERE, "partition", "ensemble"),  # [ensemble] says how members train
 }  # fmt: skip
 ONLY_FEDERATED = (
-    "worker_momentum", "participation", "groups", "batchnorm", "compression", "semi", "pretrain",
+    "weights", "worker_momentum", "participation", "groups", "batchnorm", "compression", "semi",
+    "pretrain",
 )  # fmt: skip
 # What the commands and ``simulate`` offer beside an experiment's keys -> the modes that honour it.
 RESUME, MODEL, STOCK = "--resume", "keeping the final model", "a stock Flower strategy"

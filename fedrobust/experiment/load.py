@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedrobust.aggregation.client_weights import settled
 from fedrobust.experiment import validate
 from fedrobust.experiment.fields import some_of
 from fedrobust.experiment.honoured import ONLY_FEDERATED, refused
@@ -21,6 +22,7 @@ from fedrobust.experiment.modes import FEDAVG
 from fedrobust.experiment.schema import ConfigError, Experiment, FederatedAdversarial
 from fedrobust.experiment.sentences import keys_at, sentences, table_at
 from fedrobust.redundancy import rounds
+from fedrobust.simulation.sampled import implied_f
 from fedrobust.spec import parse_spec, parse_value, suggest
 
 __all__ = [
@@ -164,11 +166,13 @@ def _resolved(values: dict[str, Any], broken: set[str]) -> dict[str, Any]:
     chain = [*values.get("pre", ()), *({"name": name} for name in before)]
     values = values | {"rule": values["rule"] | {"name": rule}, "pre": tuple(chain)}
     # Without them nothing implies f; with f = 0 the names and the other settings are checked still.
-    unknown = broken & {"byzantine", "clients", "redundancy"}
-    f = 0 if unknown else rounds.implied_f(values)
+    f = 0 if broken & {"byzantine", "clients", "redundancy"} else implied_f(values)
+    rule_spec = resolve_f(values["rule"], validate.rule_needs_f(rule), f)
+    weights = values.get("weights", {"name": "equal"})
     return values | {
-        "rule": resolve_f(values["rule"], validate.rule_needs_f(rule), f),
+        "rule": rule_spec,
         "pre": tuple(resolve_f(p, validate.pre_needs_f(p["name"]), f) for p in chain),
+        "weights": settled(weights, f=rule_spec.get("f", f)),
     }
 
 

@@ -86,7 +86,13 @@ class Experiment:
         n and the true number of Byzantine clients; `placement` says who they are.
     rule, pre, attack, placement, partition
         Specs: a name, or ``{"name": ..., **parameters}``. A rule or pre-aggregator that needs f
-        and was given none gets f = byzantine, written out in the resolved configuration.
+        and was given none gets one, written out in the resolved configuration: f = byzantine, or
+        where only some clients are asked, the f that they exceed with probability 0.01 at most.
+    weights
+        How much a client counts, a spec of ``fedrobust.aggregation.WEIGHTINGS``. "equal";
+        "attested": by the operator (``table`` or ``file``), or the sizes of the partition's shares;
+        "truncated": what clients claim, cut so that no f of them hold more than ``share``;
+        "claimed": as claimed, with the plain mean only. A rule without a weighted form refuses.
     worker_momentum
         beta of m <- beta m + (1 - beta) update, kept by every client; 0 sends the update itself.
     participation
@@ -113,6 +119,7 @@ class Experiment:
     pre: Specs = ()
     partition: Spec = field(default_factory=lambda: {"name": "iid"})
     placement: Spec = field(default_factory=lambda: {"name": "random"})
+    weights: Spec = field(default_factory=lambda: {"name": "equal"})
     worker_momentum: BelowOne = 0.0
     training: Recipe = field(default_factory=Recipe)
     server: Server = field(default_factory=Server)

@@ -17,6 +17,7 @@ from fedrobust.experiment.schema import Experiment
 from fedrobust.models import MODELS
 from fedrobust.redundancy import rounds
 from fedrobust.simulation import stragglers
+from fedrobust.simulation.sampled import check_cohort
 from fedrobust.spec import SpecError, parameters, resolve, split, suggest
 from fedrobust.training import SCHEDULES
 from fedrobust.training.steps import resolve_optimizer
@@ -113,8 +114,44 @@ def _operands(e: Experiment) -> Iterator[str]:
     if e.mode != "ensemble" and e.rule and 0 <= e.byzantine < e.clients:
         files = e.mode == "redundancy"
         n = rounds.operands(e) if files else stragglers.sample_size(e)
-        aggregation.check(e.rule, n=n, pre=e.pre)
+        told = {"clients": e.clients, "byzantine": e.byzantine, "turns": e.rounds}
+        if files:
+            aggregation.check(e.rule, n=n, pre=e.pre)
+        else:
+            check_cohort(e.rule, pre=e.pre, cohort=n, **told)
         aggregation.rehearse(e.rule, n=n, pre=e.pre)
+
+
+def _weights(e: Experiment) -> Iterator[str]:
+    name, given = split(e.weights)
+    aggregation.resolve_weights(e.weights)
+    if name == "equal":
+        return
+    aggregation.check_weights(e.weights, rule=e.rule, pre=e.pre)
+    if e.adversarial.federated.slack:
+        yield f"weights {name!r} and adversarial.federated.slack exclude each other"
+    if name == "truncated":
+        least = given["f"] / stragglers.sample_size(e)
+        if not least < given["share"] < 1:
+            yield (
+                f"weights 'truncated' need a share above f / n = {least:g} of those that are asked"
+                f" and below 1, got {given['share']:g}"
+            )
+    if "table" in given:
+        yield from _table(e, given["table"])
+
+
+def _table(e: Experiment, table: dict[str, float]) -> Iterator[str]:
+    """Check that the operator's table names every client, and that the rule bears its weights."""
+    clients = [str(client) for client in range(e.clients)]
+    if odd := sorted(set(table) ^ set(clients)):
+        yield (
+            f"weights 'attested' need one weight for each client 0..{e.clients - 1}, missing or"
+            f" unknown: {', '.join(odd[:8])}"
+        )
+    elif e.participation == 1:
+        given = [table[client] for client in clients]
+        aggregation.rehearse(e.rule, n=e.clients, pre=e.pre, weights=given)
 
 
 def _root(e: Experiment) -> Iterator[str]:
@@ -195,6 +232,6 @@ def _slack(e: Experiment) -> Iterator[str]:
 
 CHECKS: tuple[Check, ...] = (
     _data, _model, _byzantine, _partition, _placement, _attack_name, _attack, _rule, _pre,
-    _operands, _root, _ensemble, _groups, _losses, _perturbations, _server, _batchnorm,
+    _operands, _weights, _root, _ensemble, _groups, _losses, _perturbations, _server, _batchnorm,
     _compression, _phases, _slack,
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count
+from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -22,6 +23,7 @@ from fedrobust.flower.wrapping import WrappedGrid
 
 ADVERSARY = "fedrobust.attacks.threat_model"
 VIEW = "fedrobust.view"
+NOTES = "fedrobust.notes"
 CRAFTED = "crafted"
 
 
@@ -45,9 +47,10 @@ class AdversaryGrid(WrappedGrid):
 
     Notes
     -----
-    The crafting itself runs in the malicious client app on the leader's node: the first
-    colluder. One crafted row goes out under each colluder's own node id. Messages other than
-    "train" pass untouched. A harness: on real machines colluders would need a channel of their own.
+    The crafting itself runs in the malicious client app on the leader's node: the first Byzantine
+    client, asked in this round or not, so that what the attack remembers stays in one place. One
+    crafted row goes out under each colluder's own node id. Messages other than "train" pass
+    untouched. A harness: on real machines colluders would need a channel of their own.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class AdversaryGrid(WrappedGrid):
         self._clients = clients
         self._members = members
         self._knowledge = knowledge
+        self._nodes = {client: node for node, client in clients.items()}
+        self._notes: dict[int, dict[str, Any]] = {}
         self._ids = count(1)
 
     def send_and_receive(
@@ -80,6 +85,11 @@ class AdversaryGrid(WrappedGrid):
         rows = self._stack(view)
         crafted = self._ask_leader(colluders, rows, timeout) if rows is not None else None
         return replies + self._answers(colluders, crafted)
+
+    def notes(self, server_round: int) -> dict[str, Any]:
+        """Return what the attack says of its choice in a round, for the row: ``search``, if any."""
+        found = self._notes.pop(server_round, {})
+        return {"search": found} if found else {}
 
     def _split(self, messages: list[Message]) -> tuple[list[Message], list[Message]]:
         def colludes(message: Message) -> bool:
@@ -104,8 +114,13 @@ class AdversaryGrid(WrappedGrid):
         content = RecordDict(dict(leader.content.items()))
         content[ADVERSARY] = ConfigRecord({"task": "craft", "colluders": len(colluders)})
         content[VIEW] = array_of(view=rows)
-        asked = [_copy(leader, content)]
-        return next(iter(self._inner.send_and_receive(asked, timeout=timeout)), None)
+        server_round = int(read_setting(leader.content, "config", "round"))
+        first = self._nodes.get(min(self._members(server_round)), leader.metadata.dst_node_id)
+        asked = [_copy(leader, content, to=first)]
+        crafted = next(iter(self._inner.send_and_receive(asked, timeout=timeout)), None)
+        if crafted is not None and crafted.has_content():
+            self._notes[server_round] = dict(crafted.content.get(NOTES) or {})
+        return crafted
 
     def _answers(self, colluders: list[Message], crafted: Message | None) -> list[Message]:
         """Send one row under each colluder's name; an attack that failed is its error reply."""
@@ -151,9 +166,10 @@ class AdversaryGrid(WrappedGrid):
         return torch.stack(rows) if rows else None
 
 
-def _copy(message: Message, content: RecordDict) -> Message:
+def _copy(message: Message, content: RecordDict, *, to: int | None = None) -> Message:
     m = message.metadata
-    return Message(content, m.dst_node_id, m.message_type, ttl=m.ttl, group_id=m.group_id)
+    node = m.dst_node_id if to is None else to
+    return Message(content, node, m.message_type, ttl=m.ttl, group_id=m.group_id)
 
 
 def _update(reply: Message, read: Callable[[Array], Tensor]) -> Tensor | None:

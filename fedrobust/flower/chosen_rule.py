@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from fedrobust import aggregation
-from fedrobust.aggregation import Aggregator, Outcome
+from fedrobust.aggregation import Aggregator, Outcome, Weighing
 from fedrobust.failures import Refusal, blamed
 from fedrobust.flower.rule_spelling import Rule, read_rule, rule_name
 from fedrobust.returned import check_returned
-from fedrobust.spec import Spec, split
+from fedrobust.spec import Spec, SpecError, parse_spec, split
 
 
 @dataclass(frozen=True)
@@ -26,23 +26,37 @@ class ChosenRule:
         As tables; the rule may be a function (n, d) -> (d,).
     built
         Applies them.
+    weigh
+        (nodes, what each claims to hold) -> how much it counts; None: all alike.
     """
 
     rule: Rule
     pre: tuple[Spec, ...]
     built: Aggregator
+    weigh: Weighing
 
     @classmethod
-    def of(cls, rule: Rule, pre: Sequence[Spec] = ()) -> ChosenRule:
+    def of(cls, rule: Rule, pre: Sequence[Spec] = (), weights: Spec = "equal") -> ChosenRule:
         """Read and build a rule; see ``read_rule`` for how it may be written.
+
+        Parameters
+        ----------
+        weights
+            How much each node counts, a spec of ``fedrobust.aggregation.WEIGHTINGS``.
 
         Raises
         ------
         SpecError
-            For an unknown rule or setting.
+            For an unknown rule or setting, or a rule that cannot be weighted so.
         """
         chosen, chain = read_rule(rule, pre)
-        return cls(chosen, chain, _build(chosen, chain))
+        if not callable(chosen):
+            weigh = aggregation.weighing(parse_spec(weights), rule=chosen, pre=chain)
+        elif split(weights)[0] == "equal":
+            weigh = aggregation.weighing("equal", rule="mean")
+        else:
+            raise SpecError("a function (n, d) -> (d,) has no weighted form: name a rule")
+        return cls(chosen, chain, _build(chosen, chain), weigh)
 
     @property
     def name(self) -> str:

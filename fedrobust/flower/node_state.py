@@ -40,14 +40,14 @@ def _tree(state: RecordDict) -> Tree:
     tree: Tree = {}
     for key, record in state.items():
         if isinstance(record, ArrayRecord):
-            tree[key] = {"kind": "arrays", "values": {k: _tensor(a) for k, a in record.items()}}
+            tree[key] = {"kind": "arrays", "values": {k: tensor_in(a) for k, a in record.items()}}
         else:
             kind = "config" if isinstance(record, ConfigRecord) else "metrics"
             tree[key] = {"kind": kind, "values": dict(record.items())}
     return tree
 
 
-def _tensor(array: Any) -> torch.Tensor:
+def tensor_in(array: Any) -> torch.Tensor:
     """Read an array of this process's own making: any dtype."""
     return array.tensor if isinstance(array, TensorArray) else torch.from_numpy(array.numpy())
 

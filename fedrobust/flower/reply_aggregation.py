@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedrobust.aggregation import Outcome
+from fedrobust.aggregation.weighting import shares
 from fedrobust.failures import Refusal
 from fedrobust.flower.chosen_rule import ChosenRule
 from fedrobust.flower.model_replies import (
@@ -29,16 +31,17 @@ from fedrobust.flower.model_replies import (
 )
 from fedrobust.flower.model_vectors import arrays_of, as_whole, matrix_of, starts_of, usual_dtype
 from fedrobust.flower.replies import ABSENT
-from fedrobust.flower.reply_metrics import own_configs, shared_metrics
+from fedrobust.flower.reply_metrics import claim_of, own_configs, shared_metrics
 from fedrobust.flower.rule_spelling import Rule
 from fedrobust.secret import fresh
 from fedrobust.seeds import generator
-from fedrobust.spec import Spec
+from fedrobust.spec import Spec, split
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ["round", "node", "accepted", "weight", "reason"]
+SHARE = "client_weight"
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,28 @@ class ReplyAggregator:
         For rules that draw; None draws one from the system's entropy, so that no client can
         foresee it.
 
+    weights
+        How much each node counts, a spec of ``fedrobust.aggregation.WEIGHTINGS``.
+    claim
+        The metric in which a node claims how many examples it holds.
+
     Raises
     ------
     SpecError
-        For an unknown rule or setting.
+        For an unknown rule or setting, or a rule that cannot be weighted so.
     """
 
-    def __init__(self, rule: Rule, pre: Sequence[Spec] = (), seed: int | None = None) -> None:
-        self._chosen = ChosenRule.of(rule, pre)
+    def __init__(
+        self,
+        rule: Rule,
+        pre: Sequence[Spec] = (),
+        seed: int | None = None,
+        weights: Spec = "equal",
+        claim: str = "num-examples",
+    ) -> None:
+        self._chosen = ChosenRule.of(rule, pre, weights)
+        self._claim = claim
+        self._columns = COLUMNS if split(weights)[0] == "equal" else [*COLUMNS, SHARE]
         self.rule, self.pre = self._chosen.rule, self._chosen.pre
         self.name, self._built = self._chosen.name, self._chosen.built
         self._seed = fresh() if seed is None else seed
@@ -106,11 +123,12 @@ class ReplyAggregator:
         """One row a node and round: round, node, accepted, weight, reason.
 
         ``weight`` is NaN where the rule takes values apart from their updates; ``reason`` says why
-        a reply was refused, or why the round kept the model.
+        a reply was refused, or why the round kept the model. With weights there is a column
+        ``client_weight``: each node's share of 1 before the rule looked at it.
         """
         import pandas as pd  # half a second to import: only who asks pays
 
-        return pd.DataFrame(self._rows, columns=COLUMNS)
+        return pd.DataFrame(self._rows, columns=self._columns)
 
     def check(self, n: int) -> None:
         """Check that n updates are enough for the rule.
@@ -147,13 +165,15 @@ class ReplyAggregator:
         starts = starts_of(accepted, layout, sent)
         rows = matrix_of(accepted, layout, starts)
         malformed = sum(not reason.startswith(ABSENT) for reason in refused.values())
-        outcome, kept = self._outcome(rows, accepted, malformed, server_round)
+        outcome, kept, counted = self._outcome(rows, accepted, malformed, server_round)
         others = {key: self._median(key, accepted) for key in layout.others}
         step = outcome.aggregate if outcome else torch.zeros(())
         handed = _replies(accepted, layout, starts, step, others, sent)
         weights = _weights(accepted, outcome)
         self.steps += outcome is not None
-        return self._noted(server_round, Aggregated(handed, refused, kept, others), weights)
+        return self._noted(
+            server_round, Aggregated(handed, refused, kept, others), weights, counted
+        )
 
     def _screened(
         self, sent: Sent, replies: Iterable[Message]
@@ -190,18 +210,23 @@ class ReplyAggregator:
 
     def _outcome(
         self, rows: Tensor, accepted: list[ModelReply], malformed: int, server_round: int
-    ) -> tuple[Outcome | None, str]:
+    ) -> tuple[Outcome | None, str, dict[int, float]]:
+        nodes = [reply.node for reply in accepted]
         clients = [self._clients.setdefault(r.node, len(self._clients)) for r in accepted]
         source = generator(self._seed, "rule", round=server_round)
         try:
             built = self._chosen.fitting(len(rows), malformed)
-            outcome = built.apply(rows, self._memory, source, clients=clients)
+            claims = [claim_of(reply.content, self._claim) for reply in accepted]
+            counted = self._chosen.weigh(nodes, claims)
+            given = {} if counted is None else {"weights": shares(counted, len(nodes))}
+            outcome = built.apply(rows, self._memory, source, clients=clients, **given)
         except Refusal as error:
-            return None, str(error)
+            return None, str(error), {}
         if not torch.isfinite(outcome.aggregate).all():
-            return None, f"{self.name} returned values that are not finite"
+            return None, f"{self.name} returned values that are not finite", {}
         self._memory = outcome.state
-        return outcome, ""
+        found = given.get("weights")
+        return outcome, "", {} if found is None else dict(zip(nodes, found.tolist(), strict=True))
 
     def _median(self, key: Key, accepted: list[ModelReply]) -> np.ndarray:
         stack = np.stack([reply.values[key] for reply in accepted])
@@ -209,14 +234,19 @@ class ReplyAggregator:
         return as_whole(middle, self._integers[key]) if key in self._integers else middle
 
     def _noted(
-        self, server_round: int, result: Aggregated, weights: dict[int, float]
+        self,
+        server_round: int,
+        result: Aggregated,
+        weights: dict[int, float],
+        counted: Mapping[int, float] = MappingProxyType({}),
     ) -> Aggregated:
         for node in sorted(weights.keys() | result.refused.keys()):
             accepted = node not in result.refused
             reason = result.kept if accepted else result.refused[node]
             weight = 0.0 if result.kept else weights.get(node, 0.0)
             row = (server_round, node, accepted, weight, reason)
-            self._rows.append(dict(zip(COLUMNS, row, strict=True)))
+            share = {SHARE: counted.get(node, 0.0)} if len(self._columns) > len(COLUMNS) else {}
+            self._rows.append(dict(zip(COLUMNS, row, strict=True)) | share)
         return result
 
 

@@ -46,6 +46,13 @@ def median(values: Iterable[Number]) -> Number | None:
     return finite[(len(finite) - 1) // 2] if finite else None
 
 
+def claim_of(content: RecordDict, key: str = "num-examples") -> Number | None:
+    """Return what a client claims under a key of its metrics; None where that is no number."""
+    found = [record[key] for record in content.metric_records.values() if key in record]
+    number = len(found) == 1 and isinstance(found[0], int | float)
+    return found[0] if number else None  # type: ignore[return-value]
+
+
 def _has(content: RecordDict, name: str) -> bool:
     return name in content.metric_records
 

@@ -43,8 +43,8 @@ class RobustGrid(WrappedGrid):
     ----------
     grid
         Any grid: what ``main(grid, context)`` was given.
-    rule, pre, seed
-        As in ``Robust``.
+    rule, pre, seed, weights
+        As in ``Robust``; claims are read from ``num-examples``.
 
     Raises
     ------
@@ -63,10 +63,16 @@ class RobustGrid(WrappedGrid):
     """
 
     def __init__(
-        self, grid: Grid, *, rule: Rule, pre: Sequence[Spec] = (), seed: int | None = None
+        self,
+        grid: Grid,
+        *,
+        rule: Rule,
+        pre: Sequence[Spec] = (),
+        seed: int | None = None,
+        weights: Spec = "equal",
     ) -> None:
         super().__init__(grid)
-        self._core = ReplyAggregator(rule, pre, seed)
+        self._core = ReplyAggregator(rule, pre, seed, weights)
         self._round = 0
         self._lock = Lock()  # the older API sends from threads
         self._refused: dict[str, Message] = {}

@@ -63,11 +63,16 @@ class Robust(Strategy):
         function (n, d) -> (d,).
     seed
         For rules that draw; None draws one from the system's entropy.
+    weights
+        How much each node counts: "equal"; ``{"name": "attested", "table": {node id: weight}}`` or
+        ``{"name": "attested", "file": "weights.toml"}``; ``{"name": "truncated", "share": 0.3}``
+        over what the nodes claim; "claimed" with the plain mean. A rule without a weighted form
+        refuses. See ``fedrobust.aggregation.WEIGHTINGS``.
 
     Raises
     ------
     SpecError
-        For an unknown rule or setting.
+        For an unknown rule or setting, or a rule that cannot be weighted so.
     TypeError
         For a strategy of Flower's older API (``flwr.server.strategy``), or no strategy at all.
     ValueError
@@ -79,7 +84,8 @@ class Robust(Strategy):
     not finite, loses its vote and is logged. With too few left for the rule the model is kept.
     Running statistics of normalisation layers and integer or boolean arrays are no coordinates:
     each entry becomes the median over the clients, past the strategy's server optimizer. What
-    clients claim (``num-examples``) weighs nothing; their metrics reach the strategy as medians.
+    clients claim (``num-examples``) weighs nothing unless ``weights`` says so; their
+    metrics reach the strategy as medians.
 
     Differential privacy of the server calibrates its noise for a mean: neither around nor inside
     ``Robust`` does it give the epsilon that it states.
@@ -92,11 +98,13 @@ class Robust(Strategy):
         rule: Rule,
         pre: Sequence[Spec] = (),
         seed: int | None = None,
+        weights: Spec = "equal",
     ) -> None:
         if not isinstance(strategy, Strategy):
             raise TypeError(_no_strategy(strategy))
         self._inner = strategy
-        self._core = ReplyAggregator(rule, pre, seed)
+        claim = str(getattr(strategy, "weighted_by_key", "num-examples"))
+        self._core = ReplyAggregator(rule, pre, seed, weights, claim)
         self._sent = Sent({}, {})
         self._asked: list[Message] = []  # of the evaluation
         self._checked = self._leading = False
@@ -107,7 +115,10 @@ class Robust(Strategy):
 
     @property
     def history(self) -> pd.DataFrame:
-        """What became of every reply: round, node, accepted, weight, reason."""
+        """What became of every reply: round, node, accepted, weight, reason.
+
+        With weights also ``client_weight``, each node's share of 1 before the rule.
+        """
         return self._core.history
 
     def summary(self) -> None:

@@ -15,6 +15,7 @@ import torch
 from fedrobust.cohort.train import COHORTS
 from fedrobust.experiment.schema import Experiment, Group, Recipe
 from fedrobust.seeds import generator
+from fedrobust.simulation import sampled
 from fedrobust.spec import suggest
 from fedrobust.training import OPTIMIZERS, lr_at
 from fedrobust.training.augment import names_of
@@ -119,7 +120,7 @@ def _lr(recipe: Recipe, round: int) -> float:
 
 def sample_size(experiment: Experiment) -> int:
     """Return how many clients are asked in each round."""
-    return max(1, round(experiment.participation * experiment.clients))
+    return sampled.size(experiment.participation, experiment.clients)
 
 
 def participants(experiment: Experiment, round: int) -> tuple[int, ...]:

@@ -1,0 +1,136 @@
+"""The server's rule as colluders run it for themselves, with the memory that it has by now.
+
+Who sees every update and chooses the others' knows what a rule with memory remembers: it has seen
+all that the rule has seen. What the rule draws, and data of the server's own, it can only guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from flwr.app import Context
+from torch import Tensor
+
+from fedrobust.aggregation import build
+from fedrobust.aggregation.outcome import Outcome
+from fedrobust.aggregation.tables import is_built_in, rule_record
+from fedrobust.attacks import impact, spread, threat_model
+from fedrobust.experiment.schema import Experiment
+from fedrobust.failures import REFUSALS
+from fedrobust.flower import array_of
+from fedrobust.flower.node_state import tensor_in
+from fedrobust.seeds import generator
+from fedrobust.simulation import stragglers
+
+MEMORY = "rule-memory"
+ALONE = "memory"  # the key of a memory that is one tensor
+FARTHEST = 1e9  # as in the rows of a run
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """The rule of one round, as the colluders know it.
+
+    Attributes
+    ----------
+    clients
+        Whose the rows are that the rule will be asked with; None where that is not known.
+    memory
+        What the rule remembers from the rounds before; None where it remembers nothing, or where
+        the colluders do not see what it saw.
+    """
+
+    experiment: Experiment
+    server_round: int
+    view: Tensor
+    clients: tuple[int, ...] | None
+    memory: Any
+
+    def outcome(self, rows: Tensor) -> Outcome:
+        """Run the rule on rows (m, d), honest ones first, in the order of their clients.
+
+        The root update of the server is taken for the mean of the view, its loss for the linear
+        part along it.
+        """
+        e, middle = self.experiment, self.view.mean(0)
+        ids, order = self._order(len(rows))
+        return build(e.rule, pre=e.pre).apply(
+            rows if order is None else rows[order],
+            self.memory,
+            generator(e.seed, "probe", round=self.server_round),
+            clients=ids,
+            server={
+                "root": lambda: middle,
+                "loss": lambda: lambda step: -float(step.to(middle) @ middle),
+            },
+        )
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return the rule's output alone, (d,)."""
+        return self.outcome(rows).aggregate
+
+    def _order(self, rows: int) -> tuple[Sequence[int] | None, list[int] | None]:
+        """Return the rows' clients, and the order in which the server has them, where it counts."""
+        name = self.experiment.rule["name"]
+        record = rule_record(name)
+        plain = is_built_in(name) and not record.order_matters and not record.remembers
+        if plain or self.clients is None or rows > len(self.clients):
+            return None, None
+        ids = self.clients[:rows]
+        order = sorted(range(rows), key=ids.__getitem__)
+        return [ids[place] for place in order], order
+
+
+def foresee(experiment: Experiment, server_round: int, view: Tensor, context: Context) -> Foresight:
+    """Return the rule as the colluders know it before they craft."""
+    asked = stragglers.participants(experiment, server_round)
+    bad = set(threat_model.members(experiment, round=server_round))
+    honest = [client for client in asked if client not in bad]
+    known = sees_all(experiment) and len(honest) == len(view)
+    ids = (*honest, *(c for c in asked if c in bad)) if known else None
+    memory = _recalled(context) if known else None
+    return Foresight(experiment, server_round, view, ids, memory)
+
+
+def sees_all(experiment: Experiment) -> bool:
+    """Whether the attackers see every honest update."""
+    return threat_model.knowledge(experiment.attack) == "omniscient"
+
+
+def foreseen(rule: Foresight, sent: Tensor, context: Context) -> dict[str, float]:
+    """Run the rule on what the server will get, and remember what it will remember.
+
+    Returns
+    -------
+    ``deviation``: how far the colluders expect the aggregate from the honest mean, in honest
+    spreads, for comparison with the row's ``impact``; nothing where the rule refuses, or where they
+    do not see everything.
+    """
+    if rule.clients is None:
+        return {}
+    rows = torch.cat([rule.view, sent.to(rule.view)])
+    try:
+        outcome = rule.outcome(rows)
+    except REFUSALS:
+        return {}
+    _keep(outcome.state, context)
+    found = impact(outcome.aggregate, rule.view.mean(0), spread=spread(rule.view))
+    return {"deviation": round(min(found.deviation, FARTHEST), 6)}
+
+
+def _keep(state: Any, context: Context) -> None:
+    """Keep a rule's memory, a tensor or a table of tensors; any other kind is not understood."""
+    table = {ALONE: state} if isinstance(state, Tensor) else state
+    if isinstance(table, dict) and all(isinstance(value, Tensor) for value in table.values()):
+        context.state[MEMORY] = array_of(**table)
+
+
+def _recalled(context: Context) -> Any:
+    """Return the memory that the rule had after the last round; None at first."""
+    if MEMORY not in context.state:
+        return None
+    table = {key: tensor_in(array) for key, array in context.state[MEMORY].items()}
+    return table[ALONE] if list(table) == [ALONE] else table
