@@ -35,7 +35,8 @@ OWN_PASSES = {
     "sign_guard": 3, "rlr": 3, "fednga": 3,
 }  # fmt: skip
 PRODUCTS = {"nnm": 2, "safeguard": 2}  # a second gives the mixed rows, or is the second window's
-COPIES = (
+# The result is a matrix: its norms are read, it is written.
+COPIES = ("clip", "arc", "bucketing", "foundation")
     "clip",
     "arc",
     "bucketing",
