@@ -37,11 +37,6 @@ OWN_PASSES = {
 PRODUCTS = {"nnm": 2, "safeguard": 2}  # a second gives the mixed rows, or is the second window's
 # The result is a matrix: its norms are read, it is written.
 COPIES = ("clip", "arc", "bucketing", "foundation")
-    "clip",
-    "arc",
-    "bucketing",
-    "foundation",
-)  # the result is a matrix: its norms are read, it is written
 COMBINATORIAL = ("mda", "smea")  # n = 20 only
 # safeguard and foolsgold keep sums of the size of the matrix, zeno evaluates a model n times.
 SETTINGS: dict[str, dict[str, Any]] = {
