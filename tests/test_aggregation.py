@@ -115,6 +115,7 @@ OTHERS = [
     "clipped_clustering",
     "flame",
     "hierarchical_clustering_krum",
+    "fldetector",
 ]
 ORDERED = {"median_of_means", "sign_guard"}  # groups by place, coordinates by draw
 
@@ -122,7 +123,7 @@ ORDERED = {"median_of_means", "sign_guard"}  # groups by place, coordinates by d
 def test_the_table_is_the_one_tested():
     assert set(TEXTBOOK) | set(OTHERS) == set(RULES)
     assert set(PREAGGREGATORS) == {"nnm", "bucketing", "clip", "arc", "foundation"}
-    assert len(RULES) == 31
+    assert len(RULES) == 32
 
 
 @pytest.mark.parametrize("name", sorted(set(RULES) - ORDERED))

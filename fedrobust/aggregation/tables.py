@@ -16,6 +16,7 @@ from fedrobust.aggregation import (
     bulyan,
     clusters,
     columns,
+    detector,
     geometry,
     history,
     pre,
@@ -132,6 +133,10 @@ _RULES = (
         compute=clusters.hierarchical_clustering_krum_weights,
         minimum=lambda s: max(2 * s["f"] + 3, s.get("clusters") or 1),
         follows_scale=True, follows_shift=True, bounded=True,
+    ),
+    Rule(
+        name="fldetector", compute=detector.fldetector_step, kind="outcome", follows_shift=True,
+        bounded=True,
     ),
     Rule(name="rlr", compute=recent.rlr, coordinate_wise=True, follows_scale=True),
     Rule(name="fednga", compute=recent.fednga_weights, kind="weights", bounded=True),
