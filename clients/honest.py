@@ -17,8 +17,10 @@ from clients.replica import global_model
 from fedrobust.cohort import train_cohort
 from fedrobust.flower import TensorArray, UpdateMatrix, array_of, read_setting, read_tensor
 from fedrobust.models.batchnorm import load_statistics, read_statistics
+from fedrobust.seeds import derive, global_generators
 from fedrobust.training import one_thread
 from fedrobust.training.server_optimizer import fixed_in
+from fedrobust.vector import trainable
 
 MOMENTUM = "momentum"
 STATISTICS = "statistics"
@@ -99,7 +101,7 @@ def train_alone(node: Node, task: Task, plan: LocalTask) -> Result:
     """Train one client."""
     start = task.vector.to(node.model.vector.device)
     began = time.perf_counter()
-    with one_thread(), _fixed(node, task.server_round):
+    with one_thread(), _fixed(node, task.server_round), _drawing(node, task):
         if len(node.statistics):
             load_statistics(node.model.module, task.statistics)
         result = train_cohort(node.model, start, [plan.member], cohort="off")[0]
@@ -168,11 +170,23 @@ def _statistics(node: Node, message: Message, context: Context) -> Tensor:
 
 
 @contextmanager
+def _drawing(node: Node, task: Task) -> Iterator[None]:
+    """Seed torch's own generators where a model may draw from them, as dropout does."""
+    if not node.draws:
+        yield
+        return
+    device = node.model.vector.device
+    seed = derive(node.experiment.seed, "dropout", round=task.server_round, client=task.client)
+    with global_generators(seed, [device] if device.type == "cuda" else []):
+        yield
+
+
+@contextmanager
 def _fixed(node: Node, server_round: int) -> Iterator[None]:
     """Take no gradient of layers that partial fine-tuning leaves alone."""
     model = node.model
     left = fixed_in(node.experiment, server_round, model.sizes)
-    still = list(model.module.parameters())[:-2] if left else []
+    still = list(trainable(model.module).values())[:-2] if left else []
     for parameter in still:
         parameter.requires_grad_(False)
     try:

@@ -27,7 +27,7 @@ from fedrobust.models import on_branch
 from fedrobust.seeds import generator
 from fedrobust.training import Recipe
 from fedrobust.training.local import Draw
-from fedrobust.training.losses import Loss, cross_entropy
+from fedrobust.training.losses import Loss
 from fedrobust.training.server_optimizer import fixed_in
 
 PSEUDO = "pseudo-labels"
@@ -121,27 +121,28 @@ def _what(
     masked = _masked(experiment, labels, client)
     if stage == "teacher":
         known = masked >= 0
-        return images[known], masked[known], _clean_loss, None
+        return images[known], masked[known], partial(_clean, node.loss), None
     if experiment.semi.mode == "pseudo":
         labels = _pseudo(node, context, vector, images, masked)
     elif experiment.semi.mode == "trades":
         labels = masked
-    loss = _training_loss(experiment, masked, node.classes, server_round, client, settings)
+    loss = _training_loss(node, masked, server_round, client, settings)
     share = experiment.semi.fraction
     return images, labels, loss, partial(_fixed_share, masked, share) if share else None
 
 
 def _training_loss(
-    experiment: Experiment,
+    node: Node,
     labels: Tensor,
-    classes: int,
     server_round: int,
     client: int,
     settings: dict[str, Any],
 ) -> Loss:
-    """Return cross-entropy on clean images, or the adversarial loss; on calibrated logits."""
+    """Return the loss on clean images, or the adversarial loss; on calibrated logits."""
+    experiment = node.experiment
     table, variant = experiment.adversarial, experiment.adversarial.federated
-    loss: Loss = _clean_loss if experiment.batchnorm["name"] == "dual" else cross_entropy
+    dual = experiment.batchnorm["name"] == "dual"
+    loss: Loss = partial(_clean, node.loss) if dual else node.loss
     perturbing = client < _nearest(variant.adversarial_clients * experiment.clients)
     if table.perturbation and perturbing:
         loss = adversarial.adversarial_objective(
@@ -151,7 +152,7 @@ def _training_loss(
             **settings,
         )
     if variant.calibration:
-        counts = torch.bincount(labels[labels >= 0], minlength=classes)
+        counts = torch.bincount(labels[labels >= 0], minlength=node.classes)
         loss = partial(_calibrated, loss, counts, variant.calibration)
     return loss
 
@@ -163,9 +164,9 @@ def _calibrated(
     return loss(calibrated.train(module.training), images, labels)
 
 
-def _clean_loss(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def _clean(loss: Loss, module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     with on_branch(module, "clean"):
-        return cross_entropy(module, images, labels)
+        return loss(module, images, labels)
 
 
 def _rotation_loss(

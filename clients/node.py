@@ -21,6 +21,8 @@ from fedrobust.flower import Wire, wire_of
 from fedrobust.models.batchnorm import read_statistics
 from fedrobust.simulation import stragglers
 from fedrobust.training import Recipe
+from fedrobust.training.losses import Loss, cross_entropy
+from fedrobust.training.tasks import loss_of
 from fedrobust.vector import FlatModel
 
 ROLE = "role"  # of a real node, in its own configuration: "honest" or "malicious"
@@ -91,6 +93,10 @@ class Node:
         BatchNorm's running statistics (b,) of the fresh model; empty without BatchNorm.
     wire
         How updates travel.
+    loss
+        Of a module, its inputs and its targets.
+    draws
+        Whether training may draw from torch's own generators: a model or a loss of a user's own.
     kept
         What a handler keeps here from message to message, by name: it lives as long as the node.
     """
@@ -103,6 +109,8 @@ class Node:
     groups: tuple[str, ...]
     statistics: Tensor
     wire: Wire
+    loss: Loss = cross_entropy
+    draws: bool = False
     kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def share(self, client: int) -> tuple[Tensor, Tensor]:
@@ -137,6 +145,8 @@ def make_node(experiment: Experiment, host: Host | None = None) -> Node:
         groups=stragglers.assign(experiment),
         statistics=read_statistics(model.module),
         wire=wire_of(experiment, model.sizes),
+        loss=loss_of(experiment.loss),
+        draws=isinstance(models.MODELS.get(experiment.model), models.GivenModel),
     )
 
 

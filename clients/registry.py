@@ -15,8 +15,10 @@ from typing import Generic, TypeVar
 from flwr.app import Context
 
 from clients.modes import Handlers, handlers_for
-from clients.node import host_of
+from clients.node import ROLE, Host, host_of
+from fedrobust import plugins
 from fedrobust.experiment.load import from_run_config
+from fedrobust.experiment.schema import ConfigError
 
 Value = TypeVar("Value")
 MOST = 4  # runs; a process that serves more takes turns, and sets the oldest up again
@@ -65,5 +67,21 @@ def handlers_of(context: Context) -> Handlers:
     settings = tuple(sorted(context.run_config.items()))
     return HANDLERS.get(
         (context.run_id, settings, host),
-        lambda: handlers_for(from_run_config(context.run_config), host),
+        lambda: _made(context, host),
     )
+
+
+def _made(context: Context, host: Host) -> Handlers:
+    """Set a run up; plug-ins of others come from this node's owner, in a simulation from the run.
+
+    No server makes a node of somebody else's load a file.
+    """
+    owned = ROLE in context.node_config
+    settings = context.node_config if owned else context.run_config
+    plugins.at_hand(str(settings.get("use") or ""))
+    try:
+        return handlers_for(from_run_config(context.run_config), host)
+    except ConfigError as error:
+        if owned:
+            raise ConfigError([f"this node lacks what the run asks for: {error}"]) from error
+        raise

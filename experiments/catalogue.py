@@ -6,7 +6,16 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedrobust import adversarial, aggregation, attacks, data, ensemble, models, redundancy
+from fedrobust import (
+    adversarial,
+    aggregation,
+    attacks,
+    data,
+    ensemble,
+    models,
+    redundancy,
+    training,
+)
 from fedrobust.attacks import threat_model
 from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
 from fedrobust.docstrings import paper, summary
@@ -22,7 +31,7 @@ SUPPLIED = {
     "training attacks": set(TRAINED_SUPPLIED),
     "data attacks": set(threat_model.POISON_SUPPLIED),
     "placements": {"clients", "byzantine", "seed", "round"},
-    "partitions": {"clients", "seed"},
+    "partitions": {"clients", "seed", "owners"},
 }
 
 
@@ -42,6 +51,8 @@ def tables() -> dict[str, list[Entry]]:
         "transfer attacks": adversarial.TRANSFER_ATTACKS,
         "losses": adversarial.LOSSES,
         "votes": ensemble.VOTES,
+        "task losses": training.TASK_LOSSES,
+        "metrics": {name: metric.compute for name, metric in training.METRICS.items()},
         "partitions": data.PARTITIONERS,
         "data sets": data.DATASETS,
         "models": models.MODELS,

@@ -53,6 +53,10 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object at the end."
 Certificates = Annotated[Path | None, typer.Option(help="The CA's certificate (PEM); TLS.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS: for a machine by itself.")]
 Superlink = Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")]
+Use = Annotated[
+    list[Path] | None,
+    typer.Option(help="A Python file with a model, data, loss, rule, ... of yours; repeatable."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress: the table only.")]
 
 
@@ -72,6 +76,7 @@ def run(
     strict: Strict = False,
     save_model: Annotated[bool, typer.Option(help="Keep each final model (safetensors).")] = False,
     secret: Annotated[Path | None, typer.Option(help="Repeat a server's draws: its file.")] = None,
+    use: Use = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -81,7 +86,7 @@ def run(
     commands.run(
         file, override, data_root=data_root, download=download, grid=grid, device=device,
         output=output, seeds=seeds, workers=workers, resume=resume, track=track, strict=strict,
-        models=save_model, secret=secret, as_json=as_json, quiet=quiet,
+        models=save_model, secret=secret, use=use, as_json=as_json, quiet=quiet,
     )  # fmt: skip
 
 
@@ -103,6 +108,7 @@ def sweep_over(
     track: Track = None,
     strict: Strict = False,
     table: Annotated[str, typer.Option(help="text, markdown or latex.")] = "text",
+    use: Use = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -116,7 +122,7 @@ def sweep_over(
     commands.sweep_over(
         file, override, over, data_root=data_root, download=download, device=device,
         output=output, seeds=seeds, workers=workers, resume=resume, track=track, strict=strict,
-        table=table, as_json=as_json, quiet=quiet,
+        table=table, use=use, as_json=as_json, quiet=quiet,
     )  # fmt: skip
 
 
@@ -125,11 +131,14 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A run's folder, or that of a whole sweep.")],
     output: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
     data_root: DataRoot = None,
+    use: Use = None,
 ) -> None:
     """Write one self-contained HTML page about a run or a sweep: FOLDER/report.html."""
+    from experiments import commands
     from experiments.report import folders_in
     from experiments.report import write as write_report
 
+    commands.load_files(use)
     page = write_report(folders_in(folder), output or folder / "report.html", data_root=data_root)
     typer.echo(f"written: {page}")
 
@@ -145,13 +154,14 @@ def deploy(
     insecure: Insecure = False,
     resume: Resume = False,
     secret: Annotated[str, typer.Option(help="A run's secret file there: repeat its draws.")] = "",
+    use: Annotated[list[Path] | None, typer.Option(help="Plug-ins of yours, also there.")] = None,
 ) -> None:
     """Run an experiment on the nodes that are connected to a SuperLink: each is one client."""
     from experiments import deployment
 
     deployment.deploy(
         file, override, superlink=superlink, output=output, data_root=data_root,
-        certificates=root_certificates, insecure=insecure, resume=resume, secret=secret,
+        certificates=root_certificates, insecure=insecure, resume=resume, secret=secret, use=use,
     )  # fmt: skip
 
 
@@ -168,6 +178,9 @@ def node(
     port: Annotated[int, typer.Option(help="Local port, one a node of a machine.")] = 9094,
     device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
     check: Annotated[str, typer.Option(help="Check --data against this data set first.")] = "",
+    plain: Annotated[bool, typer.Option("--plain", help="Flower's own slow SuperNode.")] = False,
+    poll: Annotated[float, typer.Option(help="Longest seconds between two looks.")] = 3.0,
+    use: Use = None,
 ) -> None:
     """Be one client of a federation on this machine, until stopped."""
     from experiments import deployment
@@ -175,7 +188,7 @@ def node(
     deployment.run_node(
         superlink, partition=partition, data=data, data_root=data_root, key=key,
         certificates=root_certificates, insecure=insecure, malicious=malicious, port=port,
-        device=device, check=check,
+        device=device, check=check, plain=plain, poll=poll, use=use,
     )  # fmt: skip
 
 
@@ -186,11 +199,12 @@ app.command(epilog=audit_command.CODES)(audit_command.audit)
 def list_plugins(
     kind: Annotated[str | None, typer.Argument(help="One kind only, such as rules.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    use: Use = None,
 ) -> None:
-    """List every plug-in: what it does, its parameters, its paper."""
+    """List every plug-in: what it does, its parameters, its paper; those of others last."""
     from experiments import listing
 
-    tables = listing.tables(kind)
+    tables = listing.with_others(kind, use or [])
     if as_json:
         typer.echo(json.dumps(tables))
         return
@@ -209,6 +223,7 @@ def check(
     override: Overrides = None,
     data_root: DataRoot = None,
     delta: Annotated[float, typer.Option(help="How often f may be exceeded, in (0, 1).")] = 0.01,
+    use: Use = None,
 ) -> None:
     """Check an experiment without running it; print every run, fully resolved, and its limits.
 
@@ -217,7 +232,7 @@ def check(
     """
     from experiments import commands
 
-    commands.check(file, override, data_root, delta=delta)
+    commands.check(file, override, data_root, delta=delta, use=use)
 
 
 @app.command()

@@ -17,7 +17,8 @@ from fedrobust.experiment.schema import Experiment
 
 def write_summary(results: Results, output: Path) -> list[Path]:
     """Write the table (Markdown, CSV, LaTeX) and the picture; return what was written."""
-    (output / "table.csv").write_text(tables.csv((results.table() * 100).round(2)))
+    values = (results.table() * 100).round(2) if results.headline.is_share else results.table()
+    (output / "table.csv").write_text(tables.csv(values))
     (output / "table.md").write_text(results.table("markdown"))
     (output / "table.tex").write_text(results.table("latex"))
     picture = output / ("heat_map.png" if len(results.runs) > 1 else "accuracy.png")
@@ -33,15 +34,18 @@ def write_summary(results: Results, output: Path) -> list[Path]:
 
 def show(results: Results, console: Console) -> None:
     """Print the table of final accuracies, with intervals where there are several seeds."""
-    table = tables.cells(results.table(), results.interval())
-    shown = Table(title="final test accuracy (%)", title_justify="left")
+    measure = results.headline
+    table = tables.cells(results.table(), results.interval(), percent=measure.is_share)
+    title = f"final test {measure.column}" + (" (%)" if measure.is_share else "")
+    shown = Table(title=title, title_justify="left")
     shown.add_column("defence")
     for column in table.columns:
         shown.add_column(str(column), justify="right")
     for name, row in table.iterrows():
         shown.add_row(str(name), *row)
     console.print(shown)
-    console.print("[dim]worst: the lowest of the row, the score of a defence; ± 95 % interval[/]")
+    end = "lowest" if measure.best == "max" else "highest"
+    console.print(f"[dim]worst: the {end} of the row, the score of a defence; ± 95 % interval[/]")
 
 
 def show_written(paths: list[Path], console: Console) -> None:

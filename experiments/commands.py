@@ -20,7 +20,7 @@ from experiments.results import Results, load
 from experiments.simulation import check_device, check_grid
 from experiments.sweep import Sweep
 from experiments.trackers import tracking
-from fedrobust import aggregation
+from fedrobust import aggregation, plugins
 from fedrobust import secret as hidden
 from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.schema import ConfigError, Experiment
@@ -54,9 +54,11 @@ def run(
     output: Path,
     grid: str,
     secret: Path | None,
+    use: list[Path] | None,
     **settings: Any,
 ) -> None:
     """Run an experiment, or every run of its sweep; ``settings`` are the sweep's."""
+    load_files(use)
     check_grid(grid)
     check_device(settings["device"])
     experiments = experiments_of(file, overrides, seeds=seeds)
@@ -93,9 +95,11 @@ def sweep_over(
     track: list[str] | None,
     strict: bool,
     output: Path,
+    use: list[Path] | None,
     **settings: Any,
 ) -> None:
     """Run every combination of some settings; print the table, write the report."""
+    load_files(use)
     check_device(settings["device"])
     experiments = experiments_of(file, overrides, seeds=seeds, over=over)
     check_against_data(experiments, data_root=data_root, download=download)
@@ -115,8 +119,22 @@ def sweep_over(
             cli_output.show_written([*written, page], errors)
 
 
-def check(file: Path, overrides: list[str] | None, data_root: str | None, *, delta: float) -> None:
+def load_files(use: list[Path] | None) -> None:
+    """Load files with plug-ins of the user's."""
+    for path in use or []:
+        plugins.use(path)
+
+
+def check(
+    file: Path,
+    overrides: list[str] | None,
+    data_root: str | None,
+    *,
+    delta: float,
+    use: list[Path] | None = None,
+) -> None:
     """Check an experiment without running it; print every run, fully resolved, and its limits."""
+    load_files(use)
     if not 0 < delta < 1:
         raise ConfigError([f"--delta needs a probability in (0, 1), got {delta:g}"])
     experiments = experiments_of(file, overrides)

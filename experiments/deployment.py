@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import ssl
 import sys
 import tempfile
@@ -18,9 +19,14 @@ from experiments import flower_run
 from experiments.cli_inputs import experiments_of
 from experiments.flower_run import QUIET, FlowerRunError, Row
 from experiments.simulation import check_device
+from fedrobust import plugins
 from fedrobust.data.own import load_own
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.runs.folder import RunFolder
+
+PLAIN = ["flower-supernode"]
+POLL = 3.0
+LONGEST_POLL = 60.0
 
 
 def run_node(
@@ -36,14 +42,21 @@ def run_node(
     port: int,
     device: str,
     check: str,
+    plain: bool = False,
+    poll: float = POLL,
+    use: list[Path] | None = None,
 ) -> None:
-    """Become Flower's client process with this node's own configuration."""
+    """Become a SuperNode with this node's own configuration, warm unless ``plain``."""
     if check and data is not None:
         load_own(data, name=check)
     config: dict[str, Any] = {
         "partition-id": partition,
         "role": "malicious" if malicious else "honest",
     }
+    for path in use or []:
+        plugins.use(path)
+    if use:
+        config["use"] = plugins.used()
     check_device(device)
     if device != "cpu":
         config["device"] = device
@@ -52,14 +65,17 @@ def run_node(
     if data_root is not None:
         config["data-root"] = str(_there(data_root).resolve())
     command = node_command(
-        superlink, config, certificates=certificates, key=key, insecure=insecure, port=port
-    )
-    program = str(Path(sys.executable).parent / command[0])
+        superlink, config, certificates=certificates, key=key, insecure=insecure, port=port,
+        warm=warm_here() and not plain, poll=poll,
+    )  # fmt: skip
+    program = shutil.which(command[0], path=Path(sys.executable).parent) or command[0]
     os.execve(program, command, os.environ | QUIET | _with_path(os.environ.get("PATH", "")))
 
 
 def deploy(file: Path, overrides: list[str] | None, **settings: Any) -> None:
     """Run one experiment on connected nodes; ``settings`` are those of ``run_on_nodes``."""
+    for path in settings.pop("use", None) or []:
+        plugins.use(path)
     experiments = experiments_of(file, overrides, seeds=1)
     if len(experiments) != 1:
         raise ConfigError([f"one run at a time on real nodes, {file} has {len(experiments)}"])
@@ -89,7 +105,8 @@ def run_on_nodes(
     Parameters
     ----------
     output, data_root
-        Paths on the SuperLink's machine, where the server runs. Rows are seen here if that is this
+        Paths on the SuperLink's machine, where the server runs; the files of ``plugins.use`` must
+        lie there as here. Rows are seen here if that is this
         machine; otherwise they are there, and in ``flwr log``.
     certificates, insecure
         The CA's certificate, or plain text.
@@ -112,6 +129,7 @@ def run_on_nodes(
         "nodes": "hosts" if hosts else "clients",
         "hosts": hosts,
         "resume": resume,
+        "use": plugins.used(),
         "secret-file": secret,  # its name alone: all of this goes to every node
     }
     with tempfile.TemporaryDirectory(prefix="fedrobust-deploy-") as temporary:
@@ -153,8 +171,17 @@ def node_command(
     key: Path | None,
     insecure: bool,
     port: int,
+    warm: bool = False,
+    poll: float = POLL,
 ) -> list[str]:
-    """Return the ``flower-supernode`` command of one node.
+    """Return the command of one node.
+
+    Parameters
+    ----------
+    warm
+        ``experiments.deploy.supernode`` instead of ``flower-supernode``.
+    poll
+        Seconds between two looks for a message, at most; Flower's own way has 3 always.
 
     Raises
     ------
@@ -164,13 +191,26 @@ def node_command(
     if insecure == (certificates is not None):
         raise ConfigError(["a node needs --root-certificates, or --insecure and no certificate"])
     words = " ".join(f'{k}="{v}"' if isinstance(v, str) else f"{k}={v}" for k, v in config.items())
-    command = ["flower-supernode", "--superlink", superlink, "--node-config", words]
+    command = [*(warm_supernode(poll) if warm else PLAIN)]
+    command += ["--superlink", superlink, "--node-config", words]
     command += ["--port", str(port)]
     if certificates is not None:
         command += ["--root-certificates", str(trusted(certificates))]
     if key is not None:
         command += ["--auth-supernode-private-key", str(_there(key))]
     return [*command, "--insecure"] if insecure else command
+
+
+def warm_supernode(poll: float) -> list[str]:
+    """Return the command of the SuperNode that answers at once."""
+    if not 0 < poll <= LONGEST_POLL:
+        raise ConfigError([f"--poll is in (0, {LONGEST_POLL:g}] seconds, got {poll:g}"])
+    return [sys.executable, "-P", "-m", "experiments.deploy.supernode", "--poll", f"{poll:g}"]
+
+
+def warm_here() -> bool:
+    """Whether processes can be forked safely here: on Linux."""
+    return sys.platform == "linux"
 
 
 def trusted(path: Path) -> Path:

@@ -26,8 +26,10 @@ import torch
 
 import clients
 import strategies
+from fedrobust import plugins
 from fedrobust.cores import VARIABLE
 from fedrobust.experiment.schema import Experiment
+from fedrobust.plugins import Part
 from fedrobust.runs.folder import RunFolder
 from fedrobust.text import FAILED, printable
 from fedrobust.version import __version__
@@ -59,6 +61,7 @@ def run_on_flower(
     hosts: int = 2,
     resume: bool = False,
     device: str = "cpu",
+    parts: Sequence[Part] = (),
 ) -> list[Row]:
     """Run one experiment on Flower's simulation engine (Ray) and return its rows.
 
@@ -70,6 +73,8 @@ def run_on_flower(
         Continue from the folder's checkpoint, if it has one.
     device
         "cuda" shares all GPUs out among the hosts, "cuda:N" one of them.
+    parts
+        Objects of the user's, for the tables of the hosts.
 
     Raises
     ------
@@ -87,9 +92,12 @@ def run_on_flower(
             "hosts": hosts,
             "resume": resume,
             "device": "" if device == "cpu" else "cuda",  # Ray shows each host its own
+            "use": plugins.used(),
         }
         app = write_app(home / "app", config)
-        with _superlink(home) as environment:
+        if parts:
+            plugins.write_parts(home / "parts", parts)
+        with _superlink(home, str(home / "parts") if parts else "") as environment:
             run_id = _submit(app, environment, hosts, device)
             seen = follow(run_id, environment, target, on_row)
     return seen
@@ -121,12 +129,13 @@ def write_app(path: Path, config: Mapping[str, Any], *, server: str = SERVER) ->
 
 
 @contextmanager
-def _superlink(home: Path) -> Iterator[dict[str, str]]:
+def _superlink(home: Path, parts: str = "") -> Iterator[dict[str, str]]:
     """Start a SuperLink of this run's own; yield the environment in which ``flwr`` finds it."""
     port = free_port()
     environment = os.environ | QUIET | {"FLWR_HOME": str(home)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment.pop("OMP_NUM_THREADS", None)
+    environment[plugins.VARIABLE] = parts
     environment.setdefault(VARIABLE, "1")  # Ray gives each of its workers one core
     connection = {"address": f"127.0.0.1:{port}", "insecure": True}
     settings = {"superlink": {"default": "own", "own": connection}}

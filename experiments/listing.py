@@ -8,7 +8,9 @@ tables are read anew. ``python -m experiments.listing`` writes the file.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from fedrobust.spec import SpecError, suggest
@@ -16,7 +18,21 @@ from fedrobust.spec import SpecError, suggest
 Entry = dict[str, str]
 FILE = Path(__file__).with_suffix(".json")
 ROOT = Path(__file__).parents[1]
-SOURCES = ("adversarial", "aggregation", "attacks", "data", "ensemble", "models", "redundancy")
+SOURCES = (
+    "adversarial",
+    "aggregation",
+    "attacks",
+    "data",
+    "ensemble",
+    "models",
+    "redundancy",
+    "training",
+)
+OTHERS = "plug-ins of others"
+GROUPS = tuple(
+    f"fedrobust.{name}"
+    for name in ("models", "datasets", "partitions", "losses", "metrics", "rules", "attacks")
+)
 FILES = ("experiments/catalogue.py", "fedrobust/docstrings.py")
 
 
@@ -34,6 +50,23 @@ def tables(kind: str | None = None) -> dict[str, list[Entry]]:
     if kind not in result:
         raise SpecError(f"unknown kind {kind!r}; {suggest(kind, list(result))}")
     return {kind: result[kind]}
+
+
+def with_others(kind: str | None, files: Iterable[Path]) -> dict[str, list[Entry]]:
+    """Return ``tables`` and, as a last one, the plug-ins of others: in files, and in packages.
+
+    A package that cannot be loaded is listed with the reason.
+    """
+    points = list(importlib.metadata.entry_points().select(group=GROUPS[0]))
+    for group in GROUPS[1:]:
+        points += importlib.metadata.entry_points(group=group)
+    result = tables(None if kind == OTHERS else kind)
+    if not points and not list(files):
+        return result if kind != OTHERS else {OTHERS: []}
+    from experiments import others  # torch: only where there is something to load
+
+    found = {OTHERS: others.entries(files)}
+    return found if kind == OTHERS else (result | found if kind is None else result)
 
 
 def write(file: Path = FILE) -> None:

@@ -5,33 +5,41 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
+from fedrobust.training.tasks import ACCURACY, Headline
 
-def heat_map(table: pd.DataFrame) -> Figure:
+
+def heat_map(table: pd.DataFrame, shown: Headline = ACCURACY) -> Figure:
     """Draw a defence x attack table of accuracies in [0, 1]; the last column is the worst case."""
+    values = table.to_numpy() * (100 if shown.is_share else 1)
+    colours = {"cmap": "RdYlGn" if shown.best == "max" else "RdYlGn_r", "aspect": "auto"}
+    ends = {"vmin": 10, "vmax": 90} if shown.is_share else {}
     rows, columns = table.shape
     figure = Figure(figsize=(1.6 + 1.1 * columns, 1.4 + 0.55 * rows), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(table.to_numpy() * 100, cmap="RdYlGn", vmin=10, vmax=90, aspect="auto")
+    image = axes.imshow(values, **colours, **ends)
     axes.set_xticks(range(columns), list(table.columns), rotation=30, ha="right")
     axes.set_yticks(range(rows), list(table.index))
     for i in range(rows):
         for j in range(columns):
-            axes.text(j, i, f"{table.iat[i, j] * 100:.1f}", ha="center", va="center")
+            written = f"{values[i, j]:.1f}" if shown.is_share else f"{values[i, j]:.3g}"
+            axes.text(j, i, written, ha="center", va="center")
     axes.axvline(columns - 1.5, color="black", linewidth=1.5)
-    axes.set_title("final test accuracy (%)")
+    axes.set_title(f"final test {shown.column}" + (" (%)" if shown.is_share else ""))
     figure.colorbar(image, ax=axes)
     return figure
 
 
-def curves(frame: pd.DataFrame) -> Figure:
-    """Draw test accuracy over rounds, one line a run."""
+def curves(frame: pd.DataFrame, shown: Headline = ACCURACY) -> Figure:
+    """Draw test accuracy, or what stands for it, over rounds: one line a run."""
+    column, factor = shown.column, 100 if shown.is_share else 1
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    measured = frame.dropna(subset=["accuracy"])
+    measured = frame.dropna(subset=[column])
     for (attack, defence, seed), part in measured.groupby(["attack", "defence", "seed"]):
         label = f"{attack} / {defence}, seed {seed}"
-        axes.plot(part["round"], part["accuracy"] * 100, label=label)
-    axes.set(xlabel="round", ylabel="test accuracy (%)", ylim=(0, 100))
+        axes.plot(part["round"], part[column] * factor, label=label)
+    unit, ends = (" (%)", (0, 100)) if shown.is_share else ("", None)
+    axes.set(xlabel="round", ylabel=f"test {column}{unit}", ylim=ends)
     axes.legend()
     axes.grid(alpha=0.3)
     return figure

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedrobust.experiment.schema import Experiment
+from fedrobust.training.tasks import headline
 
 Row = dict[str, Any]
 
@@ -57,8 +58,8 @@ class Live:
     def row(self, experiment: Experiment, row: Row) -> None:
         """Take one row of one run."""
         self._bytes += sum(row.get(key) or 0 for key in ("bytes_up", "bytes_down"))
-        if "accuracy" in row:
-            last = f"{experiment.name} {row['accuracy']:.1%}"
+        if value := shown(experiment, row):
+            last = f"{experiment.name} {value}"
             sent = f", {size(self._bytes)} sent" if self._bytes else ""
             self._bar.update(self._task, last=last + sent)
             self._first(last, row)
@@ -70,15 +71,25 @@ class Live:
     def _first(self, last: str, row: Row) -> None:
         if not self._told and row["round"] > 0:
             self._told = True
-            self._line(f"first accuracy: {last} after round {row['round']}")
+            self._line(f"first result: {last} after round {row['round']}")
 
     def _end(self, experiment: Experiment, row: Row) -> None:
         self._ended += 1
-        self._line(f"{self._ended:>3}/{self._runs}  {experiment.name:<40} {row['accuracy']:.1%}")
+        self._line(f"{self._ended:>3}/{self._runs}  {experiment.name:<40} {shown(experiment, row)}")
 
     def _line(self, text: str) -> None:
         seconds = time.monotonic() - self._start
         self._console.print(f"[dim]{seconds:6.1f} s[/]  {text}", highlight=False)
+
+
+def shown(experiment: Experiment, row: Row) -> str:
+    """Write what stands for a run in one row: ``85.8%``, or ``r2 0.42``; empty where it is not."""
+    found = headline(experiment.loss, experiment.metrics)
+    if not isinstance(row.get(found.column), int | float):
+        return ""
+    value = row[found.column]
+    written = f"{value:.1%}" if found.is_share else f"{value:.4g}"
+    return written if found.column == "accuracy" else f"{found.column} {written}"
 
 
 def size(count: float) -> str:

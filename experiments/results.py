@@ -6,6 +6,7 @@ import json
 import statistics
 import warnings
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -15,9 +16,11 @@ import pandas as pd
 from experiments import tables
 from fedrobust.experiment.load import from_dict, read
 from fedrobust.experiment.schema import ConfigError, Experiment
+from fedrobust.plugins import Part, installed
 from fedrobust.redundancy.rounds import shown
 from fedrobust.runs.folder import read_rows
 from fedrobust.spec import suggest
+from fedrobust.training.tasks import ACCURACY, Headline, headline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,11 +43,14 @@ class Results:
         Each run's final model, (d,); empty unless ``simulate`` was asked to keep them.
     running
         The running statistics of BatchNorm that belong to each model, (b,), None without.
+    parts
+        Objects of the user's that the runs' names stand for.
     """
 
     runs: tuple[tuple[Experiment, list[dict[str, Any]]], ...]
     models: tuple[Tensor, ...] = ()
     running: tuple[Tensor | None, ...] = ()
+    parts: tuple[Part, ...] = ()
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -59,7 +65,13 @@ class Results:
     @property
     def accuracy(self) -> float:
         """Final clean accuracy in [0, 1], mean over the runs."""
-        return statistics.fmean(final_accuracy(rows) for _, rows in self.runs)
+        return statistics.fmean(final_value(rows) for _, rows in self.runs)
+
+    @property
+    def headline(self) -> Headline:
+        """What tables and pictures show: the first run's accuracy, or else its first metric."""
+        first = self.runs[0][0] if self.runs else None
+        return headline(first.loss, first.metrics) if first is not None else ACCURACY
 
     @overload
     def table(self, format: None = None) -> pd.DataFrame: ...
@@ -68,6 +80,8 @@ class Results:
 
     def table(self, format: str | None = None) -> pd.DataFrame | str:
         """Final accuracy, defence x attack: the mean over seeds; last column the worst attack.
+
+        Without an accuracy it is the first metric, see ``headline``.
 
         Parameters
         ----------
@@ -80,8 +94,12 @@ class Results:
         ConfigError
             For an unknown format.
         """
-        means = self._pivot("mean").pipe(_with_worst)
-        return means if format is None else tables.render(means, self.interval(), format=format)
+        means = self._pivot("mean")
+        means = means.assign(worst=self._worst(means))
+        if format is None:
+            return means
+        percent = self.headline.is_share
+        return tables.render(means, self.interval(), format=format, percent=percent)
 
     def spread(self) -> pd.DataFrame:
         """Standard deviation over seeds (ddof 1) of each cell; NaN for a single seed."""
@@ -94,7 +112,7 @@ class Results:
         """
         means, halves = self._pivot("mean"), self._pivot(tables.half_width)
         worst = [
-            halves.at[name, row.idxmin()] if row.notna().any() else float("nan")
+            halves.at[name, self._worst_of(row)] if row.notna().any() else float("nan")
             for name, row in means.iterrows()
         ]
         return halves.assign(worst=worst)
@@ -124,7 +142,8 @@ class Results:
                 kept.append((experiment, rows))
                 models += [one.models[place]] if modelled else []
                 running += [one.running[place] if one.running else None] if modelled else []
-        return Results(tuple(kept), tuple(models), tuple(running))
+        parts = {(p.kind, p.name): p for one in results for p in one.parts}
+        return Results(tuple(kept), tuple(models), tuple(running), tuple(parts.values()))
 
     def against(self, baseline: str) -> pd.DataFrame:
         """Compare each defence with one of them, seed by seed.
@@ -176,28 +195,40 @@ class Results:
         if not self.models:
             raise ConfigError(["no models were kept: simulate(..., keep_models=True)"])
         running = self.running[run] if self.running else None
-        return state_dict(
-            self.runs[run][0], self.models[run], statistics=running, data_root=data_root
-        )
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(installed(part))
+            return state_dict(
+                self.runs[run][0], self.models[run], statistics=running, data_root=data_root
+            )
 
     def plot(self) -> Figure:
         """Draw accuracy over rounds for one run, the heat map of the table for several."""
         from experiments.pictures import curves, heat_map
 
         several = len({tuple(names.values()) for names in self.names}) > 1
-        return heat_map(self.table()) if several else curves(self.frame)
+        shown = self.headline
+        return heat_map(self.table(), shown) if several else curves(self.frame, shown)
 
     def __repr__(self) -> str:
-        return f"Results of {len(self.runs)} run(s), final accuracy:\n{self.table().round(4)}"
+        what = self.headline.column
+        return f"Results of {len(self.runs)} run(s), final {what}:\n{self.table().round(4)}"
 
     def _repr_html_(self) -> str:
         from experiments.report.heat import heat_table
 
         return heat_table(self.table(), self.interval())
 
+    def _worst(self, means: pd.DataFrame) -> pd.Series:
+        return means.max(axis=1) if self.headline.best == "min" else means.min(axis=1)
+
+    def _worst_of(self, row: pd.Series) -> Any:
+        return row.idxmax() if self.headline.best == "min" else row.idxmin()
+
     def _finals(self) -> pd.DataFrame:
+        column = self.headline.column
         return pd.DataFrame(
-            {**names, "seed": e.seed, "value": final_accuracy(rows)}
+            {**names, "seed": e.seed, "value": final_value(rows, column)}
             for (e, rows), names in zip(self.runs, self.names, strict=True)
         )
 
@@ -306,10 +337,7 @@ def load(folders: Iterable[Path]) -> Results:
     )
 
 
-def final_accuracy(rows: list[dict[str, Any]]) -> float:
-    """Return the last measured accuracy of a run; NaN before the first."""
-    return next((row["accuracy"] for row in reversed(rows) if "accuracy" in row), float("nan"))
-
-
-def _with_worst(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(worst=table.min(axis=1))
+def final_value(rows: list[dict[str, Any]], column: str = "accuracy") -> float:
+    """Return the last measured value of a run; NaN before the first, and for a list of numbers."""
+    last = next((row[column] for row in reversed(rows) if column in row), float("nan"))
+    return last if isinstance(last, int | float) else float("nan")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,15 @@ from clients.node import Host
 from experiments.observers import guarded
 from experiments.outcomes import NoStepWarning, stuck
 from experiments.torch_state import own_torch_state
-from experiments.user_plugins import is_own, plugged
+from experiments.user_plugins import own_objects, plugged
+from fedrobust import plugins
 from fedrobust import secret as hidden
 from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.honoured import MODEL, RESUME, STOCK, refused_feature
 from fedrobust.experiment.load import expand, override, read
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import InProcessGrid, tensor_of
+from fedrobust.plugins import Part
 from fedrobust.runs.folder import RunFolder
 from fedrobust.spec import suggest
 from strategies.checkpointing import Checkpoints
@@ -54,16 +56,18 @@ def simulate(
     """Run one experiment (or each of its sweep) and return the results; see ``fedrobust``."""
     check_grid(grid)
     check_device(device)
-    if grid != "in_process" and (
-        own := [k for k in ("rule", "attack") if is_own(overrides.get(k))]
-    ):
-        raise ConfigError([f"a {own[0]} that is an object of yours runs in process only"])
+    if isinstance(experiment, Mapping):
+        own = own_objects(experiment)
+        experiment = {key: value for key, value in experiment.items() if key not in own}
+        overrides = own | overrides
+    if grid != "in_process" and isinstance(overrides.get("rule"), Strategy):
+        raise ConfigError(["a Flower strategy of yours runs in process only"])
     watch = guarded(on_row, "on_row", strict=strict)
     runs: list[tuple[Experiment, list[Row]]] = []
     models: list[tuple[Tensor, Tensor | None]] = []
     dotted = {k.replace("__", "."): v for k, v in overrides.items()}
-    with own_torch_state(), plugged(dotted) as (named, stock):
-        experiments = resolve(experiment, named)
+    with own_torch_state(), plugged(dotted) as own_parts:
+        experiments = resolve(experiment, own_parts.named)
         check_against_data(experiments, data_root=data_root)
         for e in experiments:
             rows = run_one(
@@ -73,7 +77,8 @@ def simulate(
                 data_root=data_root,
                 on_row=lambda row, e=e: watch(e, row),  # type: ignore[misc]
                 on_model=(lambda *model: models.append(model)) if keep_models else None,
-                stock=stock,
+                stock=own_parts.stock,
+                parts=own_parts.parts,
             )
             runs.append((e, rows))
             if line := stuck(e, rows):
@@ -81,7 +86,7 @@ def simulate(
     vectors, statistics = zip(*models, strict=True) if models else ((), ())
     from experiments.results import Results  # pandas: no process of a sweep needs it
 
-    return Results(tuple(runs), vectors, statistics)
+    return Results(tuple(runs), vectors, statistics, own_parts.parts)
 
 
 def resolve(
@@ -149,13 +154,15 @@ def run_one(
     stock: Strategy | None = None,
     resume: bool = False,
     secret: int | None = None,
+    parts: Sequence[Part] = (),
 ) -> list[Row]:
     """Run one resolved experiment and return its rows; ``folder`` records them as they come.
 
     ``on_model`` is called with the final model, a vector (d,), and BatchNorm's running statistics
     (b,), None without; in process only. With ``resume`` the run continues from the folder's
     checkpoint, if it has one. ``secret`` repeats the draws of a server that kept one; in process
-    only.
+    only. ``parts`` are objects of the user's, for the processes of Flower's engine; in this one
+    they stand in the tables already.
 
     Raises
     ------
@@ -180,12 +187,14 @@ def run_one(
             folder=folder,
             on_row=on_row,
             resume=resume,
+            parts=parts,
         )
     rows: list[Row] = []
     checkpoints = None
     with ExitStack() as stack:
         if folder is not None:
-            stack.enter_context(folder.recording(resume=resume))
+            own_parts = plugins.identities(experiment.to_dict(), root=data_root)
+            stack.enter_context(folder.recording(resume=resume, own=own_parts))
             checkpoints = Checkpoints(folder.save, folder.saved)
             if secret is not None:
                 hidden.write(folder.path / hidden.FILE, secret)

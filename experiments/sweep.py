@@ -18,6 +18,7 @@ from torch import Tensor
 
 from experiments import export
 from experiments.simulation import check_features, run_one
+from fedrobust import plugins
 from fedrobust import secret as hidden
 from fedrobust.experiment.honoured import MODEL as MODEL_KEPT
 from fedrobust.experiment.honoured import RESUME
@@ -44,6 +45,10 @@ class Sweep:
         Continue unfinished runs from their last checkpoint instead of starting them anew.
     secret
         A server's, whose draws are to be repeated; a run that was made without it is not finished.
+    use
+        Files with plug-ins of the user's, for the processes: ``plugins.used``.
+
+    A run that was made with another version of a plug-in is not finished either.
     """
 
     experiments: list[Experiment]
@@ -55,6 +60,7 @@ class Sweep:
     resume: bool = False
     device: str = "cpu"
     secret: int | None = None
+    use: str = ""
 
     def folders(self) -> list[Path]:
         """Return each run's folder, in order."""
@@ -70,7 +76,7 @@ class Sweep:
         """
         wanted = {RESUME: self.resume, MODEL_KEPT: self.models}
         check_features(self.experiments, *(name for name, given in wanted.items() if given))
-        waiting = [e for e in self.experiments if not self._done(RunFolder(self.output, e))]
+        waiting = [e for e in self.experiments if not self._done(e)]
         usual = os.cpu_count() or 1 if self.device == "cpu" else len(self._by_gpu())
         workers = min(self.workers or usual, len(waiting))
         if workers <= 1 or self.grid != "in_process":
@@ -106,10 +112,13 @@ class Sweep:
             return [self]
         return [replace(self, device=f"cuda:{i}") for i in range(torch.cuda.device_count())]
 
-    def _done(self, folder: RunFolder) -> bool:
+    def _done(self, experiment: Experiment) -> bool:
+        folder = RunFolder(self.output, experiment)
         if self.secret is not None and hidden.held(folder.path) != self.secret:
             return False
-        return folder.finished and (not self.models or (folder.path / MODEL).is_file())
+        if not folder.finished or (self.models and not (folder.path / MODEL).is_file()):
+            return False
+        return folder.own == plugins.identities(experiment.to_dict(), root=self.data_root)
 
     def _run_parallel(
         self, waiting: list[Experiment], workers: int, on_row: Callable[[Experiment, Row], None]
@@ -121,7 +130,7 @@ class Sweep:
                 ProcessPoolExecutor(workers, context, initializer=_pin) as pool,
                 _ended_by_interrupt(pool, spared=active_children()),
             ):
-                each = self._by_gpu()
+                each = [replace(one, use=plugins.used()) for one in self._by_gpu()]
                 tasks = [
                     pool.submit(_work, each[i % len(each)], i, e, rows)
                     for i, e in enumerate(waiting)
@@ -160,6 +169,8 @@ def _raise_first(tasks: list) -> None:
 
 
 def _work(sweep: Sweep, index: int, experiment: Experiment, rows: Any) -> None:
+    plugins.at_hand(sweep.use)
+    plugins.provide(experiment.to_dict())
     sweep._run_here(experiment, lambda row: rows.put((index, row)))
 
 

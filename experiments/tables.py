@@ -26,14 +26,21 @@ def half_width(values: Sequence[float]) -> float:
     return quantile * statistics.stdev(known) / math.sqrt(len(known))
 
 
-def cells(means: pd.DataFrame, intervals: pd.DataFrame, *, plus_minus: str = "±") -> pd.DataFrame:
-    """Write fractions as per cent: ``85.8 ± 0.2``, or ``85.8`` where there is no interval."""
+def cells(
+    means: pd.DataFrame, intervals: pd.DataFrame, *, plus_minus: str = "±", percent: bool = True
+) -> pd.DataFrame:
+    """Write fractions as per cent: ``85.8 ± 0.2``, or ``85.8`` where there is no interval.
+
+    Without ``percent`` values are written as they are, with four digits.
+    """
+
+    def number(value: float) -> str:
+        return f"{value * 100:.1f}" if percent else f"{value:.4g}"
 
     def cell(mean: float, half: float) -> str:
         if math.isnan(mean):
             return "-"
-        spread = "" if math.isnan(half) else f" {plus_minus} {half * 100:.1f}"
-        return f"{mean * 100:.1f}{spread}"
+        return number(mean) + ("" if math.isnan(half) else f" {plus_minus} {number(half)}")
 
     rows = [
         [cell(m, h) for m, h in zip(mean_row, half_row, strict=True)]
@@ -42,7 +49,9 @@ def cells(means: pd.DataFrame, intervals: pd.DataFrame, *, plus_minus: str = "±
     return pd.DataFrame(rows, index=means.index, columns=means.columns)
 
 
-def render(means: pd.DataFrame, intervals: pd.DataFrame, *, format: str) -> str:
+def render(
+    means: pd.DataFrame, intervals: pd.DataFrame, *, format: str, percent: bool = True
+) -> str:
     """Write a defence x attack table of fractions in one of ``FORMATS``.
 
     Raises
@@ -52,12 +61,12 @@ def render(means: pd.DataFrame, intervals: pd.DataFrame, *, format: str) -> str:
     """
     if format not in FORMATS:
         raise ConfigError([f"unknown format {format!r}; {suggest(format, list(FORMATS))}"])
-    return FORMATS[format](means, intervals)
+    return FORMATS[format](means, intervals, percent)
 
 
-def markdown(means: pd.DataFrame, intervals: pd.DataFrame) -> str:
+def markdown(means: pd.DataFrame, intervals: pd.DataFrame, percent: bool = True) -> str:
     """Write a pipe table, as GitHub and notebooks read it."""
-    return pipes(cells(means, intervals))
+    return pipes(cells(means, intervals, percent=percent))
 
 
 def pipes(table: pd.DataFrame) -> str:
@@ -70,9 +79,9 @@ def pipes(table: pd.DataFrame) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def latex(means: pd.DataFrame, intervals: pd.DataFrame) -> str:
-    """Write a ``tabular`` for booktabs; the best mean of each column is bold."""
-    words = cells(means, intervals, plus_minus=r"$\pm$")
+def latex(means: pd.DataFrame, intervals: pd.DataFrame, percent: bool = True) -> str:
+    """Write a ``tabular`` for booktabs; the largest mean of each column is bold."""
+    words = cells(means, intervals, plus_minus=r"$\pm$", percent=percent)
     best = means.max()
     lines = [
         r"\begin{tabular}{l" + "r" * len(means.columns) + "}",
@@ -100,12 +109,12 @@ def csv(frame: pd.DataFrame, *, index: bool = True) -> str:
     return named.map(_no_formula).to_csv(index=index)
 
 
-def text(means: pd.DataFrame, intervals: pd.DataFrame) -> str:
+def text(means: pd.DataFrame, intervals: pd.DataFrame, percent: bool = True) -> str:
     """Write aligned columns for a terminal."""
-    return cells(means, intervals).to_string() + "\n"
+    return cells(means, intervals, percent=percent).to_string() + "\n"
 
 
-FORMATS: dict[str, Callable[[pd.DataFrame, pd.DataFrame], str]] = {
+FORMATS: dict[str, Callable[[pd.DataFrame, pd.DataFrame, bool], str]] = {
     "text": text,
     "markdown": markdown,
     "latex": latex,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedrobust.packages import check_packages
 from fedrobust.version import __version__
@@ -11,7 +12,9 @@ if TYPE_CHECKING:
     from experiments.audit.report import Audit
     from experiments.results import Results
 
-__all__ = ["__version__", "simulate"]
+T = TypeVar("T")
+__all__ = ["__version__", "plugin", "simulate"]
+KINDS = ("model", "data", "partition", "loss", "metric", "rule", "attack")
 
 
 def simulate(experiment: Any, *, grid: str = "in_process", **overrides: Any) -> Results:
@@ -25,9 +28,14 @@ def simulate(experiment: Any, *, grid: str = "in_process", **overrides: Any) -> 
         ``"in_process"``, or ``"flower"`` for Flower's own simulation engine on Ray.
     **overrides
         Keys of the configuration set on top; ``__`` stands for the dot: ``server__lr=0.05``.
-        ``rule`` may be a function ``(updates, *, f) -> (d,)`` of your own, or a Flower strategy;
-        ``attack`` a function ``(honest, *, n, f) -> (f, d)``. Further: ``data_root``; ``device``,
-        "cpu" or "cuda";
+        ``model`` may be an ``nn.Module``, or a function that returns one and may take ``shape``, of
+        one input, and ``classes``; ``data`` whatever ``fedrobust.data.as_dataset`` takes: arrays,
+        map-style datasets, frames; ``loss`` a function ``(outputs, targets) -> scalar``;
+        ``metrics`` a table of functions ``(outputs, targets) -> number``, the first of which tables
+        show where the accuracy is not measured; ``partition`` a function ``(labels, *, clients,
+        seed)`` that returns index tensors; ``rule`` a function ``(updates, *, f) -> (d,)``, or a
+        Flower strategy; ``attack`` a function ``(honest, *, n, f) -> (f, d)``. Further:
+        ``data_root``; ``device``, "cpu" or "cuda";
         ``on_row(experiment, row)``, called as the rounds end (an error in it is a warning, unless
         ``strict=True``); ``keep_models=True`` for ``Results.state_dict``.
 
@@ -41,6 +49,33 @@ def simulate(experiment: Any, *, grid: str = "in_process", **overrides: Any) -> 
     from experiments.simulation import simulate as run
 
     return run(experiment, grid=grid, **overrides)
+
+
+def plugin(kind: str, name: str = "") -> Callable[[T], T]:
+    """Mark a function of a file of yours as a plug-in, for ``--use FILE.py``.
+
+    Parameters
+    ----------
+    kind
+        "model", "data", "partition", "loss", "metric", "rule" or "attack"; see ``simulate`` for
+        what each is.
+    name
+        By which configurations ask for it; the function's own where empty.
+
+    Raises
+    ------
+    ValueError
+        For another kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r} of plug-in; choose from {', '.join(KINDS)}")
+
+    def mark(function: T) -> T:
+        called = name or getattr(function, "__name__", "")
+        function.__fedrobust_plugin__ = (kind, called)  # type: ignore[attr-defined]
+        return function
+
+    return mark
 
 
 def audit(

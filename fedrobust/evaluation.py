@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,28 @@ class Score:
 def pixels(images: Tensor) -> Tensor:
     """Turn uint8 images into float32 in [0, 1]; inputs of other types are returned as they are."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+@torch.inference_mode()
+def outputs_of(module: nn.Module, inputs: Tensor, *, batch_size: int = 500) -> Any:
+    """Return a model's outputs of a whole set, on the CPU; the module's mode is left as found.
+
+    A model with several outputs, as a tuple, a list or a table, returns them in the same form.
+    """
+    was_training = module.training
+    module.eval()
+    parts = [module(pixels(chunk)) for chunk in inputs.split(batch_size)]
+    module.train(was_training)
+    return _joined(parts)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Put the outputs of batches behind one another."""
+    if isinstance(parts[0], Mapping):
+        return {key: _joined([part[key] for part in parts]) for key in parts[0]}
+    if isinstance(parts[0], tuple | list):
+        return type(parts[0])(_joined(list(each)) for each in zip(*parts, strict=True))
+    return torch.cat(parts).cpu()
 
 
 @torch.inference_mode()

@@ -15,9 +15,11 @@ from fedrobust.attacks.alie_backdoor import success_rate
 from fedrobust.data import Dataset
 from fedrobust.ensemble.attacker import Crafted
 from fedrobust.ensemble.measures import CLEAN, measure
-from fedrobust.evaluation import evaluate, pixels
+from fedrobust.evaluation import pixels
 from fedrobust.experiment.schema import Adversarial, Experiment
 from fedrobust.seeds import generator
+from fedrobust.spec import Spec
+from fedrobust.training.tasks import measured
 
 Metrics = dict[str, Any]
 Evaluator = Callable[[int, Any], Metrics]  # (round, model); None where there is no global model
@@ -25,15 +27,17 @@ Images = Callable[[], Crafted]
 
 
 @dataclass(frozen=True)
-class CleanAccuracy:
-    """Accuracy and loss on the test set."""
+class Measured:
+    """Loss and metrics on the test set; of classes the accuracy."""
 
     dataset: Dataset
+    loss: Spec
+    metrics: tuple[str, ...] = ()
 
     def __call__(self, server_round: int, model: nn.Module) -> Metrics:
         """Evaluate a model."""
-        score = evaluate(model, self.dataset.test_images, self.dataset.test_labels)
-        return {"accuracy": score.accuracy, "loss": score.loss}
+        held_out = self.dataset.test_images, self.dataset.test_labels
+        return dict(measured(model, *held_out, loss=self.loss, metrics=self.metrics))
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def evaluators_of(
     ``probes`` is what they remember between rounds: it is theirs to append to.
     """
     e, settings = experiment, experiment.adversarial
-    found: list[Evaluator] = [CleanAccuracy(dataset)]
+    found: list[Evaluator] = [Measured(dataset, e.loss, e.metrics)]
     if settings.eps:
         found.append(RobustAccuracy(settings, e.seed, dataset))
         if settings.probe_images:

@@ -22,7 +22,7 @@ from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import AdversaryGrid, array_of, tensor_of, wire_of
 from fedrobust.models.batchnorm import load_statistics, read_statistics
 from fedrobust.simulation import stragglers
-from fedrobust.vector import FlatModel
+from fedrobust.vector import FlatModel, trainable
 from strategies.base import RecordedStrategy, Row
 from strategies.ensemble.strategy import EnsembleStrategy
 from strategies.ensemble.vote import Vote
@@ -147,7 +147,7 @@ def stock(setup: Setup) -> Mode:
         server_lr=e.server.lr,
         deadline=stragglers.wall(e),
         largest=e.server.largest,
-        shapes={name: tuple(p.shape) for name, p in model.module.named_parameters()},
+        shapes={name: tuple(p.shape) for name, p in trainable(model.module).items()},
         **_known(setup),
     )
     return _with_model(setup, strategy, model, setup.dataset.to(setup.device), colludes=True)
@@ -202,8 +202,9 @@ def _sizes(setup: Setup) -> list[int] | None:
     """Return how many images each client holds; None on real nodes, which may have their own."""
     if not setup.simulated:
         return None
-    e, labels = setup.experiment, setup.dataset.train_labels
-    return [len(s) for s in data.partition(labels, e.partition, clients=e.clients, seed=e.seed)]
+    e = setup.experiment
+    cut = data.cut(setup.dataset, e.partition, clients=e.clients, seed=e.seed)
+    return [len(share) for share in cut]
 
 
 def _known(setup: Setup) -> dict[str, Any]:
@@ -220,8 +221,7 @@ def _with_model(
 ) -> Mode:
     """Put the parts of a run with one global model together."""
     e, clients = setup.experiment, setup.clients
-    labels = setup.dataset.train_labels
-    grid, notes = in_time(setup.grid, e, clients, labels, setup.members)
+    grid, notes = in_time(setup.grid, e, clients, setup.dataset, setup.members)
     statistics = read_statistics(model.module)
     beside = {"statistics": statistics} if len(statistics) else {}
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fedrobust.data import Dataset
-from fedrobust.evaluation import evaluate
 from fedrobust.experiment.schema import Experiment
 from fedrobust.seeds import generator
 from fedrobust.training import train_local
+from fedrobust.training.tasks import loss_of, measured
 from fedrobust.vector import FlatModel
 
 
@@ -51,16 +51,19 @@ class OwnData:
         """Train as an honest client would, on the server's own images: (d,)."""
         images, labels = self._draw(0)
         source = generator(self.secret, "root batches", round=server_round)
-        recipe = self.experiment.training
-        return train_local(self.model, vector, images, labels, recipe, generator=source)[0]
+        recipe, loss = self.experiment.training, loss_of(self.experiment.loss)
+        return train_local(self.model, vector, images, labels, recipe, generator=source, loss=loss)[
+            0
+        ]
 
     def loss(self, vector: Tensor, server_round: int) -> Callable[[Tensor], float]:
-        """Return step (d,) -> cross-entropy of the parameters minus that step, on fresh images."""
+        """Return step (d,) -> loss of the parameters minus that step, on fresh images."""
         images, labels = self._draw(server_round)
 
         def after(step: Tensor) -> float:
             self.model.load(vector - step)
-            return evaluate(self.model.module, images, labels).loss
+            found = measured(self.model.module, images, labels, loss=self.experiment.loss)
+            return float(found["loss"])  # type: ignore[arg-type]
 
         return after
 

@@ -13,7 +13,7 @@ from flwr.app import Context
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
-from fedrobust import secret
+from fedrobust import plugins, secret
 from fedrobust.attacks import threat_model
 from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.honoured import RESUME, refused_feature
@@ -47,6 +47,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run(grid: Grid, config: Mapping[str, Any]) -> None:
+    plugins.at_hand(str(config.get("use") or ""))
     experiment = from_run_config(config)
     log(INFO, "fedrobust: %s, %s clients", experiment.name, experiment.clients)
     if config.get("resume") and (wrong := refused_feature(experiment.mode, RESUME)):
@@ -57,7 +58,10 @@ def _run(grid: Grid, config: Mapping[str, Any]) -> None:
     with ExitStack() as stack:
         folder, checkpoints = None, None
         if output := str(config.get("output", "")):
-            recording = RunFolder(output, experiment).recording(resume=bool(config.get("resume")))
+            own_parts = plugins.identities(experiment.to_dict(), root=root)
+            recording = RunFolder(output, experiment).recording(
+                resume=bool(config.get("resume")), own=own_parts
+            )
             folder = stack.enter_context(recording)
             checkpoints = Checkpoints(folder.save, folder.saved)
         own = server_secret(config, folder) if config.get("nodes") == "clients" else None
@@ -140,6 +144,8 @@ def sentence(row: Row) -> str:
     if "accuracy" in row:
         words.append(f"accuracy {row['accuracy']:.4f}")
         words[-1] += f", loss {row['loss']:.4f}" if "loss" in row else ""  # a vote has none
+    elif "loss" in row:
+        words.append(f"loss {row['loss']:.4f}")
     if row.get("rejected"):
         names = ", ".join(f"{r['client']} ({r['reason'][:60]})" for r in row["rejected"][:3])
         words.append(f"{len(row['rejected'])} rejected: {names}")

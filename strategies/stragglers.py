@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from flwr.serverapp import Grid
-from torch import Tensor
 
 from fedrobust import data
 from fedrobust.experiment.schema import Experiment
@@ -18,7 +17,7 @@ def in_time(
     grid: Grid,
     experiment: Experiment,
     clients: Mapping[int, int],
-    labels: Tensor,
+    dataset: data.Dataset,
     members: Callable[[int], Iterable[int]],
 ) -> tuple[Grid, Callable[[int], Row]]:
     """Return the grid with simulated time, and what a round's row says of it.
@@ -27,15 +26,15 @@ def in_time(
 
     Parameters
     ----------
-    labels
-        The training set's: how many images each client holds decides how long it takes.
+    dataset
+        How many of its training images each client holds decides how long it takes.
     members
         Round -> the Byzantine clients, which always answer in time.
     """
     if not stragglers.simulates_time(experiment):
         return grid, lambda server_round: {}
     n, seed = experiment.clients, experiment.seed
-    sizes = [len(s) for s in data.partition(labels, experiment.partition, clients=n, seed=seed)]
+    sizes = [len(s) for s in data.cut(dataset, experiment.partition, clients=n, seed=seed)]
     groups = stragglers.assign(experiment)
 
     def timing(server_round: int) -> stragglers.Timing:

@@ -137,6 +137,34 @@ def test_operators_are_named_and_the_machine_is_one_by_the_address_it_is_reached
     assert site.call("/health", source=STRANGER, method="GET").status_code == 200
 
 
+def test_a_node_may_ask_for_its_objects_before_the_gate_has_returned():
+    """A node that was quick was told that there is no such object, and lost its message."""
+    site, found = Site(), []
+    data = metadata(message_id=name("asked"), dst_node_id=ME)
+    told = flower.PullMessagesResponse(
+        messages_list=[Proto(metadata=data)], message_object_trees=[tree("a", root="asked")]
+    )
+    site.behind.answers["/v1/fleet/pull-messages"] = told.SerializeToString()
+    body = flower.PullMessagesRequest(node=Node(node_id=ME)).SerializeToString()
+    events = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive():
+        return events.pop()
+
+    async def send(event):
+        if event["type"] == "http.response.body":
+            wanted = flower.PullObjectRequest(node=Node(node_id=ME), object_id=name("a"))
+            transport = httpx.ASGITransport(app=site.gate, client=(STRANGER, 5))
+            async with httpx.AsyncClient(transport=transport, base_url=f"http://{HERE}") as client:
+                await client.post("/v1/fleet/pull-object", content=wanted.SerializeToString())
+            found.append([path for path, _ in site.behind.seen])
+
+    scope = {"type": "http", "path": "/v1/fleet/pull-messages", "headers": [],
+             "client": (STRANGER, 4), "server": (HERE, 80)}  # fmt: skip
+    asyncio.run(site.gate(scope, receive, send))
+    assert found == [["/v1/fleet/pull-messages", "/v1/fleet/pull-object"]]
+
+
 def test_lifespan_passes_and_other_protocols_do_not():
     site, sent = Site(), []
 

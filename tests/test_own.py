@@ -69,7 +69,7 @@ def test_an_own_rule_is_known_to_an_attacker_who_tunes_against_it(small):
 
 def test_own_objects_are_refused_where_they_cannot_work(small):
     with pytest.raises(ConfigError, match="runs in process only"):
-        simulate(small, rule=middle, grid="flower")
+        simulate(small, rule=FedAvg(), grid="flower")
     with pytest.raises(ConfigError, match="there is a rule 'mean' already"):
         simulate(small, rule=tables.RULES["mean"])
     with pytest.raises(ConfigError, match="needs a name, a table or a function, got 3"):

@@ -41,8 +41,8 @@ def drill(tmp_path_factory):
         nodes: list[RawNode] = []
         kinds = [None, None, None, behaviours.forger(lambda node: nodes[:3]), behaviours.poisoner,
                  behaviours.flooder]  # fmt: skip
+        it.register_all(len(kinds))
         for number, kind in enumerate(kinds):
-            it.register(number)
             nodes.append(RawNode(it, number, kind, source=f"127.0.1.{number + 1}"))
         for node in nodes:
             node.start()

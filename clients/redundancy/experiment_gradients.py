@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -15,14 +15,14 @@ from clients.node import Node
 from clients.redundancy.gradients import FileGradients, Place
 from fedrobust.adversarial import adversarial_objective
 from fedrobust.evaluation import pixels
-from fedrobust.experiment.schema import Experiment
 from fedrobust.models.batchnorm import load_statistics
 from fedrobust.redundancy.file_gradient import reproducible, with_statistics
 from fedrobust.redundancy.plan import FilePlan
 from fedrobust.seeds import generator
 from fedrobust.training import one_thread, train_local
-from fedrobust.training.losses import Loss, cross_entropy
-from fedrobust.vector import FlatModel
+from fedrobust.training.losses import Loss
+from fedrobust.training.tasks import output_loss
+from fedrobust.vector import FlatModel, trainable
 
 VALUES = "file gradients"
 
@@ -50,7 +50,7 @@ def _alone(node: Node, place: Place, chosen: Tensor, file: int) -> Tensor:
             labels,
             replace(e.training, batch_size=len(labels)),
             generator=draw("file order"),
-            loss=_loss(e, draw("file perturbation")),
+            loss=_loss(node, draw("file perturbation")),
         )
     return with_statistics(update.cpu(), module) if len(place.statistics) else update.cpu()
 
@@ -62,14 +62,21 @@ def _together(node: Node, place: Place, indices: Tensor, files: Sequence[int]) -
     chosen = indices[list(files)]
     data = node.images[0][chosen], node.labels[0][chosen]
     with one_thread():
-        made = gradients_together(node.model, place.vector, *data).cpu()
+        loss = output_loss(node.experiment.loss)
+        made = gradients_together(node.model, place.vector, *data, loss).cpu()
     if decay := node.experiment.training.weight_decay:
         made.add_(place.vector, alpha=decay)
     return list(made)
 
 
-def gradients_together(model: FlatModel, vector: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy gradient of each file, (files, d).
+def gradients_together(
+    model: FlatModel,
+    vector: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
+) -> Tensor:
+    """Return the gradient of each file's mean loss, (files, d).
 
     Parameters
     ----------
@@ -79,21 +86,23 @@ def gradients_together(model: FlatModel, vector: Tensor, images: Tensor, labels:
         Where the gradients are taken, (d,).
     images, labels
         uint8 (files, samples, C, H, W) and int64 (files, samples).
+    loss
+        Of outputs and targets.
     """
     model.load(vector)
-    parameters = {name: p.detach() for name, p in model.module.named_parameters()}
+    parameters = {name: p.detach() for name, p in trainable(model.module).items()}
 
-    def loss(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return functional.cross_entropy(functional_call(model.module, values, (x,)), y)
+    def value(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return loss(functional_call(model.module, values, (x,)), y)
 
-    made = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, pixels(images), labels)
+    made = vmap(grad(value), in_dims=(None, 0, 0))(parameters, pixels(images), labels)
     return torch.cat([made[name].flatten(1) for name in parameters], 1)
 
 
-def _loss(experiment: Experiment, source: torch.Generator) -> Loss:
-    settings = experiment.adversarial
+def _loss(node: Node, source: torch.Generator) -> Loss:
+    settings = node.experiment.adversarial
     if not settings.perturbation:
-        return cross_entropy
+        return node.loss
     return adversarial_objective(
         perturbation=settings.perturbation,
         loss=settings.loss,

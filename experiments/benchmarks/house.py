@@ -41,7 +41,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "fedrobust.experiment.validate", "fedrobust.experiment.load", "fedrobust.runs",
         "fedrobust.experiment.against_data",
         "fedrobust.testing", "fedrobust.conformance", "fedrobust.secret", "fedrobust.config",
-        "fedrobust.checks",
+        "fedrobust.checks", "fedrobust.plugins",
         "fedrobust.options",
         "fedrobust.rundir", "fedrobust.checkpoint",
     ),

@@ -78,8 +78,8 @@ def eight() -> list[Behaviour]:
 def at_work(it: Federation, kinds: list[Behaviour]) -> Iterator[list[RawNode]]:
     """Register and start nodes, each at an address of its own; stop them at the end."""
     nodes: list[RawNode] = []
+    it.register_all(len(kinds))
     for number, behaviour in enumerate(kinds):
-        it.register(number)
         nodes.append(RawNode(it, number, behaviour, source=f"127.0.1.{number + 1}"))
     for node in nodes:
         node.team = nodes

@@ -157,12 +157,15 @@ def costs(frame: pd.DataFrame) -> pd.DataFrame:
 def shares(experiment: Experiment, data_root: str | None) -> pd.DataFrame | str:
     """Return images per client and label, or the reason why they cannot be counted here."""
     try:
-        labels = data.load(experiment.data, root=data_root).train_labels
-        cut = data.partition(
-            labels, experiment.partition, clients=experiment.clients, seed=experiment.seed
+        dataset = data.load(experiment.data, root=data_root)
+        cut = data.cut(
+            dataset, experiment.partition, clients=experiment.clients, seed=experiment.seed
         )
     except (DataError, OSError) as error:
         return str(error)
+    labels = dataset.train_labels
+    if not dataset.holds_classes:
+        return pd.DataFrame({"examples": [len(share) for share in cut]}).rename_axis("client")
     classes = int(labels.max()) + 1
     counts = [labels[share].bincount(minlength=classes).tolist() for share in cut]
     return pd.DataFrame(counts, index=pd.RangeIndex(len(cut), name="client"))

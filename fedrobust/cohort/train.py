@@ -121,6 +121,8 @@ def obstacle(module: nn.Module, loss: Loss) -> str:
     """Say why clients with this network and loss cannot be stacked; empty where they can."""
     if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p for m in module.modules()):
         return "dropout draws from the global generator"
+    if any(isinstance(m, nn.RNNBase) for m in module.modules()):
+        return "recurrent layers have no form for a stack"
     if not isinstance(loss, StackableLoss):
         return f"the loss {loss!r} has no form for a stack: see fedrobust.training.stackable"
     if loss.evaluates and has_batch_statistics(module):

@@ -24,16 +24,21 @@ class DataError(InputError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """One image classification set, whole, on one device.
+    """One data set, whole, on one device; its inputs are called images, whatever they are.
 
     Attributes
     ----------
     train_images, test_images
-        uint8, (N, C, H, W).
+        Images are uint8, (N, C, H, W). Other inputs are float32 or int64, (N, ...).
     train_labels, test_labels
-        int64, (N,), in 0..classes-1.
+        Classes are int64, (N,), in 0..classes-1; sequences of them int64, (N, T), where -1 counts
+        for nothing. Other targets are float32, (N, ...).
+    classes
+        How many outputs a model needs: classes, or values of one target.
     mean, std
-        Per channel, of pixels in [0, 1]: the models normalise with them.
+        Per channel, of pixels in [0, 1], or per column of a table: our models normalise with them.
+    train_clients, test_clients
+        Whose each example is, int64, (N,), where the data came with their clients.
     """
 
     name: str
@@ -44,6 +49,8 @@ class Dataset:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    train_clients: Tensor | None = None
+    test_clients: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Dataset:
         """Return the set with all its tensors on a device."""
@@ -53,10 +60,19 @@ class Dataset:
         return replace(self, **tensors)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
-        channels, height, width = self.train_images.shape[1:]
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """Of one input; of an image (channels, height, width)."""
+        return tuple(self.train_images.shape[1:])
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether the inputs are images: pixels in 0..255."""
+        return self.train_images.dtype == torch.uint8 and self.train_images.dim() == 4
+
+    @property
+    def holds_classes(self) -> bool:
+        """Whether each target is one class."""
+        return not self.train_labels.is_floating_point() and self.train_labels.dim() == 1
 
 
 FASHION = {"classes": 10, "mean": (0.2860,), "std": (0.3530,)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedrobust.data import Dataset, partition
+from fedrobust.data import Dataset, cut, partition
 from fedrobust.data.sets import DataError
 from fedrobust.experiment.schema import Experiment
 from fedrobust.seeds import generator
@@ -25,20 +25,18 @@ def shares_of(experiment: Experiment, dataset: Dataset) -> list[Tensor]:
         If more images are asked for than there are.
     """
     if not experiment.ensemble.paradigm:
-        return partition(
-            dataset.train_labels,
-            experiment.partition,
-            clients=experiment.clients,
-            seed=experiment.seed,
-        )
+        n, seed = experiment.clients, experiment.seed
+        return cut(dataset, experiment.partition, clients=n, seed=seed)
     pool = defenders_pool(experiment, dataset)
     if experiment.ensemble.paradigm in EVERYTHING:
         return [pool] * experiment.clients
+    owners = None if dataset.train_clients is None else dataset.train_clients[pool]
     parts = partition(
         dataset.train_labels[pool],
         experiment.partition,
         clients=experiment.clients,
         seed=experiment.seed,
+        owners=owners,
     )
     return [pool[part] for part in parts]
 

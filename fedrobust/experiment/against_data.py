@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 
-from fedrobust import attacks, data, models
+from fedrobust import attacks, data, models, plugins
 from fedrobust.attacks import POISONS, TRAINED, threat_model
 from fedrobust.attacks.poison_checks import Victim, check_poison
 from fedrobust.data import DataError, Dataset
+from fedrobust.evaluation import pixels
 from fedrobust.experiment.schema import ConfigError, Experiment
-from fedrobust.spec import SpecError, split
+from fedrobust.spec import InputError, SpecError, split
+from fedrobust.training.tasks import METRICS, classifies, loss_of, number
+from fedrobust.vector import FlatModel, trainable
 
 Shares = list[Tensor]
 
@@ -54,11 +61,98 @@ def wrong(experiment: Experiment, dataset: Dataset, shares: Shares) -> list[str]
         errors.append(
             f"server.root_images needs at most the {examples} training images, got {count}"
         )
+    errors += _task(experiment, dataset)
+    if errors:
+        return errors
     try:
         _attack(experiment, dataset, shares)
-    except SpecError as error:
+        if _foreign(experiment) or not dataset.holds_images:
+            rehearse(experiment, dataset)
+    except InputError as error:
         errors.append(str(error))
     return errors
+
+
+def _task(e: Experiment, dataset: Dataset) -> list[str]:
+    """Say what needs classes, or images, that the data have not."""
+    errors, name = [], e.attack["name"]
+    if classifies(e.loss) and not dataset.holds_classes:
+        labels = dataset.train_labels
+        kind, shape = str(labels.dtype).removeprefix("torch."), ("N", *labels.shape[1:])
+        others = "token_cross_entropy" if kind == "int64" else "mse, huber or binary_cross_entropy"
+        errors.append(
+            f"loss {e.loss['name']!r} needs one class an example, the targets of {e.data!r} are"
+            f" {kind} of shape ({', '.join(map(str, shape))}): set loss to {others}, or one of"
+            " your own"
+        )
+    if not dataset.holds_images:
+        given = {
+            "training.augment": e.training.augment != "none",
+            "adversarial.perturbation": e.adversarial.perturbation,
+            "adversarial.eps": e.adversarial.eps,
+            "[pretrain]": e.pretrain.rounds,
+            "[transfer]": e.transfer.attacks,
+            f"attack {name!r}": (name in POISONS and name != "label_flip") or name in TRAINED,
+        }
+        what = f"images, {e.data!r} has inputs of shape {dataset.shape}"
+        errors += [f"{key} needs {what}" for key, value in given.items() if value]
+    return errors
+
+
+def _foreign(e: Experiment) -> bool:
+    """Whether the model, the data, the loss or a metric is a user's own."""
+    return any(
+        (kind, name) in plugins.ROOM.parts
+        for kind, name in plugins.asked(e.to_dict())
+        if kind in ("model", "data", "loss", "metric")
+    )
+
+
+def rehearse(e: Experiment, dataset: Dataset) -> None:
+    """Take one step of two examples with the model, the loss and the metrics, and forget it.
+
+    Raises
+    ------
+    ConfigError
+        If they do not fit one another; with what each was given.
+    """
+    module = models.build_for(e.model, dataset, seed=e.seed)
+    if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
+        raise ConfigError([f"model {e.model!r} has lazy layers: run one batch through it first"])
+    try:
+        FlatModel(module)
+    except ValueError as error:
+        raise ConfigError([f"model {e.model!r}: {error}"]) from error
+    x, y = pixels(dataset.train_images[:2]), dataset.train_labels[:2]
+    given = f"inputs {_shaped(x)}"
+    with _told(f"model {e.model!r} does not take {given} of {e.data!r}"):
+        module.eval()
+        outputs = module(x)
+    given = f"outputs {_shaped(outputs)} and targets {_shaped(y)}"
+    with _told(f"loss {e.loss['name']!r} does not take {given}"), warnings.catch_warnings():
+        warnings.filterwarnings("error", "Using a target size")  # (B, 1) against (B,): (B, B)
+        value = loss_of(e.loss)(module, x, y)
+        value.backward()  # a scalar, of a graph
+    held = outputs.detach() if isinstance(outputs, Tensor) else outputs
+    for name in e.metrics:
+        with _told(f"metric {name!r} does not take {given}"):
+            number(name, METRICS[name].compute(held, y))
+
+
+def _shaped(value: Any) -> str:
+    """Describe a tensor, or name another type."""
+    if not isinstance(value, Tensor):
+        return f"of type {type(value).__name__}"
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+
+
+@contextmanager
+def _told(sentence: str) -> Iterator[None]:
+    """Turn whatever a user's model, loss or metric raises into a sentence."""
+    try:
+        yield
+    except Exception as error:  # foreign code
+        raise ConfigError([f"{sentence}: {type(error).__name__}: {error}"[:400]]) from error
 
 
 def _attack(e: Experiment, dataset: Dataset, shares: Shares) -> None:
@@ -67,7 +161,7 @@ def _attack(e: Experiment, dataset: Dataset, shares: Shares) -> None:
         check_poison(attacks.knowledge(e.attack)[0], _victim(e, dataset, shares))
     if (coordinate := given.get("coordinate")) is not None:
         model = models.build_for(e.model, dataset, seed=e.seed)
-        d = sum(p.numel() for p in model.parameters())
+        d = sum(p.numel() for p in trainable(model).values())
         if coordinate >= d:
             raise SpecError(
                 f"{name} needs a coordinate below the {d} of {e.model!r}, got {coordinate}"
@@ -79,13 +173,14 @@ def _victim(e: Experiment, dataset: Dataset, shares: Shares) -> Victim:
     rounds = range(1, e.rounds + 1) if e.placement["name"] == "window" else (1,)
     attackers = {c for turn in rounds for c in threat_model.members(e, round=turn)}
     fewest = min((len(shares[client]) for client in attackers), default=len(dataset.train_labels))
-    return Victim(dataset.classes, min(dataset.shape[1:]), fewest)
+    side = min(dataset.shape[1:]) if dataset.holds_images else 0  # of the attacks on images alone
+    return Victim(dataset.classes, side, fewest)
 
 
 def _cut(e: Experiment, dataset: Dataset) -> Shares:
     """Cut a partition; what its partitioner does not expect is a wrong setting too."""
     try:
-        return data.partition(dataset.train_labels, e.partition, clients=e.clients, seed=e.seed)
+        return data.cut(dataset, e.partition, clients=e.clients, seed=e.seed)
     except DataError:
         raise
     except (ValueError, TypeError, ArithmeticError, LookupError) as error:

@@ -15,13 +15,14 @@ _EVERYWHERE = (
 HONOURED: dict[str, tuple[str, ...]] = {
     "federated": (
         *_EVERYWHERE,
-        "pre", "weights", "partition", "training", "server", "adversarial", "worker_momentum",
-        "participation", "groups", "batchnorm", "compression", "semi", "pretrain",
+        "pre", "weights", "partition", "loss", "metrics", "training", "server", "adversarial",
+        "worker_momentum", "participation", "groups", "batchnorm", "compression",
+        "semi", "pretrain",
         "ensemble",  # with the paradigm "fedavg" only: the baseline that averages one model
     ),
     "redundancy": (  # a file's gradient and the server's step; workers hold all data
         *_EVERYWHERE,
-        "pre", "redundancy",
+        "pre", "loss", "metrics", "redundancy",
         "training.mode", "training.weight_decay", "training.clip", "training.augment",
         "training.precision",
         "server.lr", "server.momentum", "server.largest", "server.optimizer", "server.schedule",

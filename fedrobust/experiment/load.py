@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedrobust import plugins
 from fedrobust.aggregation.client_weights import settled
 from fedrobust.experiment import validate
 from fedrobust.experiment.fields import some_of
@@ -56,6 +57,7 @@ def from_dict(document: Mapping[str, Any]) -> Experiment:
     """
     errors: list[str] = []
     table = _lifted(_renamed(document, errors), errors)
+    plugins.provide(table)
     mode = _mode(table, errors)
     missing = _missing(table, mode, errors)
     values, wrong = _typed(table, errors)
@@ -218,7 +220,12 @@ def override(document: Mapping[str, Any], assignments: Mapping[str, Any]) -> dic
 
     A key named in ``[sweep]`` or ``[[cases]]`` leaves it: what is said last holds.
     """
-    result: dict[str, Any] = json.loads(json.dumps(document))
+    try:
+        result: dict[str, Any] = json.loads(json.dumps(document))
+    except TypeError as error:
+        raise ConfigError(
+            [f"a configuration holds plain values only ({error}): hand objects to simulate itself"]
+        ) from error
     for key, value in assignments.items():
         *path, last = key.split(".")
         place = result
@@ -294,7 +301,7 @@ def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
     return from_dict(override(document, given))
 
 
-RUNTIME_KEYS = ("device", "hosts", "data-root", "output", "resume", "nodes")
+RUNTIME_KEYS = ("device", "hosts", "data-root", "output", "resume", "nodes", "use")
 
 
 def slug(text: str) -> str:

@@ -19,6 +19,7 @@ from fedrobust.experiment.fields import (
     CONFIG,
     AtLeast1,
     BelowOne,
+    Names,
     Share,
     Spec,
     Specs,
@@ -60,6 +61,9 @@ __all__ = [
 ]
 
 
+CLASSES = "cross_entropy"  # the loss unless another one is given: one class an example
+
+
 class ConfigError(InputError):
     """Everything that is wrong with a configuration, one line each."""
 
@@ -88,6 +92,11 @@ class Experiment:
         Specs: a name, or ``{"name": ..., **parameters}``. A rule or pre-aggregator that needs f
         and was given none gets one, written out in the resolved configuration: f = byzantine, or
         where only some clients are asked, the f that they exceed with probability 0.01 at most.
+    loss, metrics
+        A spec of ``fedrobust.training.TASK_LOSSES``, and names of ``METRICS``: what is learned from
+        outputs and targets, and what is measured of them on the test set. Without metrics it is the
+        accuracy, where the loss is of classes. The first metric stands for the run in tables where
+        the accuracy is not measured.
     weights
         How much a client counts, a spec of ``fedrobust.aggregation.WEIGHTINGS``. "equal";
         "attested": by the operator (``table`` or ``file``), or the sizes of the partition's shares;
@@ -116,6 +125,8 @@ class Experiment:
     seed: Whole
     attack: Spec
     rule: Spec = field(default_factory=dict)  # empty in ensembles without a robust vote
+    loss: Spec = field(default_factory=lambda: {"name": CLASSES})
+    metrics: Names = ()
     pre: Specs = ()
     partition: Spec = field(default_factory=lambda: {"name": "iid"})
     placement: Spec = field(default_factory=lambda: {"name": "random"})
@@ -170,7 +181,8 @@ class Experiment:
         document = dataclasses.asdict(self)
         kept = {key: _honoured(self.mode, key, value) for key, value in document.items()}
         unused = {"ensemble"} if not self.ensemble.paradigm else set()
-        unused |= {key for key in ("rule", "pre") if not document[key]}
+        unused |= {key for key in ("rule", "pre", "metrics") if not document[key]}
+        unused |= {"loss"} if self.loss == {"name": CLASSES} else set()
         return {k: v for k, v in kept.items() if v is not None and k not in unused}
 
     def to_toml(self) -> str:

@@ -13,14 +13,15 @@ from fedrobust.attacks import threat_model
 from fedrobust.data import DATASETS, PARTITIONERS
 from fedrobust.data.partitions import SUPPLIED
 from fedrobust.ensemble import validate as ensemble
-from fedrobust.experiment.schema import Experiment
+from fedrobust.experiment.schema import CLASSES, Experiment
 from fedrobust.models import MODELS
 from fedrobust.redundancy import rounds
 from fedrobust.simulation import stragglers
 from fedrobust.simulation.sampled import check_cohort
 from fedrobust.spec import SpecError, parameters, resolve, split, suggest
-from fedrobust.training import SCHEDULES
+from fedrobust.training import METRICS, SCHEDULES, TASK_LOSSES
 from fedrobust.training.steps import resolve_optimizer
+from fedrobust.training.tasks import classifies
 
 BATCHNORM = ("average", "local", "dual")
 Check = Callable[[Experiment], Iterator[str] | None]  # yields sentences, or raises one
@@ -61,12 +62,46 @@ def check(experiment: Experiment, broken: Set[str] = frozenset()) -> list[str]:
 
 def _data(e: Experiment) -> Iterator[str]:
     if e.data not in DATASETS:
-        yield f"unknown data set {e.data!r}; {suggest(e.data, list(DATASETS))}"
+        yield _lacking("data set", e.data, list(DATASETS))
 
 
 def _model(e: Experiment) -> Iterator[str]:
     if e.model not in MODELS:
-        yield f"unknown model {e.model!r}; {suggest(e.model, list(MODELS))}"
+        yield _lacking("model", e.model, list(MODELS))
+
+
+def _lacking(kind: str, name: str, allowed: list[str]) -> str:
+    """Say that there is none of a name, and where it was looked for: a node may lack a plug-in."""
+    hint = suggest(name, allowed)
+    where = "no plug-in of that name is here, from --use FILE.py or from an installed package"
+    return f"unknown {kind} {name!r}; {hint}" + ("" if hint.startswith("did") else f"; {where}")
+
+
+def _task(e: Experiment) -> Iterator[str]:
+    """Check loss and metrics, and what else needs one class an example."""
+    resolve(TASK_LOSSES, e.loss, kind="loss")
+    for name in e.metrics:
+        if name not in METRICS:
+            yield _lacking("metric", name, list(METRICS))
+    if not classifies(e.loss):
+        told = e.loss["name"]
+        yield from (f"{key} needs the loss {CLASSES!r}, got {told!r}" for key in _of_classes(e))
+
+
+def _of_classes(e: Experiment) -> Iterator[str]:
+    """Yield the settings that mean something for classes alone."""
+    adversary, variant = e.adversarial, e.adversarial.federated
+    given = {
+        "adversarial.perturbation": adversary.perturbation,
+        "adversarial.eps": adversary.eps,
+        "adversarial.federated.calibration": variant.calibration,
+        "[semi]": e.semi.mode != "none",
+        "[pretrain]": e.pretrain.rounds,
+        "[transfer]": e.transfer.attacks,
+        f"attack {e.attack['name']!r}": threat_model.kind(e.attack["name"])
+        in ("poison", "trained"),
+    }
+    yield from (key for key, value in given.items() if value)
 
 
 def _byzantine(e: Experiment) -> Iterator[str]:
@@ -231,7 +266,7 @@ def _slack(e: Experiment) -> Iterator[str]:
 
 
 CHECKS: tuple[Check, ...] = (
-    _data, _model, _byzantine, _partition, _placement, _attack_name, _attack, _rule, _pre,
+    _data, _model, _task, _byzantine, _partition, _placement, _attack_name, _attack, _rule, _pre,
     _operands, _weights, _root, _ensemble, _groups, _losses, _perturbations, _server, _batchnorm,
     _compression, _phases, _slack,
 )  # fmt: skip

@@ -10,9 +10,11 @@ from __future__ import annotations
 import importlib.metadata
 import ssl
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import httpx
 from flwr.app import Array, Message
@@ -60,52 +62,20 @@ TRIED = ("1.41.0", "1.42.0")
 CHUNK = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE  # bytes: Flower cuts arrays into pieces of this size
 
 __all__ = [
-    "CHUNK",
-    "HEAD_BODY_DIVIDER",
-    "MEDIA_TYPE",
-    "TRIED",
-    "ActivateNodeRequest",
-    "ConfirmMessageReceivedRequest",
-    "ConfirmMessageReceivedResponse",
-    "DecodeError",
-    "Metadata",
-    "ObjectTree",
-    "ObjectUnavailableError",
-    "PullAppMessagesRequest",
-    "PullMessagesRequest",
-    "PullMessagesResponse",
-    "PullObjectRequest",
-    "PullObjectResponse",
-    "PushMessagesRequest",
-    "PushMessagesResponse",
-    "PushObjectRequest",
-    "PushObjectResponse",
-    "SendNodeHeartbeatRequest",
-    "TaskIdentity",
-    "app_client",
-    "call",
-    "chunk_content",
-    "cut",
-    "enrol",
-    "fleet_client",
-    "get_object_head_values_from_object_content",
-    "inflate_object_from_contents",
-    "is_http_grid",
-    "load_app",
+    "CHUNK", "HEAD_BODY_DIVIDER", "MEDIA_TYPE", "TRIED", "ActivateNodeRequest",
+    "ConfirmMessageReceivedRequest", "ConfirmMessageReceivedResponse", "DecodeError",
+    "Metadata", "ObjectTree", "ObjectUnavailableError", "PullAppMessagesRequest",
+    "PullMessagesRequest", "PullMessagesResponse", "PullObjectRequest", "PullObjectResponse",
+    "PushMessagesRequest", "PushMessagesResponse", "PushObjectRequest", "PushObjectResponse",
+    "SendNodeHeartbeatRequest", "TaskIdentity", "app_client", "call", "chunk_content",
+    "client_process", "cut",
+    "enrol", "executor_client", "fleet_client", "get_object_head_values_from_object_content",
+    "inflate_object_from_contents", "is_http_grid", "leave", "load_app",
     "make_pull_object_fn_protobuf",
-    "objects_of",
-    "public_key",
-    "push_request",
-    "run_config",
-    "run_superlink",
-    "runtime_client",
-    "set_message_id",
-    "stranger_requests",
-    "superlink_address",
-    "superlink_app",
-    "tree_of",
-    "version",
-]
+    "next_task", "objects_of", "public_key", "push_request", "run_config", "run_superlink",
+    "run_supernode", "run_task", "runtime_client", "set_message_id", "stranger_requests",
+    "superlink_address", "superlink_app", "tree_of", "version",
+]  # fmt: skip
 
 
 class DoorError(RuntimeError):
@@ -175,6 +145,92 @@ def run_superlink(arguments: Sequence[str], gate: type, **settings: Any) -> None
         raise DoorError(f"flwr {version()} does not take a gate: tried with {', '.join(TRIED)}")
     sys.argv = ["flower-superlink", *arguments]
     flower_superlink()
+
+
+def run_supernode(
+    arguments: Sequence[str],
+    *,
+    sleep: Callable[[float], None],
+    answering: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """Run Flower's SuperNode in this process, with pauses of our own.
+
+    Parameters
+    ----------
+    arguments
+        Of ``flower-supernode``.
+    sleep
+        Is called where Flower sleeps: 3 s without a message, 0.5 s while one is worked on.
+    answering
+        Is entered when a message is whole, and left when its reply has been sent.
+    """
+    from flwr.supernode import start_client_internal as loop
+    from flwr.supernode.cli import flower_supernode
+
+    push = loop._push_messages
+
+    def announced(**given: Any) -> None:
+        with answering():
+            push(**given)
+
+    loop.__dict__.update(_push_messages=announced, time=SimpleNamespace(sleep=sleep))
+    sys.argv = ["flower-supernode", *arguments]
+    flower_supernode()
+
+
+def leave(sentence: str) -> NoReturn:
+    """End a SuperNode from its own thread, as Flower does where it cannot go on."""
+    from flwr.supercore.exit import ExitCode, flwr_exit
+
+    flwr_exit(ExitCode.TASK_PROC_EXCEPTION, sentence)
+
+
+def executor_client(address: str, secret: bytes) -> Any:
+    """Return what asks a SuperNode of this machine for tasks, with the executor's secret."""
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor as Version
+    from flwr.supercore.interceptors import SuperExecAuthHttpInterceptor as Signed
+    from flwr.supercore.runtime import RuntimeHttpClient
+
+    signed = Signed(master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"})
+    return RuntimeHttpClient.from_server_address(
+        address, True, None, [Version(component_name="SuperExec"), signed]
+    )
+
+
+def next_task(client: Any) -> str:
+    """Take the next message's task; return its token, empty where there is none."""
+    from flwr.proto.runtime_pb2 import AcquireTaskRequest
+    from flwr.supercore.constant import TaskType
+
+    wanted = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+    return str(client.AcquireTask(wanted).token)
+
+
+def client_process() -> Any:
+    """Import what Flower's client app process consists of."""
+    from flwr.supernode.runtime import run_clientapp
+
+    return run_clientapp
+
+
+def run_task(address: str, token: str, parent: int, received: Callable[[Message], None]) -> None:
+    """Be Flower's client app process for one message, until its ``SystemExit``.
+
+    Parameters
+    ----------
+    received
+        Is called with the message before it is answered.
+    """
+    own = client_process()
+    pull = own.pull_task_input
+
+    def pulled(client: Any) -> Any:
+        found = pull(client)
+        received(found[0])
+        return found
+
+    own.pull_task_input = pulled
+    own.run_clientapp(address, token, insecure=True, parent_pid=parent)
 
 
 def fleet_client(address: str, *, key: Path, verify: ssl.SSLContext, source: str) -> Any:

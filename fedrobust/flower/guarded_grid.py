@@ -45,6 +45,8 @@ __all__ = ["CHUNK", "GuardedGrid", "OutageError", "TooLarge", "limited", "read_r
 UNREADABLE = 11  # a code of our own, beyond Flower's
 SLACK = 2**20  # bytes of a reply beside its arrays
 ITEM = 4  # bytes of a float32
+SHORTEST = 0.05  # seconds between two looks for replies
+SHARE = 0.1  # of the time since the question: a look is late by a tenth of the waiting at most
 OUTAGE = 300.0  # seconds for which a SuperLink that fails is asked again
 LONGEST_PAUSE = 30.0
 
@@ -74,7 +76,7 @@ class GuardedGrid(WrappedGrid):
     clients
         How many clients answer in one reply: more than one for a cohort host.
     poll
-        Seconds between two looks for new replies.
+        Seconds between two looks for new replies, at most: shorter ones come first.
     outage
         Seconds for which a SuperLink that answers 5xx, or nothing, is asked again.
 
@@ -129,7 +131,7 @@ class GuardedGrid(WrappedGrid):
             now = time.monotonic()
             if not waiting or all(now >= until[i] for i in waiting):
                 break
-            time.sleep(self._poll)
+            time.sleep(min(self._poll, max(SHORTEST, SHARE * (now - begin))))
         for message in waiting.values():
             self.quarantine.strike(_node(message), SILENT)
         self._owed |= waiting

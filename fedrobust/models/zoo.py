@@ -1,9 +1,18 @@
-"""Networks for 1x28x28 and 3x32x32 images; images arrive in [0, 1], normalised inside."""
+"""Networks for images and for rows of a table; inputs are normalised inside.
+
+Images arrive in [0, 1]. A model of a user's own stands in the same table as a ``GivenModel`` and
+gets inputs as they are.
+"""
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +23,7 @@ from fedrobust.models.small import SMALL
 from fedrobust.seeds import derive, global_generators
 from fedrobust.spec import InputError, suggest
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 class ModelError(InputError):
@@ -22,19 +31,59 @@ class ModelError(InputError):
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std per channel; constants, not parameters."""
+    """(x - mean) / std per channel, or per column; constants, not parameters."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, mean: tuple[float, ...], std: tuple[float, ...], dimensions: int = 4
+    ) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        shape = (1, -1, *(1,) * (dimensions - 2))
+        self.register_buffer("mean", torch.tensor(mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(shape), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalise images of shape (B, C, H, W)."""
+        """Normalise images of shape (B, C, H, W), or rows of shape (B, k)."""
         return (images - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class GivenModel:
+    """A model of a user's own in the table: a function that returns a module, or the module.
+
+    A function may take ``shape``, that of one input, and ``classes``, how many outputs are needed;
+    the initial weights that it draws follow from the experiment's seed. A module's own weights are
+    the initial ones, whatever the seed.
+    """
+
+    name: str
+    made: Callable[..., nn.Module] | nn.Module
+
+    def __call__(self, shape: Shape, classes: int) -> nn.Module:
+        """Return a fresh module.
+
+        Raises
+        ------
+        ModelError
+            If the function needs anything else, or returns no module.
+        """
+        if isinstance(self.made, nn.Module):
+            return copy.deepcopy(self.made)
+        known: dict[str, Any] = {"shape": shape, "classes": classes}
+        asked = inspect.signature(self.made).parameters
+        needed = [k for k, p in asked.items() if p.default is p.empty and _named(p)]
+        if missing := [key for key in needed if key not in known]:
+            raise ModelError(
+                f"model {self.name!r} needs {missing[0]!r}, a run hands in shape and classes only:"
+                " give it a default, or fix it by functools.partial"
+            )
+        return _checked(self.made(**{k: v for k, v in known.items() if k in asked}))
+
+
+def _named(parameter: inspect.Parameter) -> bool:
+    return parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
 
 
 def linear(shape: Shape, classes: int) -> nn.Module:
@@ -152,7 +201,7 @@ def bn_cnn(shape: tuple[int, int, int], classes: int) -> nn.Module:
     )
 
 
-MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
+MODELS: dict[str, Callable[[Any, int], nn.Module]] = {
     "linear": linear,
     "mlp": mlp,
     "wide_mlp": wide_mlp,
@@ -163,6 +212,11 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     **SMALL,
     **CIFAR_ZOO,
 }
+
+
+# What takes inputs of any shape, and what takes sequences of tokens; all others take images.
+ANY_SHAPE = ("linear", "mlp", "wide_mlp")
+OF_TOKENS: tuple[str, ...] = ()
 
 
 def build(
@@ -183,8 +237,17 @@ def build(
     """
     if name not in MODELS:
         raise ModelError(f"unknown model {name!r}; {suggest(name, list(MODELS))}")
+    if isinstance(MODELS[name], GivenModel) or name in OF_TOKENS:
+        with seeded(seed):
+            return MODELS[name](shape, classes)
+    if len(shape) != 3 and name not in ANY_SHAPE:
+        raise ModelError(
+            f"model {name!r} takes images, these inputs have the shape {shape}: choose from"
+            f" {', '.join(ANY_SHAPE)}, or bring a model of your own"
+        )
     with seeded(seed):
-        return nn.Sequential(Normalise(mean, std), MODELS[name](shape, classes))
+        network = MODELS[name](shape, classes)
+        return nn.Sequential(Normalise(mean, std, 1 + len(shape)), network) if mean else network
 
 
 def build_for(model: str | Callable[[], nn.Module], dataset: Dataset, *, seed: int) -> nn.Module:
@@ -226,4 +289,4 @@ def _checked(module: object) -> nn.Module:
 
 
 def _pixels(shape: Shape) -> int:
-    return shape[0] * shape[1] * shape[2]
+    return prod(shape)

@@ -60,7 +60,9 @@ class RunFolder:
         return read_rows(self.path / ROWS)
 
     @contextmanager
-    def recording(self, *, resume: bool = False) -> Iterator[RunFolder]:
+    def recording(
+        self, *, resume: bool = False, own: Mapping[str, str] | None = None
+    ) -> Iterator[RunFolder]:
         """Hold the folder alone and append rows inside the block.
 
         Parameters
@@ -68,6 +70,9 @@ class RunFolder:
         resume
             Keep what the last checkpoint stands for (``saved``) and drop the rows after it;
             without it, or where there is no checkpoint, the files start anew.
+        own
+            Plug-ins of others that the run uses, each with what tells it from another one: a run
+            that continues must have the same.
 
         Raises
         ------
@@ -76,7 +81,8 @@ class RunFolder:
         WriteError
             If the disk is full, or may not be written to.
         CheckpointError
-            If the checkpoint is damaged, or the rows before it are not all there.
+            If the checkpoint is damaged, or the rows before it are not all there; or if a plug-in
+            is not the one that the run began with.
 
         Notes
         -----
@@ -92,12 +98,14 @@ class RunFolder:
             except OSError as error:
                 raise FolderError(f"another process is writing {str(self.path)!r}") from error
             tree = self._checkpoint() if resume else None
+            if tree is not None:
+                self._check_own(own or {})
             if tree is None:
                 with _told(self.path):
                     self._set_aside()
             try:
                 with _told(self.path):
-                    self._start(tree)
+                    self._start(tree, own or {})
                 yield self
             except BaseException:
                 if tree is None and not self.rows():
@@ -130,10 +138,27 @@ class RunFolder:
         """Return the rows that a checkpoint stands for."""
         return self.rows()[: len(_rounds_of(tree))]
 
-    def _start(self, tree: dict[str, Any] | None) -> None:
+    @property
+    def own(self) -> dict[str, str]:
+        """The plug-ins of others that the run in the folder used."""
+        found = _table(self.path / "environment.json").get("own", {})
+        return found if isinstance(found, dict) else {}
+
+    def _check_own(self, own: Mapping[str, str]) -> None:
+        """Refuse to continue a run with other plug-ins than it began with."""
+        before = self.own
+        for part in sorted({*before, *own}):
+            if before.get(part) != own.get(part):
+                raise CheckpointError(
+                    f"the run in {str(self.path)!r} began with {part} from"
+                    f" {before.get(part, 'nowhere')}, here it is from {own.get(part, 'nowhere')}:"
+                    " run again without --resume"
+                )
+
+    def _start(self, tree: dict[str, Any] | None, own: Mapping[str, str]) -> None:
         """Write the files as they are before the next round."""
         self.saved = tree
-        told: dict[str, Any] = environment()
+        told: dict[str, Any] = environment() | ({"own": dict(own)} if own else {})
         rows = []
         if tree is not None:
             rows = self._rows_of(tree)

@@ -10,15 +10,19 @@ from fedrobust.training.losses import StackableLoss, cross_entropy, stackable
 from fedrobust.training.optimizers import OPTIMIZERS, build_optimizer
 from fedrobust.training.schedules import SCHEDULES, lr_at
 from fedrobust.training.steps import SERVER_OPTIMIZERS, StepState, take_step
+from fedrobust.training.tasks import METRICS, TASK_LOSSES, Metric
 from fedrobust.training.update_codec import Codec
 
 __all__ = [
     "AUGMENTATIONS",
+    "METRICS",
     "OPTIMIZERS",
     "SCHEDULES",
     "SERVER_OPTIMIZERS",
+    "TASK_LOSSES",
     "Codec",
     "LalrState",
+    "Metric",
     "Quantized",
     "Recipe",
     "StackableLoss",
