@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flwr.common.config import flatten_dict, fuse_dicts, get_project_config
-
 from fedrobust.experiment.schema import ConfigError
+from fedrobust.flower._compat_apps import flatten_dict, fuse_dicts, get_project_config
 
 IGNORED = {".git", "__pycache__", ".venv", "venv", "node_modules", ".ruff_cache", ".mypy_cache"}
 LARGE = 16 * 2**20  # bytes: larger files are linked into a cell's copy of the folder, not copied
