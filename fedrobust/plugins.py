@@ -457,6 +457,12 @@ def _in_files(kind: str, name: str) -> Part | None:
     return None
 
 
+def names_in(path: str | Path, kind: str) -> set[str]:
+    """Return the names of one kind that have come from a file so far."""
+    name = Path(path).expanduser().resolve().name
+    return {n for (k, n), (part, _) in ROOM.parts.items() if k == kind and part.origin == name}
+
+
 def asked(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the kinds and names of plug-ins that an experiment's document asks for."""
     ensemble, transfer = document.get("ensemble"), document.get("transfer")

@@ -28,6 +28,8 @@ class Application:
         The app's own ``[tool.flwr.app.config]`` with the overrides, flat.
     nodes
         How many nodes the audit simulates.
+    changed
+        What of that the call says and not the folder: "overrides" and "nodes".
     """
 
     folder: Path
@@ -36,6 +38,7 @@ class Application:
     client: str
     run_config: dict[str, Any] = field(default_factory=dict)
     nodes: int = NODES
+    changed: dict[str, Any] = field(default_factory=dict)
 
 
 def read(
@@ -67,7 +70,8 @@ def read(
         raise ConfigError([f"an audit needs at least 3 nodes, got {count}"])
     parts = flower["components"]
     name = str(document["project"]["name"])
-    return Application(path, name, parts["serverapp"], parts["clientapp"], config, count)
+    changed = {"overrides": dict(overrides or {})} | ({} if nodes is None else {"nodes": nodes})
+    return Application(path, name, parts["serverapp"], parts["clientapp"], config, count, changed)
 
 
 def _declared(document: Mapping[str, Any]) -> int:
