@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import textbook_attacks as textbook
 import torch
+from scipy.stats import binom
 from torch import Tensor
 
 from fedrobust import attacks
@@ -20,7 +21,7 @@ from fedrobust.attacks.seesaw import MODES
 from fedrobust.seeds import generator
 from fedrobust.spec import SpecError
 
-COUNT = 25
+COUNT = 26
 RANDOM = {"gaussian", "fang"}
 CRASHES = {"nan", "inf"}
 TUNED = {
@@ -263,6 +264,8 @@ def test_bad_settings_are_errors():
         {"name": "gradient_shift", "z": math.inf},
         {"name": "model_replacement", "rate": 0},
         {"name": "model_replacement", "bound": -1},
+        {"name": "poisoned_fl", "period": 0},
+        {"name": "poisoned_fl", "decay": 1.5},
         {"name": "inf", "sign": 0},
         {"name": "alie", "knowledge": "all"},
     ]
@@ -1099,6 +1102,73 @@ def test_backdoor_loss_worked():
     close(now[0].grad, torch.full((2, 2), 0.8 * 2 / 4))
     with pytest.raises(ValueError, match="alpha"):
         attacks.backdoor_loss(delta, delta, alpha=1.1)
+
+
+# PoisonedFL
+
+
+def pushed_by_hand(steps, signs, period, factor=8.0):
+    """Equations 6 and 7 line by line: what is sent in each round, and the last factor."""
+    sent, sents, moved = np.zeros(len(signs)), [], np.zeros(len(signs))
+    for turn, step in enumerate(steps):
+        if step is None:
+            sents.append(np.zeros(len(signs)))
+            continue
+        moved += step
+        if turn and turn % period == 0:
+            agree = sum(np.sign(m) == s for m, s in zip(moved, signs, strict=True))
+            if agree < binom.ppf(0.99, len(signs), 0.5) and factor * 0.7 >= 0.5:
+                factor *= 0.7
+            moved[:] = 0
+        length = np.linalg.norm(step)
+        own = np.linalg.norm(sent)
+        v = np.abs(step - sent * length / (own + 1e-9))
+        sent = factor * length * v / (np.linalg.norm(v) + 1e-9) * signs
+        sents.append(sent)
+    return sents, factor
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_poisoned_fl_agrees_with_its_equations(follows):
+    honest, spec = sample(dtype=torch.float64), {"name": "poisoned_fl", "period": 3}
+    source = generator(3, "steps")
+    first = attacks.step(honest, spec, n=12, f=3, generator=generator(5, "craft"))
+    signs = first.state["signs"].double()
+    assert set(signs.tolist()) == {-1.0, 1.0} and not first.updates.any()
+    steps = [None]
+    for _ in range(7):
+        noise = torch.randn(37, generator=source, dtype=torch.float64)
+        steps.append(noise.abs() * signs if follows else -noise.abs() * signs)
+    wanted, factor = pushed_by_hand(
+        [None if s is None else s.numpy() for s in steps], signs.numpy(), period=3
+    )
+    state = None
+    for turn, step in enumerate(steps):
+        sent = attacks.step(
+            honest, spec, n=12, f=3, round=turn, previous=step, state=state,
+            generator=generator(5, "craft"),
+        )  # fmt: skip
+        close(sent.updates[0], wanted[turn], 1e-5)
+        assert torch.equal(sent.updates[0], sent.updates[2])
+        state = sent.state
+    assert float(state["factor"]) == pytest.approx(factor)
+    assert factor == pytest.approx(8.0 if follows else 8.0 * 0.7**2)
+
+
+def test_poisoned_fl_owns_the_mean_and_keeps_one_direction():
+    """Every round the same signs: what one step cannot do fifty together do."""
+    honest, spec = sample(dtype=torch.float64), {"name": "poisoned_fl"}
+    state, previous, total = None, None, torch.zeros(37).double()
+    for turn in range(20):
+        sent = attacks.step(
+            honest, spec, n=12, f=3, round=turn, previous=previous, state=state,
+            generator=generator(5, "craft"),
+        )  # fmt: skip
+        state = sent.state
+        previous = torch.cat([honest, sent.updates]).mean(0)
+        total += previous
+    agree = (total.sign() == state["signs"]).double().mean()
+    assert agree > 0.95 and total.norm() > 20 * honest.mean(0).norm()
 
 
 # On a GPU

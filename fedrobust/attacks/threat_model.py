@@ -12,6 +12,7 @@ from typing import Any
 from fedrobust import attacks
 from fedrobust.attacks import ATTACKS, POISONS, TRAINED, attack_record, place
 from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
+from fedrobust.attacks.members import AUTO
 from fedrobust.attacks.poison_checks import check_poison
 from fedrobust.redundancy import rounds
 from fedrobust.spec import SpecError, resolve, split, suggest
@@ -61,7 +62,11 @@ def kind(name: str) -> str:
     for label, table in tables.items():
         if name in table:
             return label
-    allowed = [known for table in tables.values() for known in table]
+    if name == AUTO:
+        raise SpecError(
+            "attack 'auto' stands for many runs: use it with fedrobust run, sweep or simulate"
+        )
+    allowed = [AUTO, *(known for table in tables.values() for known in table)]
     raise SpecError(f"unknown attack {name!r}; {suggest(name, allowed)}")
 
 
