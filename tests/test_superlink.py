@@ -47,7 +47,7 @@ def drill(tmp_path_factory):
         for node in nodes:
             node.start()
         it.wait_for_nodes(len(nodes))
-        before = stranger(it)
+        before, user = stranger(it), stranger(it, source="127.0.0.1")
         during = []
 
         def on_row(row):
@@ -65,8 +65,8 @@ def drill(tmp_path_factory):
         for node in nodes:
             node.stop()
     folder = RunFolder(home / "results", e)
-    return {"e": e, "rows": rows, "nodes": nodes, "strangers": [before, *during], "log": log,
-            "online": online, "size": size, "seconds": seconds, "folder": folder}  # fmt: skip
+    return {"e": e, "rows": rows, "nodes": nodes, "strangers": [before, *during], "user": user,
+            "log": log, "online": online, "size": size, "seconds": seconds, "folder": folder}  # fmt: skip
 
 
 def test_the_run_is_that_of_the_simulation(drill):
@@ -85,6 +85,12 @@ def test_a_stranger_gets_nothing(drill):
     for answers in drill["strangers"]:
         open_to_all = answers.pop("/health")
         assert open_to_all == 200 and set(answers.values()) == {403} and len(answers) == 9
+
+
+def test_tasks_are_for_the_executor_alone_not_for_users_of_the_machine(drill):
+    """Who submits runs is another matter: to the gate, every user of the machine is an operator."""
+    assert drill["user"]["/v1/runtime/acquire-task"] == 401
+    assert drill["user"]["/v1/control/list-nodes"] == 200
 
 
 def test_a_forger_is_nobody_else_and_gets_nothing_of_theirs(drill):
