@@ -66,7 +66,8 @@ def drill(tmp_path_factory):
             node.stop()
     folder = RunFolder(home / "results", e)
     return {"e": e, "rows": rows, "nodes": nodes, "strangers": [before, *during], "user": user,
-            "log": log, "online": online, "size": size, "seconds": seconds, "folder": folder}  # fmt: skip
+            "log": log, "online": online, "size": size, "seconds": seconds,
+            "folder": folder}  # fmt: skip
 
 
 def test_the_run_is_that_of_the_simulation(drill):
