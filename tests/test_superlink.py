@@ -31,6 +31,11 @@ EXPERIMENT = {
     "training": {"batch_size": 16},
     "server": {"lr": 0.5, "evaluate_every": 1, "deadline": 120.0},
 }
+SECOND = {  # then two more nodes: one sends texts, one a million numbers
+    "clients": 8,
+    "rounds": 1,
+    "server": {"lr": 0.5, "evaluate_every": 1, "deadline": 45.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +67,22 @@ def drill(tmp_path_factory):
         online = [entry for entry in it.nodes() if entry["status"] == "online"]
         size = sum(path.stat().st_size for path in Path(home).glob("state.db*"))
         log = it.log("superlink")
+        second = from_dict(EXPERIMENT | SECOND)
+        it.register_all(8, first=6)
+        for number, kind in ((6, behaviours.malformed), (7, behaviours.talkative)):
+            nodes.append(RawNode(it, number, kind, source=f"127.0.1.{number + 1}"))
+            nodes[-1].start()
+        it.wait_for_nodes(len(nodes))
+        texts = run_on_nodes(
+            second, superlink=it.address, output=home / "second", certificates=home / "ca.crt"
+        )
+        said = it.log("superlink")[len(log) :]
         for node in nodes:
             node.stop()
     folder = RunFolder(home / "results", e)
     return {"e": e, "rows": rows, "nodes": nodes, "strangers": [before, *during], "user": user,
             "log": log, "online": online, "size": size, "seconds": seconds,
-            "folder": folder}  # fmt: skip
+            "folder": folder, "texts": texts, "said": said}  # fmt: skip
 
 
 def test_the_run_is_that_of_the_simulation(drill):
@@ -112,6 +127,22 @@ def test_a_flooder_fills_nothing(drill):
     assert tried["PushMessages 409"] == 4  # the second tree, each round
     assert tried["PushMessages 413"] == 4  # the wide one
     assert drill["size"] < 20 * 2**20
+
+
+def test_texts_of_a_node_are_one_printable_line_in_the_row_and_in_the_log(drill):
+    (lost,) = [entry for entry in drill["texts"][1]["rejected"] if entry["client"] == 6]
+    assert lost["reason"].isprintable() and "round 9" in lost["reason"]
+    assert "round 9" in drill["said"] and "\x1b[31mred" not in drill["said"]
+    lines = [line for line in drill["said"].splitlines() if "round 9" in line]
+    assert not any(line.startswith("INFO :      round 9") for line in lines)
+
+
+def test_a_million_numbers_cost_their_sender_its_vote_and_the_others_nothing_more(drill):
+    row = drill["texts"][1]
+    assert row["replies"] == 6 and row["accuracy"] > drill["texts"][0]["accuracy"]
+    (lost,) = [entry for entry in row["rejected"] if entry["client"] == 7]
+    assert "no reply before the deadline" in lost["reason"] and row["seconds"] < 60
+    assert drill["nodes"][7].tried["PushObject 413"] == 1
 
 
 def test_the_server_has_a_secret_that_no_node_was_sent(drill):
