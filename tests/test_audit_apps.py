@@ -167,7 +167,7 @@ def test_a_hostile_app_is_contained(tmp_path):
     given = [text for attack in attacks for text in ("--attack", attack)]
     result = RUNNER.invoke(
         command, ["audit", str(path), *given, "--defence", RULE, "--seeds", "2", "--time-limit",
-                  "60", "--output", str(out)],
+                  "30", "--output", str(out)],
     )  # fmt: skip
     assert isinstance(result.exception, SystemExit) and result.exit_code == 1, result.exception
     assert tree_hash(path) == before and not (path / "result.txt").exists()

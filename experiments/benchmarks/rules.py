@@ -35,7 +35,8 @@ OWN_PASSES = {
     "sign_guard": 3, "rlr": 3, "fednga": 3,
 }  # fmt: skip
 PRODUCTS = {"nnm": 2, "safeguard": 2}  # a second gives the mixed rows, or is the second window's
-COPIES = ("clip", "arc", "bucketing")  # the result is a matrix: its norms are read, it is written
+# The result is a matrix: its norms are read, it is written.
+COPIES = ("clip", "arc", "bucketing", "foundation")
 COMBINATORIAL = ("mda", "smea")  # n = 20 only
 # safeguard and foolsgold keep sums of the size of the matrix, zeno evaluates a model n times.
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedrobust.data.dirichlet import dirichlet
 from fedrobust.data.sets import DataError, Dataset
 from fedrobust.data.similarity import similarity
+from fedrobust.data.sizes import sizes
 from fedrobust.seeds import derive, generator
 from fedrobust.spec import Spec, resolve, split
 
@@ -96,6 +97,7 @@ PARTITIONERS: dict[str, Callable[..., Any]] = {
     "shards": shards,
     "pathological": pathological,
     "similarity": similarity,
+    "sizes": sizes,
     "natural": natural,
 }
 SUPPLIED = ("clients", "seed", "owners")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import httpx
 from flwr.app import Array, Message
@@ -53,8 +53,10 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.object_ref import load_app
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE as MEDIA_TYPE
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid.http_grid import HttpGrid
 from google.protobuf.message import DecodeError
+
+if TYPE_CHECKING:
+    from flwr.superlink.grid.http_grid import HttpGrid
 
 TRIED = ("1.41.0", "1.42.0")
 CHUNK = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE  # bytes: Flower cuts arrays into pieces of this size
@@ -62,16 +64,17 @@ CHUNK = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE  # bytes: Flower cuts arrays into piec
 __all__ = [
     "CHUNK", "HEAD_BODY_DIVIDER", "MEDIA_TYPE", "TRIED", "ActivateNodeRequest",
     "ConfirmMessageReceivedRequest", "ConfirmMessageReceivedResponse", "DecodeError",
-    "HttpGrid", "Metadata", "ObjectTree", "ObjectUnavailableError", "PullAppMessagesRequest",
+    "Metadata", "ObjectTree", "ObjectUnavailableError", "PullAppMessagesRequest",
     "PullMessagesRequest", "PullMessagesResponse", "PullObjectRequest", "PullObjectResponse",
     "PushMessagesRequest", "PushMessagesResponse", "PushObjectRequest", "PushObjectResponse",
     "SendNodeHeartbeatRequest", "TaskIdentity", "app_client", "call", "chunk_content",
     "client_process", "cut",
     "enrol", "executor_client", "fleet_client", "get_object_head_values_from_object_content",
-    "inflate_object_from_contents", "leave", "load_app", "make_pull_object_fn_protobuf",
-    "next_task", "objects_of", "public_key", "push_request", "run_config", "run_superlink",
-    "run_supernode", "run_task", "runtime_client", "set_message_id", "stranger_requests",
-    "superlink_address", "superlink_app", "tree_of", "version",
+    "inflate_object_from_contents", "is_http_grid", "leave", "load_app",
+    "make_pull_object_fn_protobuf", "next_task", "objects_of", "public_key", "push_request",
+    "run_config", "run_superlink", "run_supernode", "run_task", "runtime_client",
+    "set_message_id", "stranger_requests", "superlink_address", "superlink_app", "tree_of",
+    "version",
 ]  # fmt: skip
 
 
@@ -84,6 +87,16 @@ def version() -> str:
     return importlib.metadata.version("flwr")
 
 
+def is_http_grid(grid: Any) -> bool:
+    """Say whether a grid is the deployment engine's own.
+
+    Its module brings a database along (a second to import), which no simulation needs: a grid of
+    its kind exists only where somebody has imported it.
+    """
+    module = sys.modules.get("flwr.superlink.grid.http_grid")
+    return module is not None and isinstance(grid, module.HttpGrid)
+
+
 def runtime_client(grid: HttpGrid) -> Any:
     """Return the client through which a grid of the deployment engine speaks to the SuperLink."""
     return grid._runtime_client
@@ -91,7 +104,7 @@ def runtime_client(grid: HttpGrid) -> Any:
 
 def superlink_address(grid: Any) -> str:
     """Return the address at which a server app speaks to its SuperLink; empty for other grids."""
-    return str(grid._addr) if isinstance(grid, HttpGrid) else ""
+    return str(grid._addr) if is_http_grid(grid) else ""
 
 
 def set_message_id(message: Message, message_id: str) -> None:

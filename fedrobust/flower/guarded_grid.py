@@ -24,10 +24,10 @@ from flwr.serverapp import Grid
 from fedrobust.flower._compat import (
     CHUNK,
     ConfirmMessageReceivedRequest,
-    HttpGrid,
     ObjectTree,
     ObjectUnavailableError,
     PullAppMessagesRequest,
+    is_http_grid,
     make_pull_object_fn_protobuf,
     runtime_client,
     set_message_id,
@@ -118,7 +118,7 @@ class GuardedGrid(WrappedGrid):
         OutageError
             If the SuperLink fails for longer than ``outage``.
         """
-        if not isinstance(self._inner, HttpGrid):
+        if not is_http_grid(self._inner):
             return list(self._inner.send_and_receive(messages, timeout=timeout))
         self._settle()
         waiting = self._push(list(messages))
@@ -152,7 +152,7 @@ class GuardedGrid(WrappedGrid):
 
         def push() -> list[str]:
             copies = salted(asked)  # anew each time: what was half sent is not sent twice
-            ids = list(cast(HttpGrid, self._inner).push_messages(copies))
+            ids = list(cast(Any, self._inner).push_messages(copies))
             take_ids(asked, copies)
             return ids
 
@@ -220,7 +220,7 @@ class GuardedGrid(WrappedGrid):
         """Return the replies that nodes have begun to send, by what they answer."""
         if not asked:
             return {}
-        client = runtime_client(cast(HttpGrid, self._inner))
+        client = runtime_client(cast(Any, self._inner))
         found = client.PullMessages(PullAppMessagesRequest(message_ids=asked))
         return {
             proto.metadata.reply_to_message_id: _Arriving(proto.metadata.message_id, tree)
@@ -230,8 +230,8 @@ class GuardedGrid(WrappedGrid):
 
     def _read(self, arriving: _Arriving, asked: Message) -> Message | None:
         """Return a reply, an error reply that says why it cannot be one, or None for not yet."""
-        run, node = self._inner.run.run_id, cast(HttpGrid, self._inner).node
-        client = runtime_client(cast(HttpGrid, self._inner))
+        run, node = self._inner.run.run_id, cast(Any, self._inner).node
+        client = runtime_client(cast(Any, self._inner))
         fetch = make_pull_object_fn_protobuf(client.PullObject, node, run)
         own = budget_of(asked)
         size = _array_bytes(asked) if own is None else own.size
