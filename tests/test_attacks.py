@@ -16,6 +16,7 @@ from fedrobust.attacks import ATTACKS, craft, settings, z_max
 from fedrobust.attacks.finite_norm import finite_norm, follows
 from fedrobust.attacks.moments import medoid, moments, squared_distances
 from fedrobust.attacks.optimised import sensitivity
+from fedrobust.attacks.poison_checks import check_poison
 from fedrobust.attacks.probe import line_search
 from fedrobust.attacks.seesaw import MODES
 from fedrobust.seeds import generator
@@ -1017,7 +1018,7 @@ def test_poisons_over_the_table():
         assert first[1].min() >= 0 and first[1].max() < 10
         assert not torch.equal(first[1], labels)
         seen += 1
-    assert seen == 3
+    assert seen == 4
     with pytest.raises(SpecError, match="did you mean 'label_flip'"):
         attacks.poison(*images(), "label_flp", classes=10)
 
@@ -1067,6 +1068,31 @@ def test_bad_backdoors():
         attacks.backdoor(pixels.float(), labels)
     with pytest.raises(ValueError, match="index below 12"):
         attacks.sample_backdoor(pixels, labels, index=12)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 9])
+def test_the_parts_of_a_distributed_backdoor_make_the_whole(parts):
+    pixels, labels = images(11)
+    spec = {"name": "distributed_backdoor", "size": 3, "share": 1.0, "parts": parts, "target": 4}
+    every = [attacks.poison(pixels, labels, spec, classes=10, member=i) for i in range(parts + 1)]
+    masks = [(marked != pixels).any(1).any(0) for marked, _ in every]
+    assert int(sum(mask.int() for mask in masks[:parts]).max()) == 1, "no pixel belongs to two"
+    whole = attacks.stamp(pixels, size=3)
+    assert torch.equal(sum(masks[:parts]).bool(), (whole != pixels).any(1).any(0))
+    assert torch.equal(masks[0], masks[parts]), "attacker p stamps what attacker 0 does"
+    assert all(bool((changed == 4).all()) for _, changed in every)
+    assert int(max(mask.sum() for mask in masks)) <= -(-9 // parts)
+    if parts == 1:
+        assert torch.equal(every[0][0], whole)
+
+
+def test_a_distributed_backdoor_has_no_more_parts_than_pixels():
+    for parts in (0, 10):
+        spec = {"name": "distributed_backdoor", "size": 3, "parts": parts}
+        with pytest.raises(ValueError, match="1 <= parts <= 9"):
+            attacks.poison(*images(), spec, classes=10)
+        with pytest.raises(SpecError, match=r"whole parts \(its pixels: 9\) within 1..9"):
+            check_poison(spec)
 
 
 def test_sample_backdoor_relabels_one_image():
