@@ -229,7 +229,9 @@ class Results:
 
         several = len({tuple(names.values()) for names in self.names}) > 1
         shown = self.headline
-        return heat_map(self.table(), shown) if several else curves(self.frame, shown)
+        if several:
+            return heat_map(self.table(), shown, self.interval())
+        return curves(self.frame, shown)
 
     def __repr__(self) -> str:
         what = self.headline.column

@@ -33,7 +33,7 @@ from fedrobust.attacks import threat_model
 from fedrobust.data.given import as_dataset, digest_of
 from fedrobust.models import GivenModel
 from fedrobust.packages import BESIDE
-from fedrobust.spec import InputError
+from fedrobust.spec import InputError, by_keyword
 from fedrobust.training import METRICS, TASK_LOSSES, Metric
 
 MARK = "__fedrobust_plugin__"
@@ -149,14 +149,14 @@ def _metric(name: str, value: Any) -> AbstractContextManager[None]:
 def _rule(name: str, value: Any) -> AbstractContextManager[None]:
     if not isinstance(value, aggregation.Rule):
         _callable("rule", name, value, "a function (updates, *, f), or a Rule")
-        value = aggregation.Rule(name=name, compute=value)
+        value = aggregation.Rule(name=name, compute=by_keyword(value))
     return aggregation.installed(replace(value, name=name))
 
 
 def _attack(name: str, value: Any) -> AbstractContextManager[None]:
     if not isinstance(value, attacks.Attack):
         _callable("attack", name, value, "a function (honest, *, n, f), or an Attack")
-        value = attacks.Attack(name=name, craft=value)
+        value = attacks.Attack(name=name, craft=by_keyword(value))
     return attacks.installed(replace(value, name=name))
 
 

@@ -70,10 +70,11 @@ __all__ = [
     "SendNodeHeartbeatRequest", "TaskIdentity", "app_client", "call", "chunk_content",
     "client_process", "cut",
     "enrol", "executor_client", "fleet_client", "get_object_head_values_from_object_content",
-    "inflate_object_from_contents", "is_http_grid", "leave", "load_app", "make_pull_object_fn_protobuf",
-    "next_task", "objects_of", "public_key", "push_request", "run_config", "run_superlink",
-    "run_supernode", "run_task", "runtime_client", "set_message_id", "stranger_requests",
-    "superlink_address", "superlink_app", "tree_of", "version",
+    "inflate_object_from_contents", "is_http_grid", "leave", "load_app",
+    "make_pull_object_fn_protobuf", "next_task", "objects_of", "public_key", "push_request",
+    "run_config", "run_superlink", "run_supernode", "run_task", "runtime_client",
+    "set_message_id", "stranger_requests", "superlink_address", "superlink_app", "tree_of",
+    "version",
 ]  # fmt: skip
 
 
