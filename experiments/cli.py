@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.audit import command as audit_command
+from experiments.board import command as board_command
 from fedrobust.failures import PluginError
 from fedrobust.packages import check_packages
 from fedrobust.spec import InputError
@@ -193,6 +194,8 @@ def node(
 
 
 app.command(epilog=audit_command.CODES)(audit_command.audit)
+app.command(epilog=EXIT_CODES)(board_command.benchmark)
+app.command(epilog=EXIT_CODES)(board_command.recommend)
 
 
 @app.command("list")

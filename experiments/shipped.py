@@ -22,9 +22,6 @@ def located(source: Path) -> Path:
     if source.exists() or source.suffix or len(source.parts) != 1:
         return source
     if source.name not in NAMES:
-        raise ConfigError(
-            [
-                f"no file {source.name!r}, and no shipped experiment; {suggest(source.name, [*NAMES])}"
-            ]
-        )
+        hint = suggest(source.name, [*NAMES])
+        raise ConfigError([f"no file {source.name!r}, and no shipped experiment; {hint}"])
     return FOLDER / f"{source.name}.toml"

@@ -301,6 +301,23 @@ def _line(error: BaseException, file: Path) -> int:
     return line
 
 
+def functions_in(path: str | Path) -> list[str]:
+    """Return the public functions that a file in use defines itself, in its order."""
+    _, module = ROOM.files[Path(path).expanduser().resolve()]
+    return [
+        name
+        for name, value in vars(module).items()
+        if inspect.isfunction(value)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+    ]
+
+
+def digest(path: str | Path) -> str:
+    """Return the first twelve digits of a used file's SHA-256."""
+    return ROOM.files[Path(path).expanduser().resolve()][0]
+
+
 def at_hand(paths: str = "") -> None:
     """Put in what this process was started with, for a run on Flower.
 
@@ -455,6 +472,12 @@ def _in_files(kind: str, name: str) -> Part | None:
         if value is not None and not inspect.ismodule(value) and not name.startswith("_"):
             return Part(kind, name, value, file.name, digest)
     return None
+
+
+def names_in(path: str | Path, kind: str) -> set[str]:
+    """Return the names of one kind that have come from a file so far."""
+    name = Path(path).expanduser().resolve().name
+    return {n for (k, n), (part, _) in ROOM.parts.items() if k == kind and part.origin == name}
 
 
 def asked(document: Mapping[str, Any]) -> list[tuple[str, str]]:
