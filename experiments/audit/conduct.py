@@ -46,8 +46,8 @@ def audit(
     application = read(app, overrides=overrides, nodes=nodes)
     options = Options(
         attacks=with_members(attacks), defences=defences, f=f, metric=metric, seeds=seeds,
-        grid=grid, quick=quick, threshold=fail_under, tolerance=tolerance, limit=time_limit, workers=workers,
-        use=[str(file) for file in use],
+        grid=grid, quick=quick, threshold=fail_under, tolerance=tolerance, limit=time_limit,
+        workers=workers, use=[str(file) for file in use],
     )  # fmt: skip
     try:
         _load(options.use)
