@@ -68,10 +68,17 @@ class Results:
         return statistics.fmean(final_value(rows) for _, rows in self.runs)
 
     @property
+    def score(self) -> float:
+        """Final value of what tables show, see ``headline``: mean over the runs."""
+        column = self.headline.column
+        return statistics.fmean(final_value(rows, column) for _, rows in self.runs)
+
+    @property
     def headline(self) -> Headline:
-        """What tables and pictures show: the first run's accuracy, or else its first metric."""
-        first = self.runs[0][0] if self.runs else None
-        return headline(first.loss, first.metrics) if first is not None else ACCURACY
+        """What tables and pictures show: the accuracy, or else the first run's first metric."""
+        measured = {key for _, rows in self.runs for row in rows for key in row}
+        known = any("loss" in row for _, rows in self.runs for row in rows)
+        return headline(self.runs[0][0].metrics, measured) if known else ACCURACY
 
     @overload
     def table(self, format: None = None) -> pd.DataFrame: ...
@@ -215,9 +222,9 @@ class Results:
         return f"Results of {len(self.runs)} run(s), final {what}:\n{self.table().round(4)}"
 
     def _repr_html_(self) -> str:
-        from experiments.report.heat import heat_table
+        from experiments.report.heat import heat_table, scale
 
-        return heat_table(self.table(), self.interval())
+        return heat_table(self.table(), self.interval(), **scale(self.headline, self.table()))
 
     def _worst(self, means: pd.DataFrame) -> pd.Series:
         return means.max(axis=1) if self.headline.best == "min" else means.min(axis=1)

@@ -7,7 +7,7 @@ stand in the same tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -200,9 +200,9 @@ class Headline:
 ACCURACY = Headline()
 
 
-def headline(loss: Spec, metrics: tuple[str, ...]) -> Headline:
-    """Return the accuracy where it is measured, else the first metric, else the loss."""
-    if "accuracy" in metrics or (not metrics and classifies(loss)):
+def headline(metrics: tuple[str, ...], columns: Container[str]) -> Headline:
+    """Return the accuracy where rows have that column, else the first metric, else the loss."""
+    if "accuracy" in columns:
         return ACCURACY
     if not metrics:
         return Headline("loss", "min", False)
@@ -233,15 +233,22 @@ def measured(
     loss
         A spec of ``TASK_LOSSES``.
     metrics
-        Names of ``METRICS``; none: the accuracy, where the loss is of classes.
+        Names of ``METRICS``; none: the accuracy, where outputs and targets are of classes.
     """
     if classifies(loss) and metrics in ((), ("accuracy",)) and split(loss)[1] == {}:
         score = evaluate(module, inputs, targets)
         return {"accuracy": score.accuracy, "loss": score.loss}
     outputs, held = outputs_of(module, inputs), targets.cpu()
-    names = metrics or (("accuracy",) if classifies(loss) else ())
+    names = metrics or (("accuracy",) if _of_classes(outputs, held) else ())
     found: dict[str, Number] = {n: number(n, METRICS[n].compute(outputs, held)) for n in names}
     return found | {"loss": number("loss", output_loss(loss)(outputs, held))}
+
+
+def _of_classes(outputs: Any, targets: Tensor) -> bool:
+    """Whether outputs have one value for each class that a target may be."""
+    if not isinstance(outputs, Tensor) or targets.is_floating_point():
+        return False
+    return outputs.shape[:-1] == targets.shape and outputs.shape[-1] > int(targets.max())
 
 
 def number(name: str, value: Any) -> Number:
