@@ -166,6 +166,7 @@ def shares(experiment: Experiment, data_root: str | None) -> pd.DataFrame | str:
     """Return images per client and label, or the reason why they cannot be counted here."""
     try:
         dataset = data.load(experiment.data, root=data_root)
+        dataset = data.set_aside(dataset, experiment.server.validation, seed=experiment.seed)
         cut = data.cut(
             dataset, experiment.partition, clients=experiment.clients, seed=experiment.seed
         )
