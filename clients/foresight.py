@@ -1,7 +1,8 @@
 """The server's rule as colluders run it for themselves, with the memory that it has by now.
 
 Who sees every update and chooses the others' knows what a rule with memory remembers: it has seen
-all that the rule has seen. What the rule draws, and data of the server's own, it can only guess.
+all that the rule has seen. What the rule draws, and data of the server's own, it can only guess;
+client weights it takes for equal.
 """
 
 from __future__ import annotations

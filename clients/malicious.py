@@ -60,6 +60,7 @@ def answer(node: Node, task: Task, message: Message, context: Context) -> Messag
                 labels,
                 node.experiment.attack,
                 classes=node.classes,
+                member=_place(node.experiment, task),
                 generator=generator(node.experiment.seed, "poison", client=task.client),
             )
     trained = honest.train(node, task, context, images, labels)
@@ -68,6 +69,12 @@ def answer(node: Node, task: Task, message: Message, context: Context) -> Messag
     if kind in ("craft", "trained") and order != "rehearse":
         trained = _craft_alone(node, task, trained, images, labels, context)
     return honest.respond(message, trained)
+
+
+def _place(experiment: Experiment, task: Task) -> int:
+    """Return which of the attackers a client is, from 0; one that is none by plan is the first."""
+    members = threat_model.members(experiment, round=task.server_round)
+    return members.index(task.client) if task.client in members else 0
 
 
 def _craft_for_all(node: Node, task: Task, message: Message, context: Context) -> Message:

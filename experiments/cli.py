@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.audit import command as audit_command
+from experiments.board import command as board_command
 from fedrobust.failures import PluginError
 from fedrobust.packages import check_packages
 from fedrobust.spec import InputError
@@ -178,6 +179,8 @@ def node(
     port: Annotated[int, typer.Option(help="Local port, one a node of a machine.")] = 9094,
     device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
     check: Annotated[str, typer.Option(help="Check --data against this data set first.")] = "",
+    plain: Annotated[bool, typer.Option("--plain", help="Flower's own slow SuperNode.")] = False,
+    poll: Annotated[float, typer.Option(help="Longest seconds between two looks.")] = 3.0,
     use: Use = None,
 ) -> None:
     """Be one client of a federation on this machine, until stopped."""
@@ -186,11 +189,13 @@ def node(
     deployment.run_node(
         superlink, partition=partition, data=data, data_root=data_root, key=key,
         certificates=root_certificates, insecure=insecure, malicious=malicious, port=port,
-        device=device, check=check, use=use,
+        device=device, check=check, plain=plain, poll=poll, use=use,
     )  # fmt: skip
 
 
 app.command(epilog=audit_command.CODES)(audit_command.audit)
+app.command(epilog=EXIT_CODES)(board_command.benchmark)
+app.command(epilog=EXIT_CODES)(board_command.recommend)
 
 
 @app.command("list")

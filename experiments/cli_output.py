@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from experiments import tables
+from experiments import tables, worst_case
 from experiments.results import Results
 from experiments.sweep import Sweep
+from experiments.worst_case import WorstCase
+from fedrobust.attacks.members import members, members_among
+from fedrobust.experiment import auto
 from fedrobust.experiment.schema import Experiment
 
 
@@ -32,8 +36,15 @@ def write_summary(results: Results, output: Path) -> list[Path]:
     return written
 
 
+MOST_COLUMNS = 9  # of attacks on a terminal
+
+
 def show(results: Results, console: Console) -> None:
-    """Print the table of final accuracies, with intervals where there are several seeds."""
+    """Print the worst cases, and the table of final values with intervals over the seeds."""
+    found = results.worst_cases
+    show_worst_cases(found, console)
+    if found and len(results.table().columns) > MOST_COLUMNS:
+        return  # every member has a column of its own: that table is in the files
     measure = results.headline
     table = tables.cells(results.table(), results.interval(), percent=measure.is_share)
     title = f"final test {measure.column}" + (" (%)" if measure.is_share else "")
@@ -46,6 +57,31 @@ def show(results: Results, console: Console) -> None:
     console.print(shown)
     end = "lowest" if measure.best == "max" else "highest"
     console.print(f"[dim]worst: the {end} of the row, the score of a defence; ± 95 % interval[/]")
+
+
+def show_worst_cases(found: list[WorstCase], console: Console) -> None:
+    """Print which member of ``auto`` won against each defence, and what may be wrong with that."""
+    if not found:
+        return
+    frame = worst_case.words(found)
+    shown = Table(title="worst case of attack = 'auto' (%)", title_justify="left")
+    shown.add_column("defence")
+    for column in frame.columns:
+        shown.add_column(str(column))
+    for name, row in frame.iterrows():
+        shown.add_row(str(name), *row)
+    console.print(shown)
+    for one in found:
+        for flag in one.flags:
+            console.print(f"[bold yellow]flag[/] {one.defence}: {flag}", soft_wrap=True)
+
+
+def show_weak_attacks(experiments: list[Experiment], console: Console) -> None:
+    """Say loudly which attacks are none, or hardly one; not where ``auto`` tries all the others."""
+    if members_among(experiments) >= len(members()):
+        return
+    for line in dict.fromkeys(filter(None, map(auto.weakness, experiments))):
+        console.print("[bold red]attack:[/]", line, highlight=False, soft_wrap=True)
 
 
 def show_written(paths: list[Path], console: Console) -> None:
@@ -67,6 +103,10 @@ def as_json(results: Results, sweep: Sweep) -> dict[str, Any]:
     return {
         "table": json.loads(results.table().to_json(orient="index")),
         "interval": json.loads(results.interval().to_json(orient="index")),
+        "auto": [
+            {key: None if value != value else value for key, value in asdict(one).items()}
+            for one in results.worst_cases
+        ],
         "runs": [
             {"run": e.run_id, "name": e.name, "seed": e.seed, "folder": str(path)}
             for (e, _), path in zip(results.runs, sweep.folders(), strict=True)

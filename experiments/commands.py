@@ -22,6 +22,7 @@ from experiments.sweep import Sweep
 from experiments.trackers import tracking
 from fedrobust import aggregation, plugins
 from fedrobust import secret as hidden
+from fedrobust.attacks.members import is_searched, members, members_among
 from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.redundancy import SCHEMES
@@ -63,6 +64,7 @@ def run(
     check_device(settings["device"])
     experiments = experiments_of(file, overrides, seeds=seeds)
     check_against_data(experiments, data_root=data_root, download=download)
+    _announce(experiments, errors, quiet=quiet)
     settings["secret"] = hidden.read(secret) if secret is not None else None
     sweep = Sweep(experiments, output / file.stem, grid, data_root, **settings)
     results = _run(sweep, errors if as_json else console, track, quiet=quiet, strict=strict)
@@ -103,6 +105,7 @@ def sweep_over(
     check_device(settings["device"])
     experiments = experiments_of(file, overrides, seeds=seeds, over=over)
     check_against_data(experiments, data_root=data_root, download=download)
+    _announce(experiments, errors, quiet=quiet)
     sweep = Sweep(experiments, output / file.stem, "in_process", data_root, **settings)
     resolve_one(table, list(tables.FORMATS), "format")
     results = _run(sweep, errors, track, quiet=quiet, strict=strict)  # only a table on stdout
@@ -115,6 +118,7 @@ def sweep_over(
             typer.echo(json.dumps(cli_output.as_json(results, sweep) | {"report": str(page)}))
             return
         typer.echo(results.table(table), nl=False)
+        cli_output.show_worst_cases(results.worst_cases, errors)
         if not quiet:
             cli_output.show_written([*written, page], errors)
 
@@ -147,10 +151,22 @@ def check(
         row = [e.run_id, _spec(e.attack), cli_output.defence(e), e.clients, e.byzantine]
         table.add_row(*map(str, [*row, tolerated(e), coefficient(e), e.rounds, e.seed]))
     console.print(table)
+    cli_output.show_weak_attacks(experiments, console)
+    if members_among(experiments) >= len(members()):
+        from experiments.expected_time import expected
+
+        console.print(expected(experiments, data_root=data_root), soft_wrap=True)
     for line in sampled_cohorts.sentences(experiments, delta=delta):
         console.print(line, highlight=False, soft_wrap=True)
     for nodes in node_tables.tables(experiments, data_root):
         console.print(nodes)
+
+
+def _announce(experiments: list[Experiment], terminal: Console, *, quiet: bool) -> None:
+    """Say before the start what is many runs, and what is no attack."""
+    cli_output.show_weak_attacks(experiments, terminal)
+    if not quiet and any(is_searched(e.attack) for e in experiments):
+        terminal.print(f"{len(experiments)} runs; fedrobust check says how long they will take")
 
 
 def tolerated(experiment: Experiment) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import ssl
 import sys
 import tempfile
@@ -23,6 +24,10 @@ from fedrobust.data.own import load_own
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.runs.folder import RunFolder
 
+PLAIN = ["flower-supernode"]
+POLL = 3.0
+LONGEST_POLL = 60.0
+
 
 def run_node(
     superlink: str,
@@ -37,9 +42,11 @@ def run_node(
     port: int,
     device: str,
     check: str,
+    plain: bool = False,
+    poll: float = POLL,
     use: list[Path] | None = None,
 ) -> None:
-    """Become Flower's client process with this node's own configuration."""
+    """Become a SuperNode with this node's own configuration, warm unless ``plain``."""
     config: dict[str, Any] = {
         "partition-id": partition,
         "role": "malicious" if malicious else "honest",
@@ -59,9 +66,10 @@ def run_node(
     if data_root is not None:
         config["data-root"] = str(_there(data_root).resolve())
     command = node_command(
-        superlink, config, certificates=certificates, key=key, insecure=insecure, port=port
-    )
-    program = str(Path(sys.executable).parent / command[0])
+        superlink, config, certificates=certificates, key=key, insecure=insecure, port=port,
+        warm=warm_here() and not plain, poll=poll,
+    )  # fmt: skip
+    program = shutil.which(command[0], path=Path(sys.executable).parent) or command[0]
     os.execve(program, command, os.environ | QUIET | _with_path(os.environ.get("PATH", "")))
 
 
@@ -164,8 +172,17 @@ def node_command(
     key: Path | None,
     insecure: bool,
     port: int,
+    warm: bool = False,
+    poll: float = POLL,
 ) -> list[str]:
-    """Return the ``flower-supernode`` command of one node.
+    """Return the command of one node.
+
+    Parameters
+    ----------
+    warm
+        ``experiments.deploy.supernode`` instead of ``flower-supernode``.
+    poll
+        Seconds between two looks for a message, at most; Flower's own way has 3 always.
 
     Raises
     ------
@@ -175,13 +192,26 @@ def node_command(
     if insecure == (certificates is not None):
         raise ConfigError(["a node needs --root-certificates, or --insecure and no certificate"])
     words = " ".join(f'{k}="{v}"' if isinstance(v, str) else f"{k}={v}" for k, v in config.items())
-    command = ["flower-supernode", "--superlink", superlink, "--node-config", words]
+    command = [*(warm_supernode(poll) if warm else PLAIN)]
+    command += ["--superlink", superlink, "--node-config", words]
     command += ["--port", str(port)]
     if certificates is not None:
         command += ["--root-certificates", str(trusted(certificates))]
     if key is not None:
         command += ["--auth-supernode-private-key", str(_there(key))]
     return [*command, "--insecure"] if insecure else command
+
+
+def warm_supernode(poll: float) -> list[str]:
+    """Return the command of the SuperNode that answers at once."""
+    if not 0 < poll <= LONGEST_POLL:
+        raise ConfigError([f"--poll is in (0, {LONGEST_POLL:g}] seconds, got {poll:g}"])
+    return [sys.executable, "-P", "-m", "experiments.deploy.supernode", "--poll", f"{poll:g}"]
+
+
+def warm_here() -> bool:
+    """Whether processes can be forked safely here: on Linux."""
+    return sys.platform == "linux"
 
 
 def trusted(path: Path) -> Path:

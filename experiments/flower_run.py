@@ -187,12 +187,12 @@ def follow(
         Rows of an earlier run in the same folder, which lie there again if this one cannot begin.
     """
     rows: list[Row] = []
-    status, wait = "", 1.0
+    status, details, wait = "", "", 1.0
     ask = time.monotonic() + wait
     while not status.startswith("finished"):
         time.sleep(POLL)
         if time.monotonic() >= ask or target.finished:
-            status = _status(run_id, environment)
+            status, details = _status(run_id, environment)
             wait = min(ASK, 2 * wait)
             ask = time.monotonic() + wait
         seen, found = len(rows), target.rows()
@@ -202,7 +202,7 @@ def follow(
     if status != "finished:completed":
         told = _log(run_id, environment)
         where = f"run {run_id} of {own_home(environment)}"
-        raise FlowerRunError(f"{told}\n{where} ended as {status!r}: {reason_in(told)}")
+        raise FlowerRunError(f"{told}\n{where} ended as {status!r}: {reason_in(told, details)}")
     return rows
 
 
@@ -213,21 +213,29 @@ def own_home(environment: Mapping[str, str]) -> str:
     return f"the SuperLink at {settings[settings['default']]['address']} (FLWR_HOME={home})"
 
 
-def reason_in(log: str) -> str:
-    """Return the server app's own sentence in a run's log, or the last error in it."""
+def reason_in(log: str, details: str = "") -> str:
+    """Return the server app's own sentence in a run's log, the last error in it, or ``details``.
+
+    ``details`` is what the SuperLink says of the end: the only trace of a server app that was
+    killed, or that the machine did not let run.
+    """
     lines = [line.strip() for line in log.splitlines()]
     for mark in (FAILED, "Error: "):
         for line in reversed(lines):
             if mark in line:
                 return line.rpartition(mark)[2] if mark == FAILED else line
+    if details not in ("", "N/A"):
+        return f"{printable(details)} (killed, out of memory, or held up by the machine)"
     return "no reason is in the log above"
 
 
-def _status(run_id: str, environment: dict[str, str]) -> str:
+def _status(run_id: str, environment: dict[str, str]) -> tuple[str, str]:
+    """Ask for a run's status, and for what the SuperLink adds to it."""
     for attempt in range(ATTEMPTS):
         answer = flwr(["ls", "--run-id", run_id], environment)
         if answer.get("runs"):
-            return str(answer["runs"][0]["status"])
+            run = answer["runs"][0]
+            return str(run["status"]), str(run.get("status-details", ""))
         time.sleep(2**attempt)  # a SuperLink that is busy, or starts again
     raise FlowerRunError(f"the SuperLink does not say how the run is: {refusal(answer)}")
 

@@ -8,25 +8,54 @@ from matplotlib.figure import Figure
 from fedrobust.training.tasks import ACCURACY, Headline
 
 
-def heat_map(table: pd.DataFrame, shown: Headline = ACCURACY) -> Figure:
-    """Draw a defence x attack table of accuracies in [0, 1]; the last column is the worst case."""
-    values = table.to_numpy() * (100 if shown.is_share else 1)
-    colours = {"cmap": "RdYlGn" if shown.best == "max" else "RdYlGn_r", "aspect": "auto"}
-    ends = {"vmin": 10, "vmax": 90} if shown.is_share else {}
+def heat_map(
+    table: pd.DataFrame, shown: Headline = ACCURACY, halves: pd.DataFrame | None = None
+) -> Figure:
+    """Draw a defence x attack table; the last column is the worst case, the best of it on top.
+
+    Parameters
+    ----------
+    table
+        Means, shares in [0, 1] where ``shown`` is one; its last column is called ``worst``.
+    halves
+        Half-widths of their intervals, of the same shape; NaN draws none.
+    """
+    better = shown.best == "max"
+    table = table.sort_values("worst", ascending=not better)
+    halves = None if halves is None else halves.reindex_like(table)
+    if "none" in table:
+        table = table[["none", *(name for name in table if name != "none")]]
+    factor = 100 if shown.is_share else 1
     rows, columns = table.shape
     figure = Figure(figsize=(1.6 + 1.1 * columns, 1.4 + 0.55 * rows), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, **colours, **ends)
+    image = axes.imshow(
+        table.to_numpy() * factor,
+        cmap="RdYlBu" if better else "RdYlBu_r",  # told apart by the colour-blind too
+        aspect="auto",
+        **({"vmin": 10, "vmax": 90} if shown.is_share else {}),
+    )
     axes.set_xticks(range(columns), list(table.columns), rotation=30, ha="right")
     axes.set_yticks(range(rows), list(table.index))
-    for i in range(rows):
-        for j in range(columns):
-            written = f"{values[i, j]:.1f}" if shown.is_share else f"{values[i, j]:.3g}"
-            axes.text(j, i, written, ha="center", va="center")
+    for i, name in enumerate(table.index):
+        for j, column in enumerate(table.columns):
+            half = float("nan") if halves is None else halves.at[name, column]
+            axes.text(j, i, _cell(table.at[name, column], half, shown), ha="center", va="center")
     axes.axvline(columns - 1.5, color="black", linewidth=1.5)
-    axes.set_title(f"final test {shown.column}" + (" (%)" if shown.is_share else ""))
+    several = halves is not None and halves.notna().any(axis=None)
+    unit = " (%)" if shown.is_share else ""
+    interval = ", mean and 95 % interval over seeds" if several else ""
+    axes.set_title(f"final test {shown.column}{unit}{interval}")
     figure.colorbar(image, ax=axes)
     return figure
+
+
+def _cell(mean: float, half: float, shown: Headline) -> str:
+    factor = 100 if shown.is_share else 1
+    written = f"{mean * factor:.1f}" if shown.is_share else f"{mean:.3g}"
+    if half != half:
+        return written
+    return f"{written}\n± {half * factor:.1f}" if shown.is_share else f"{written}\n± {half:.2g}"
 
 
 def curves(frame: pd.DataFrame, shown: Headline = ACCURACY) -> Figure:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from experiments.worst_case import WorstCase
+
 
 Run = tuple[Experiment, list[dict[str, Any]]]
 CLOCK = ("seconds", "times")  # beginnings of the keys that hold durations
@@ -123,6 +125,25 @@ class Results:
             for name, row in means.iterrows()
         ]
         return halves.assign(worst=worst)
+
+    @property
+    def auto(self) -> pd.DataFrame:
+        """The worst case of each defence that ran under every member of ``attack = "auto"``.
+
+        One line a defence, the lowest first: ``clean``, ``accuracy`` and ``interval`` under the
+        ``winner``, the best published attack (``fixed``, ``fixed_accuracy``), ``seeds``, ``runs``,
+        ``seconds``, and ``flags``: sentences on why the number may be wrong. Empty without any.
+        """
+        from experiments.worst_case import frame
+
+        return frame(self.worst_cases)
+
+    @property
+    def worst_cases(self) -> list[WorstCase]:
+        """The lines of ``auto`` as records, in the order of the table."""
+        from experiments.worst_case import worst_cases
+
+        return worst_cases(self.runs, [names["defence"] for names in self.names])
 
     def compare(self, *others: Results) -> Results:
         """Put the runs of several results side by side.
@@ -269,7 +290,9 @@ class Results:
 
         several = len({tuple(names.values()) for names in self.names}) > 1
         shown = self.headline
-        return heat_map(self.table(), shown) if several else curves(self.frame, shown)
+        if several:
+            return heat_map(self.table(), shown, self.interval())
+        return curves(self.frame, shown)
 
     def __repr__(self) -> str:
         what = self.headline.column

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from flwr.serverapp.strategy import Strategy
@@ -19,7 +19,6 @@ from clients.modes import handlers_for
 from clients.node import Host
 from experiments.observers import guarded
 from experiments.outcomes import NoStepWarning, stuck
-from experiments.results import Results
 from experiments.torch_state import own_torch_state
 from experiments.user_plugins import own_objects, plugged
 from fedrobust import plugins
@@ -35,6 +34,9 @@ from fedrobust.spec import suggest
 from strategies.checkpointing import Checkpoints
 from strategies.flower_strategy import StockStrategy
 from strategies.session import run
+
+if TYPE_CHECKING:
+    from experiments.results import Results
 
 Row = dict[str, Any]
 GRIDS = ("in_process", "flower")
@@ -82,6 +84,8 @@ def simulate(
             if line := stuck(e, rows):
                 warnings.warn(line, NoStepWarning, stacklevel=2)
     vectors, statistics = zip(*models, strict=True) if models else ((), ())
+    from experiments.results import Results  # pandas: no process of a sweep needs it
+
     return Results(tuple(runs), vectors, statistics, own_parts.parts)
 
 

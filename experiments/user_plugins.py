@@ -20,7 +20,7 @@ from fedrobust import aggregation, attacks, plugins
 from fedrobust.data import Dataset, as_dataset
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.plugins import Part
-from fedrobust.spec import InputError
+from fedrobust.spec import InputError, by_keyword
 
 __all__ = ["Plugged", "is_own", "name_of", "own_objects", "plugged"]
 ORIGIN = "an object of yours"
@@ -97,7 +97,7 @@ def _rule(given: Any) -> tuple[dict[str, Any], list[Part]]:
         given = aggregation.RULES["mean"]  # what an attacker can rehearse
     if not isinstance(given, aggregation.Rule):
         _refuse_what_is_no_function("rule", given)
-        given = aggregation.Rule(name=spec["name"], compute=_taking(given, spec))
+        given = aggregation.Rule(name=spec["name"], compute=by_keyword(_taking(given, spec)))
     return spec, [Part("rule", spec["name"], replace(given, name=spec["name"]), ORIGIN)]
 
 
@@ -105,7 +105,7 @@ def _attack(given: Any) -> tuple[dict[str, Any], list[Part]]:
     spec = spec_of(given)
     if not isinstance(given, attacks.Attack):
         _refuse_what_is_no_function("attack", given)
-        given = attacks.Attack(name=spec["name"], craft=_taking(given, spec))
+        given = attacks.Attack(name=spec["name"], craft=by_keyword(_taking(given, spec)))
     return spec, [Part("attack", spec["name"], replace(given, name=spec["name"]), ORIGIN)]
 
 

@@ -33,7 +33,7 @@ from fedrobust.attacks import threat_model
 from fedrobust.data.given import as_dataset, digest_of
 from fedrobust.models import GivenModel
 from fedrobust.packages import BESIDE
-from fedrobust.spec import InputError
+from fedrobust.spec import InputError, by_keyword
 from fedrobust.training import METRICS, TASK_LOSSES, Metric
 
 MARK = "__fedrobust_plugin__"
@@ -158,14 +158,14 @@ def _metric(name: str, value: Any) -> AbstractContextManager[None]:
 def _rule(name: str, value: Any) -> AbstractContextManager[None]:
     if not isinstance(value, aggregation.Rule):
         _callable("rule", name, value, "a function (updates, *, f), or a Rule")
-        value = aggregation.Rule(name=name, compute=value)
+        value = aggregation.Rule(name=name, compute=by_keyword(value))
     return aggregation.installed(replace(value, name=name))
 
 
 def _attack(name: str, value: Any) -> AbstractContextManager[None]:
     if not isinstance(value, attacks.Attack):
         _callable("attack", name, value, "a function (honest, *, n, f), or an Attack")
-        value = attacks.Attack(name=name, craft=value)
+        value = attacks.Attack(name=name, craft=by_keyword(value))
     return attacks.installed(replace(value, name=name))
 
 
@@ -308,6 +308,23 @@ def _line(error: BaseException, file: Path) -> int:
             line = trace.tb_lineno
         trace = trace.tb_next
     return line
+
+
+def functions_in(path: str | Path) -> list[str]:
+    """Return the public functions that a file in use defines itself, in its order."""
+    _, module = ROOM.files[Path(path).expanduser().resolve()]
+    return [
+        name
+        for name, value in vars(module).items()
+        if inspect.isfunction(value)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+    ]
+
+
+def digest(path: str | Path) -> str:
+    """Return the first twelve digits of a used file's SHA-256."""
+    return ROOM.files[Path(path).expanduser().resolve()][0]
 
 
 def at_hand(paths: str = "") -> None:
@@ -473,6 +490,12 @@ def _in_files(kind: str, name: str) -> Part | None:
         if value is not None and not inspect.ismodule(value) and not name.startswith("_"):
             return Part(kind, name, value, file.name, digest)
     return None
+
+
+def names_in(path: str | Path, kind: str) -> set[str]:
+    """Return the names of one kind that have come from a file so far."""
+    name = Path(path).expanduser().resolve().name
+    return {n for (k, n), (part, _) in ROOM.parts.items() if k == kind and part.origin == name}
 
 
 def asked(document: Mapping[str, Any]) -> list[tuple[str, str]]:

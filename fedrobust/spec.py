@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import tomllib
 from collections.abc import Callable, Mapping
@@ -66,6 +67,28 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         for name, parameter in signature.parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+
+
+def by_keyword(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a user's ``def mine(updates, f)`` be called, and read, as ``def mine(updates, *, f)``."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # compiled code that tells none
+        return function
+    first, *others = signature.parameters.values() or (None,)
+    plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    if first is None or all(parameter.kind is not plain for parameter in others):
+        return function
+
+    @functools.wraps(function)
+    def called(rows: Any, **settings: Any) -> Any:
+        return function(rows, **settings)
+
+    settings = [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if p.kind is plain else p for p in others
+    ]
+    called.__signature__ = signature.replace(parameters=[first, *settings])  # type: ignore[attr-defined]
+    return called
 
 
 def resolve(

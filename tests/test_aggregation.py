@@ -115,14 +115,16 @@ OTHERS = [
     "clipped_clustering",
     "flame",
     "hierarchical_clustering_krum",
+    "fldetector",
+    "projected",
 ]
 ORDERED = {"median_of_means", "sign_guard"}  # groups by place, coordinates by draw
 
 
 def test_the_table_is_the_one_tested():
     assert set(TEXTBOOK) | set(OTHERS) == set(RULES)
-    assert set(PREAGGREGATORS) == {"nnm", "bucketing", "clip", "arc"}
-    assert len(RULES) == 31
+    assert set(PREAGGREGATORS) == {"nnm", "bucketing", "clip", "arc", "foundation"}
+    assert len(RULES) == 33
 
 
 @pytest.mark.parametrize("name", sorted(set(RULES) - ORDERED))
@@ -292,6 +294,21 @@ def test_nnm_agrees_with_the_textbook(seed):
     x = sample(10, 6, seed=seed)
     expected = torch.from_numpy(textbook.nnm(x.numpy(), 3))
     assert torch.allclose(preaggregate(x, {"name": "nnm", "f": 3}), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_foundation_agrees_with_the_textbook(seed):
+    x = sample(9 + seed % 2, 6, seed=seed)
+    for synthetic in (None, 0, 3):
+        expected = torch.from_numpy(textbook.foundation(x.numpy(), synthetic))
+        given = {} if synthetic is None else {"synthetic": synthetic}
+        found = preaggregate(x, {"name": "foundation", **given})
+        assert torch.allclose(found, expected, atol=1e-12)
+    check({"name": "trimmed_mean", "f": 3}, n=5, pre=["foundation"])
+    with pytest.raises(ValueError, match="needs at least 9 updates, got 7"):
+        check({"name": "trimmed_mean", "f": 4}, n=5, pre=["foundation"])
+    with pytest.raises(SpecError, match="whole synthetic of at least 0"):
+        preaggregate(x, {"name": "foundation", "synthetic": -1})
 
 
 def test_no_attackers_expected_is_the_mean():

@@ -76,6 +76,15 @@ def test_worked_values_before_the_rule():
     assert torch.allclose(clipped[6], last, atol=1e-6)
 
 
+def test_foundation_repeats_the_first_of_the_farthest_from_both_extremes():
+    """Largest (30, 9), smallest (0, -20): row (0, 9) is 30 and 29 away, (30, -20) 29 and 30."""
+    added = preaggregate(E2, {"name": "foundation", "synthetic": 2})
+    assert torch.equal(added, torch.cat([E2, E2[:1], E2[:1]]))
+    assert preaggregate(E2, "foundation").shape == (10, 2)
+    found = aggregate(E2, "median", pre=[{"name": "foundation", "synthetic": 2}])
+    assert found.tolist() == [3.0, 7.0]
+
+
 def test_ties_go_to_the_lowest_index():
     x = torch.tensor([[-1.5], [-1.0], [-0.5], [0.0], [0.5], [1.0], [1.5], [-1.5], [-1.5], [-1.5]])
     outcome = build({"name": "krum", "f": 3}).apply(x)

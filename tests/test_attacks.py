@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import textbook_attacks as textbook
 import torch
+from scipy.stats import binom
 from torch import Tensor
 
 from fedrobust import attacks
@@ -15,12 +16,13 @@ from fedrobust.attacks import ATTACKS, craft, settings, z_max
 from fedrobust.attacks.finite_norm import finite_norm, follows
 from fedrobust.attacks.moments import medoid, moments, squared_distances
 from fedrobust.attacks.optimised import sensitivity
+from fedrobust.attacks.poison_checks import check_poison
 from fedrobust.attacks.probe import line_search
 from fedrobust.attacks.seesaw import MODES
 from fedrobust.seeds import generator
 from fedrobust.spec import SpecError
 
-COUNT = 25
+COUNT = 26
 RANDOM = {"gaussian", "fang"}
 CRASHES = {"nan", "inf"}
 TUNED = {
@@ -263,6 +265,8 @@ def test_bad_settings_are_errors():
         {"name": "gradient_shift", "z": math.inf},
         {"name": "model_replacement", "rate": 0},
         {"name": "model_replacement", "bound": -1},
+        {"name": "poisoned_fl", "period": 0},
+        {"name": "poisoned_fl", "decay": 1.5},
         {"name": "inf", "sign": 0},
         {"name": "alie", "knowledge": "all"},
     ]
@@ -1014,7 +1018,7 @@ def test_poisons_over_the_table():
         assert first[1].min() >= 0 and first[1].max() < 10
         assert not torch.equal(first[1], labels)
         seen += 1
-    assert seen == 3
+    assert seen == 4
     with pytest.raises(SpecError, match="did you mean 'label_flip'"):
         attacks.poison(*images(), "label_flp", classes=10)
 
@@ -1066,6 +1070,31 @@ def test_bad_backdoors():
         attacks.sample_backdoor(pixels, labels, index=12)
 
 
+@pytest.mark.parametrize("parts", [1, 2, 4, 9])
+def test_the_parts_of_a_distributed_backdoor_make_the_whole(parts):
+    pixels, labels = images(11)
+    spec = {"name": "distributed_backdoor", "size": 3, "share": 1.0, "parts": parts, "target": 4}
+    every = [attacks.poison(pixels, labels, spec, classes=10, member=i) for i in range(parts + 1)]
+    masks = [(marked != pixels).any(1).any(0) for marked, _ in every]
+    assert int(sum(mask.int() for mask in masks[:parts]).max()) == 1, "no pixel belongs to two"
+    whole = attacks.stamp(pixels, size=3)
+    assert torch.equal(sum(masks[:parts]).bool(), (whole != pixels).any(1).any(0))
+    assert torch.equal(masks[0], masks[parts]), "attacker p stamps what attacker 0 does"
+    assert all(bool((changed == 4).all()) for _, changed in every)
+    assert int(max(mask.sum() for mask in masks)) <= -(-9 // parts)
+    if parts == 1:
+        assert torch.equal(every[0][0], whole)
+
+
+def test_a_distributed_backdoor_has_no_more_parts_than_pixels():
+    for parts in (0, 10):
+        spec = {"name": "distributed_backdoor", "size": 3, "parts": parts}
+        with pytest.raises(ValueError, match="1 <= parts <= 9"):
+            attacks.poison(*images(), spec, classes=10)
+        with pytest.raises(SpecError, match=r"whole parts \(its pixels: 9\) within 1..9"):
+            check_poison(spec)
+
+
 def test_sample_backdoor_relabels_one_image():
     pixels, labels = images()
     same, changed = attacks.sample_backdoor(pixels, labels, index=4)
@@ -1099,6 +1128,73 @@ def test_backdoor_loss_worked():
     close(now[0].grad, torch.full((2, 2), 0.8 * 2 / 4))
     with pytest.raises(ValueError, match="alpha"):
         attacks.backdoor_loss(delta, delta, alpha=1.1)
+
+
+# PoisonedFL
+
+
+def pushed_by_hand(steps, signs, period, factor=8.0):
+    """Equations 6 and 7 line by line: what is sent in each round, and the last factor."""
+    sent, sents, moved = np.zeros(len(signs)), [], np.zeros(len(signs))
+    for turn, step in enumerate(steps):
+        if step is None:
+            sents.append(np.zeros(len(signs)))
+            continue
+        moved += step
+        if turn and turn % period == 0:
+            agree = sum(np.sign(m) == s for m, s in zip(moved, signs, strict=True))
+            if agree < binom.ppf(0.99, len(signs), 0.5) and factor * 0.7 >= 0.5:
+                factor *= 0.7
+            moved[:] = 0
+        length = np.linalg.norm(step)
+        own = np.linalg.norm(sent)
+        v = np.abs(step - sent * length / (own + 1e-9))
+        sent = factor * length * v / (np.linalg.norm(v) + 1e-9) * signs
+        sents.append(sent)
+    return sents, factor
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_poisoned_fl_agrees_with_its_equations(follows):
+    honest, spec = sample(dtype=torch.float64), {"name": "poisoned_fl", "period": 3}
+    source = generator(3, "steps")
+    first = attacks.step(honest, spec, n=12, f=3, generator=generator(5, "craft"))
+    signs = first.state["signs"].double()
+    assert set(signs.tolist()) == {-1.0, 1.0} and not first.updates.any()
+    steps = [None]
+    for _ in range(7):
+        noise = torch.randn(37, generator=source, dtype=torch.float64)
+        steps.append(noise.abs() * signs if follows else -noise.abs() * signs)
+    wanted, factor = pushed_by_hand(
+        [None if s is None else s.numpy() for s in steps], signs.numpy(), period=3
+    )
+    state = None
+    for turn, step in enumerate(steps):
+        sent = attacks.step(
+            honest, spec, n=12, f=3, round=turn, previous=step, state=state,
+            generator=generator(5, "craft"),
+        )  # fmt: skip
+        close(sent.updates[0], wanted[turn], 1e-5)
+        assert torch.equal(sent.updates[0], sent.updates[2])
+        state = sent.state
+    assert float(state["factor"]) == pytest.approx(factor)
+    assert factor == pytest.approx(8.0 if follows else 8.0 * 0.7**2)
+
+
+def test_poisoned_fl_owns_the_mean_and_keeps_one_direction():
+    """Every round the same signs: what one step cannot do fifty together do."""
+    honest, spec = sample(dtype=torch.float64), {"name": "poisoned_fl"}
+    state, previous, total = None, None, torch.zeros(37).double()
+    for turn in range(20):
+        sent = attacks.step(
+            honest, spec, n=12, f=3, round=turn, previous=previous, state=state,
+            generator=generator(5, "craft"),
+        )  # fmt: skip
+        state = sent.state
+        previous = torch.cat([honest, sent.updates]).mean(0)
+        total += previous
+    agree = (total.sign() == state["signs"]).double().mean()
+    assert agree > 0.95 and total.norm() > 20 * honest.mean(0).norm()
 
 
 # On a GPU

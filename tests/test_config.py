@@ -19,6 +19,7 @@ from fedrobust.experiment.load import (
     read,
 )
 from fedrobust.experiment.schema import ConfigError, Experiment
+from fedrobust.experiment.settings import LOCAL_STEPS
 from tests.conftest import SMALL
 
 
@@ -245,11 +246,26 @@ def test_features_that_a_mode_does_not_honour_are_refused(small, mode, tmp_path)
         ({"server": {"lr": -1.0}}, "server.lr needs a positive number"),
         ({"training": {"mode": "gradients"}}, "did you mean 'gradient'?"),
         ({"training": {"optimizer": "sdg"}}, "did you mean 'sgd'?"),
+        ({"training": {"lr": 0.3}}, "training.lr is not honoured with training.mode = 'gradient'"),
+        (
+            {"groups": {"slow": {"share": 0.5, "training": {"epochs": 2}}}},
+            "groups.slow.epochs is not honoured with training.mode = 'gradient'",
+        ),
         ({"server": 3}, "server: needs a table, got 3"),
     ],
 )
 def test_each_mistake_gets_its_sentence(small, change, sentence):
     assert any(sentence in line for line in errors_of(small | change)), errors_of(small | change)
+
+
+@pytest.mark.parametrize("key", LOCAL_STEPS)
+def test_local_steps_are_settings_of_update_mode(small, key):
+    given = {"epochs": 2, "steps": 3, "optimizer": "adam", "lr": 0.3, "momentum": 0.5,
+             "schedule": "cosine"}[key]  # fmt: skip
+    wrong = f"training.{key} is not honoured with training.mode = 'gradient'"
+    assert any(wrong in line for line in errors_of(small | {"training": {key: given}}))
+    if key != "schedule":  # its own table has more to say
+        from_dict(small | {"training": {"mode": "update", key: given}})
 
 
 def test_all_mistakes_at_once(small):

@@ -9,6 +9,7 @@ import tomli_w
 import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp.strategy import FedAvg, FedTrimmedAvg
+from flwr.superlink.grid.http_grid import HttpGrid
 from typer.testing import CliRunner
 
 from experiments import cli, trackers
@@ -22,7 +23,6 @@ from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.failures import PluginError, Refusal
 from fedrobust.flower import CohortGrid, InProcessGrid, serve_cohort
-from fedrobust.flower._compat import HttpGrid
 from strategies import server_app
 
 

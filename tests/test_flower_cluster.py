@@ -23,6 +23,7 @@ def two_nodes(monkeypatch):
         cluster.shutdown()
 
 
+@pytest.mark.exhaustive
 def test_the_same_rounds_on_an_existing_cluster(small, two_nodes):
     assert len(two_nodes.list_all_nodes()) == 2
     e = from_dict(small | {"attack": "alie", "rule": "nnm+krum", "rounds": 2})

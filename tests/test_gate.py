@@ -13,7 +13,7 @@ from flwr.proto.node_pb2 import Node
 
 from experiments.deploy.gate import BODY, SMALL_BODY, Gate, network
 from experiments.deploy.gate_ledger import MIB, Limits
-from experiments.deploy.superlink import _parser, main, own_log, settings_of
+from experiments.deploy.superlink import _parser, executor_of, main, own_log, settings_of
 from fedrobust.flower import _compat as flower
 
 HERE, STRANGER, OPERATOR = "127.0.0.1", "127.0.0.2", "10.1.2.3"
@@ -135,6 +135,34 @@ def test_operators_are_named_and_the_machine_is_one_by_the_address_it_is_reached
         site.call(task, source=STRANGER, headers={"X-Forwarded-For": OPERATOR}).status_code == 403
     )
     assert site.call("/health", source=STRANGER, method="GET").status_code == 200
+
+
+def test_a_node_may_ask_for_its_objects_before_the_gate_has_returned():
+    """A node that was quick was told that there is no such object, and lost its message."""
+    site, found = Site(), []
+    data = metadata(message_id=name("asked"), dst_node_id=ME)
+    told = flower.PullMessagesResponse(
+        messages_list=[Proto(metadata=data)], message_object_trees=[tree("a", root="asked")]
+    )
+    site.behind.answers["/v1/fleet/pull-messages"] = told.SerializeToString()
+    body = flower.PullMessagesRequest(node=Node(node_id=ME)).SerializeToString()
+    events = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive():
+        return events.pop()
+
+    async def send(event):
+        if event["type"] == "http.response.body":
+            wanted = flower.PullObjectRequest(node=Node(node_id=ME), object_id=name("a"))
+            transport = httpx.ASGITransport(app=site.gate, client=(STRANGER, 5))
+            async with httpx.AsyncClient(transport=transport, base_url=f"http://{HERE}") as client:
+                await client.post("/v1/fleet/pull-object", content=wanted.SerializeToString())
+            found.append([path for path, _ in site.behind.seen])
+
+    scope = {"type": "http", "path": "/v1/fleet/pull-messages", "headers": [],
+             "client": (STRANGER, 4), "server": (HERE, 80)}  # fmt: skip
+    asyncio.run(site.gate(scope, receive, send))
+    assert found == [["/v1/fleet/pull-messages", "/v1/fleet/pull-object"]]
 
 
 def test_lifespan_passes_and_other_protocols_do_not():
@@ -382,3 +410,21 @@ def test_a_setting_in_the_environment_that_is_no_number_is_a_wrong_call(monkeypa
     with pytest.raises(SystemExit) as ended:
         main([])
     assert ended.value.code == 2 and "invalid int value: 'many'" in capsys.readouterr().err
+
+
+def test_the_executor_is_ours_unless_the_operator_says_otherwise(monkeypatch):
+    monkeypatch.delenv("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", raising=False)
+    tls = ["--ssl-ca-certfile", "ca.crt", "--ssl-keyfile", "k", "--host", "0.0.0.0", "--port", "92"]
+    start = ["flower-superexec", "--runtime-api-address"]
+    rooted = [*start, "127.0.0.1:92", "--root-certificates", "ca.crt"]
+    installs = "--allow-runtime-dependency-installation"
+    assert executor_of(tls) == [*rooted, installs]
+    assert executor_of([*tls, "--disable-runtime-dependency-installation"]) == rooted
+    assert executor_of(["--insecure", "--host", "::"]) == [
+        *start,
+        "[::1]:8000",
+        "--insecure",
+        installs,
+    ]
+    for own in (["--isolation", "process"], ["--superexec-auth-secret-file", "x"], ["--help"]):
+        assert executor_of([*tls, *own]) is None

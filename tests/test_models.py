@@ -13,6 +13,8 @@ COUNTS = {
     ("alie_cnn", "colour"): 117_706,
     ("cnn", "grey"): 38_378,
     ("cnn", "colour"): 38_666,
+    ("pooled_mlp", "grey"): 6_634,
+    ("pooled_mlp", "colour"): 24_938,
     ("wide_mlp", "grey"): 1_000_120,
     ("wide_mlp", "colour"): 3_878_424,
     ("tiny_cnn", "grey"): 7_946,

@@ -78,6 +78,24 @@ def test_own_objects_are_refused_where_they_cannot_work(small):
     assert name_of(functools.partial(middle, f=1)) == "middle"
 
 
+def test_settings_without_a_star_are_settings(small):
+    """``def mine(updates, f)``, as most people write it."""
+
+    def starred(updates, *, f, k=1.0):
+        return updates.sort(dim=0).values[f : len(updates) - f].mean(dim=0) * k
+
+    def plain(updates, f, k=1.0):
+        return starred(updates, f=f, k=k)
+
+    def crafted(honest, n, f):
+        return -honest.mean(dim=0).expand(f, -1)
+
+    given = {"attack": crafted}
+    assert accuracies(simulate(small, rule=plain, **given)) == accuracies(
+        simulate(small, rule=starred, **given)
+    )
+
+
 def test_a_rule_that_refuses_ends_nothing(small):
     def moody(updates):
         raise aggregation.Refusal("not today")

@@ -11,9 +11,10 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import Metadata, PullObjectResponse
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse
+from flwr.superlink.grid.http_grid import HttpGrid
 
 from fedrobust.flower import CohortGrid, GuardedGrid
-from fedrobust.flower._compat import HttpGrid, objects_of, tree_of
+from fedrobust.flower._compat import objects_of, tree_of
 from fedrobust.flower.guarded_grid import OutageError
 from fedrobust.flower.quarantine import FULL, Quarantine, quarantine_of, struck
 from fedrobust.flower.replies import SILENT

@@ -497,6 +497,7 @@ def test_a_stopped_run_resumes_with_its_window_and_its_velocity(small, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_same_rounds_through_flower(small):
     e = build(small, lies="reveal", detection="paper")
     through_flower = without_time(run_on_flower(e))

@@ -182,7 +182,10 @@ def test_the_last_sentence_is_the_reason(done, monkeypatch, tmp_path):
 
 def test_reasons_and_refusals_are_one_line():
     assert reason_in("a\nValueError: b\nc") == "ValueError: b"
-    assert reason_in("") == "no reason is in the log above"
+    assert reason_in("") == reason_in("", "N/A") == "no reason is in the log above"
+    heartbeat = "No heartbeat received from the task"
+    assert reason_in("", heartbeat).startswith(heartbeat)
+    assert reason_in("ValueError: x", heartbeat) == "ValueError: x", "the log knows more"
     assert refusal({"message": "no\x1b[31m"}) == "no?[31m"
     assert refusal({"success": False}) == '{"success": false}'
 

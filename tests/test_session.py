@@ -72,6 +72,18 @@ def test_every_attack_runs_and_no_model_ends_as_nan(small, attack):
     assert rows[-1]["byzantine"]
 
 
+def test_a_distributed_backdoor_gets_in_though_nobody_stamps_the_whole(small):
+    """Two attackers of ten, each with half of the pattern: success is measured with all of it."""
+    settings = {"size": 3, "share": 1.0}
+    attack = {"name": "distributed_backdoor", "parts": 2, **settings}
+    found = {
+        name: run_one(experiment(small, rule=rule, attack=attack, rounds=15))[-1]
+        for name, rule in (("mean", "mean"), ("krum", "krum"))
+    }
+    assert found["mean"]["attack_success"] > 0.9
+    assert found["krum"]["attack_success"] < 0.1
+
+
 @pytest.mark.parametrize("knowledge", KNOWLEDGE)
 def test_knowledge_changes_what_is_crafted(small, knowledge):
     attack = {"name": "alie", "z": 1.5, "knowledge": knowledge}

@@ -112,7 +112,7 @@ def test_the_app_of_the_page_learns_in_flowers_simulation(tmp_path, monkeypatch)
         status, end = "", time.monotonic() + 500
         while not status.startswith("finished") and time.monotonic() < end:
             time.sleep(3)
-            status = flower_run._status(run, environment)
+            status, _ = flower_run._status(run, environment)
         assert status == "finished:completed", flower_run._log(run, environment)
     accuracies = json.loads(told.read_text())
     assert len(accuracies) == 4 and accuracies[-1] > accuracies[0] + 0.2

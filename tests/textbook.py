@@ -122,6 +122,14 @@ def nnm(x, f):
     return np.array(rows)
 
 
+def foundation(x, synthetic=None):
+    high, low = x.max(0), x.min(0)
+    scores = [min(np.linalg.norm(row - high), np.linalg.norm(row - low)) for row in x]
+    best = max(range(len(x)), key=lambda i: (scores[i], -i))
+    copies = len(x) // 2 if synthetic is None else synthetic
+    return np.array([*x, *[x[best]] * copies])
+
+
 def mda(x, f):
     def diameter(subset):
         return max(np.linalg.norm(x[i] - x[j]) for i in subset for j in subset)

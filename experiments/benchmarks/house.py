@@ -39,6 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "fedrobust.experiment.validate", "fedrobust.experiment.load", "fedrobust.runs",
+        "fedrobust.experiment.auto",
         "fedrobust.experiment.against_data",
         "fedrobust.testing", "fedrobust.conformance", "fedrobust.secret", "fedrobust.config",
         "fedrobust.checks", "fedrobust.plugins",

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ HERE = Path(__file__).parent
 SUBNET = "10.97.{}"
 STARTED = "Starting Flower SuperNode"
 BARE = "flower-superlink"
+POLL = 1.0  # seconds between two looks of an idle node, at most
+LOOK = 0.5  # seconds between two looks at what processes say
 
 
 class FederationError(RuntimeError):
@@ -48,6 +51,8 @@ class Federation:
         Name of the namespaces' bridge; empty on loopback.
     gate
         Whether the SuperLink is started behind the gate.
+    warm
+        Whether nodes have their messages answered by forks of a warm process.
     processes
         What runs, by name.
     """
@@ -57,6 +62,7 @@ class Federation:
     environment: dict[str, str]
     bridge: str = ""
     gate: bool = True
+    warm: bool = True
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
 
     def start_superlink(self) -> None:
@@ -87,6 +93,8 @@ class Federation:
             key=self.home / name if tls else None,
             insecure=not tls,
             port=flower_run.free_port(),
+            warm=self.warm,
+            poll=POLL,
         )
         command += ["--max-retries", "1"] if key or not tls else []
         inside = ["ip", "netns", "exec", self.namespace(number)] if self.bridge else []
@@ -101,6 +109,11 @@ class Federation:
         public = str(self.home / f"node-{number}.pub")
         words = ["supernode", "register", public, "own", "--name", f"client-{number}"]
         flower_run.flwr(words, self.environment)
+
+    def register_all(self, count: int, *, first: int = 0) -> None:
+        """Register ``client-FIRST`` to ``client-COUNT-1``, several processes at a time."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(self.register, range(first, count)))
 
     def make_key(self, name: str) -> None:
         """Make a key pair."""
@@ -118,7 +131,7 @@ class Federation:
         while sum(entry.get("status") == "online" for entry in self.nodes()) < count:
             if time.monotonic() > end:
                 raise FederationError(f"not {count} nodes on line: {self.nodes()}")
-            time.sleep(5)
+            time.sleep(LOOK)
 
     def wait_for_log(self, name: str, words: str, limit: float = 120) -> None:
         """Wait until a process has said something."""
@@ -127,7 +140,7 @@ class Federation:
             ended = self.processes[name].poll() is not None
             if time.monotonic() > end or ended:
                 raise FederationError(f"{name} did not say {words!r}:\n{self.log(name)[-2000:]}")
-            time.sleep(0.5)
+            time.sleep(LOOK)
 
     def log(self, name: str) -> str:
         """Return what a process has said."""
@@ -189,7 +202,7 @@ def federation(
         (home / "cli").mkdir(exist_ok=True)
         environment = connection(home / "cli", address, certificates=home / "ca.crt")
         environment.pop("OMP_NUM_THREADS", None)
-        it = Federation(home, address, environment, bridge, gate, processes)
+        it = Federation(home, address, environment, bridge, gate, processes=processes)
         it.start_superlink()
         yield it
     finally:

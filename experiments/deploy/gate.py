@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.deploy.gate_ledger import MIB, Ledger, Limits, Refused, Softly
+from experiments.deploy.gate_ledger import MIB, Ledger, Limits, Outcome, Refused, Softly
 from fedrobust.flower import _compat as flower
 
 Scope = MutableMapping[str, Any]
@@ -107,14 +107,12 @@ class Gate:
         """Hold a node's request against what the node was told and has pushed before."""
         body = await self._read(scope, receive, BODY.get(path, SMALL_BODY))
         try:
-            seen = Seen(send, keep=path == FLEET + "pull-messages")
             outcome = self._ledger.judge(path.removeprefix(FLEET), body)
-            done = False
+            seen = Seen(send, outcome, keep=path == FLEET + "pull-messages")
             try:
                 await self.app(scope, replay(body, receive), seen)
-                done = seen.status < 400
             finally:
-                outcome(done, seen.size, bytes(seen.body))
+                seen.end(False)
         except Softly as soft:
             self._tell(scope, Refused(200, soft.reason))
             await answer(send, 200, soft.content, kind=flower.MEDIA_TYPE)
@@ -178,11 +176,15 @@ class Gate:
 
 
 class Seen:
-    """A ``send`` that notes the status, the size and, if asked, the bytes of a response."""
+    """A ``send`` that notes the status, the size and, if asked, the bytes of a response.
 
-    def __init__(self, send: Send, *, keep: bool) -> None:
-        self._send, self._keep = send, keep
-        self.status, self.size, self.body = 500, 0, bytearray()
+    The outcome is told before the response's last piece goes out: a node that is quick asks for the
+    objects that it was told of before this process comes back to the request.
+    """
+
+    def __init__(self, send: Send, outcome: Outcome, *, keep: bool) -> None:
+        self._send, self._outcome, self._keep = send, outcome, keep
+        self.status, self.size, self.body, self._ended = 500, 0, bytearray(), False
 
     async def __call__(self, event: Event) -> None:
         """Note an event and pass it on."""
@@ -193,7 +195,15 @@ class Seen:
             self.size += len(piece)
             if self._keep:
                 self.body += piece
+            if not event.get("more_body", False):
+                self.end(self.status < 400)
         await self._send(event)
+
+    def end(self, done: bool) -> None:
+        """Tell the outcome, once: of a response without an end, that it failed."""
+        if not self._ended:
+            self._ended = True
+            self._outcome(done, self.size, bytes(self.body))
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

@@ -25,6 +25,7 @@ from experiments.report.load import (
     widen,
 )
 from experiments.report.parts import Panel, Section, csv_link, table_of
+from experiments.report.worst import worst_cases
 from fedrobust.experiment.schema import Experiment
 from fedrobust.version import __version__
 
@@ -48,6 +49,7 @@ def build(folders: Sequence[Path], *, data_root: str | None = None) -> str:
     gathered = gather(folders)
     frame = widen(gathered.results.frame)
     sections = [
+        worst_cases(gathered),
         _final(gathered),
         *_curves(gathered, frame),
         _attackers(frame),

@@ -42,6 +42,8 @@ def attested(
     claims: Claims,
     table: Mapping[str, float] | None = None,
     file: str | None = None,
+    share: float | None = None,
+    f: int | None = None,
 ) -> Tensor:
     """Count each client by what the operator attests of it; one that is not named counts nothing.
 
@@ -53,6 +55,9 @@ def attested(
     file
         A TOML or JSON file with that table, read once, in the place of ``table``. An experiment
         that has neither takes the sizes of the partition's shares, which the server cuts itself.
+    share, f
+        Where given, the weights are cut as in ``truncated``: what is attested is true, but a large
+        site may be Byzantine all the same.
 
     References
     ----------
@@ -60,7 +65,10 @@ def attested(
     2020 (arXiv 2004.04986), section 3: weights that the server knows to be right.
     """
     known = table_of({"name": "attested", "table": table, "file": file})
-    return torch.tensor([float(known.get(str(c), 0.0)) for c in clients], dtype=torch.float64)
+    true = [known.get(str(client), 0.0) for client in clients]
+    if share is None:
+        return torch.tensor(true, dtype=torch.float64)
+    return truncated_claims(clients=clients, claims=true, share=share, f=f)
 
 
 def truncated_claims(
@@ -166,9 +174,9 @@ def check_weights(spec: Spec, *, rule: Spec, pre: Sequence[Spec] = ()) -> None:
         check_weighable(rule, pre=pre)
     except ValueError as error:
         raise SpecError(f"weights {name!r}: {error}") from error
-    if name == "truncated":
-        whole(settings.get("f"), "weights 'truncated'", "f", low=1)
-        real(settings.get("share"), "weights 'truncated'", "share", above=0, high=1)
+    if name == "truncated" or settings.get("share") is not None:
+        whole(settings.get("f"), f"weights {name!r}", "f", low=1)
+        real(settings.get("share"), f"weights {name!r}", "share", above=0, high=1)
     if name == "attested" and (settings.get("table") or settings.get("file")):
         table_of(spec)
 
@@ -176,10 +184,11 @@ def check_weights(spec: Spec, *, rule: Spec, pre: Sequence[Spec] = ()) -> None:
 def written_out(spec: Spec, *, f: int | None) -> dict[str, Any]:
     """Return the spec with everything in it that decides the weights: f, and a file's table."""
     name, given = split(spec)
-    if name == "truncated" and f is not None:
+    if (name == "truncated" or "share" in given) and f is not None:
         given = {"f": f, **given}
     if name == "attested" and given.get("file"):
-        given = {"table": table_of({"name": name, **given})}
+        table = {"table": table_of({"name": name, **given})}
+        given = {key: value for key, value in given.items() if key != "file"} | table
     return {"name": name, **given}
 
 

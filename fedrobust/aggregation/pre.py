@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation.distances import clipping, norms, squared_distances
+from fedrobust.aggregation.distances import clipping, lowest, norms, norms_from, squared_distances
 from fedrobust.aggregation.weighting import bearable, slack
 from fedrobust.ranges import real, truth, whole
 
@@ -94,6 +94,37 @@ def arc_mixing(updates: Tensor, *, f: int) -> Tensor:
     clipped = math.floor(2 * f / n * (n - f))
     bound = lengths.sort(descending=True).values[min(clipped, n - 1)]
     return torch.diag(clipping(lengths, bound))
+
+
+def foundation_mixing(updates: Tensor, *, synthetic: int | None = None) -> Tensor:
+    """Add copies of the update that is farthest from both extremes of all coordinates.
+
+    The score of an update is its distance from the coordinate-wise largest or smallest values,
+    whichever is nearer; the update of the highest score (of equal ones the first) is repeated. A
+    median or trimmed mean then has a majority to lean on.
+
+    Parameters
+    ----------
+    synthetic
+        How many copies; half as many as there are updates unless given.
+
+    References
+    ----------
+    Fang et al., Do We Really Need to Design New Byzantine-robust Aggregation Rules?, NDSS 2025,
+    Algorithm 1 (FoundationFL). With the trimmed mean or the median behind it.
+    """
+    n = len(updates)
+    copies = copies_of(n, synthetic)
+    extremes = (updates.amax(0), updates.amin(0))
+    scores = torch.minimum(*(norms_from(updates, extreme) for extreme in extremes))
+    chosen = torch.zeros(n, dtype=torch.float64)
+    chosen[lowest(-scores, 1)] = 1
+    return torch.cat([torch.eye(n, dtype=torch.float64), chosen.expand(copies, -1)])
+
+
+def copies_of(n: int, synthetic: Any) -> int:
+    """Return how many synthetic updates ``foundation`` adds to n."""
+    return n // 2 if synthetic is None else whole(synthetic, "foundation", "synthetic")
 
 
 def buckets(n: int, settings: dict[str, Any]) -> int:

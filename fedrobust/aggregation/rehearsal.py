@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from fedrobust.aggregation.aggregator import build
 from fedrobust.aggregation.tables import is_built_in
@@ -16,7 +17,7 @@ WIDTH = 16  # coordinates of the invented updates: no setting of a rule depends 
 
 
 def rehearse(
-    spec: Spec, *, n: int, pre: Sequence[Spec] = (), weights: Sequence[float] | None = None
+    spec: Spec, *, n: int, pre: Sequence[Spec] = (), weights: Tensor | None = None
 ) -> None:
     """Aggregate n invented updates once, nearly alike, as a first round without an attack.
 

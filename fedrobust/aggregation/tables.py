@@ -16,9 +16,11 @@ from fedrobust.aggregation import (
     bulyan,
     clusters,
     columns,
+    detector,
     geometry,
     history,
     pre,
+    projection,
     recent,
     selection,
     spectral,
@@ -133,6 +135,14 @@ _RULES = (
         minimum=lambda s: max(2 * s["f"] + 3, s.get("clusters") or 1),
         follows_scale=True, follows_shift=True, bounded=True,
     ),
+    Rule(
+        name="fldetector", compute=detector.fldetector_step, kind="outcome", follows_shift=True,
+        bounded=True,
+    ),
+    Rule(
+        name="projected", compute=projection.projected_weights, kind="weights",
+        minimum=projection.minimum, follows_scale=True, follows_shift=True, bounded=True,
+    ),
     Rule(name="rlr", compute=recent.rlr, coordinate_wise=True, follows_scale=True),
     Rule(name="fednga", compute=recent.fednga_weights, kind="weights", bounded=True),
     Rule(
@@ -151,6 +161,10 @@ _PREAGGREGATORS = (
     ),
     PreAggregator(name="clip", compute=pre.clip_mixing, follows_scale=False, keeps_weights=True),
     PreAggregator(name="arc", compute=pre.arc_mixing, minimum=majority),
+    PreAggregator(
+        name="foundation", compute=pre.foundation_mixing,
+        leaves=lambda n, s: n + pre.copies_of(n, s.get("synthetic")),
+    ),
 )  # fmt: skip
 
 RULE_RECORDS = {record.name: record for record in _RULES}

@@ -61,9 +61,10 @@ def bearable(weights: Tensor, f: int, who: str) -> float:
     """
     share = heaviest(weights, f)
     if share >= 0.5 - slack(len(weights)):
+        heavy = f"the {f} heaviest clients hold" if f > 1 else "the heaviest client holds"
         raise Refusal(
-            f"{who} with f={f}: the {f} heaviest clients hold {share:.0%} of the weight, it bears"
-            " less than 50%; truncate the weights"
+            f"{who} with f={f}: {heavy} {share:.0%} of the weight, it bears less than 50%; truncate"
+            " the weights"
         )
     return share
 

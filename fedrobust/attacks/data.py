@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedrobust.attacks.moments import moments
 from fedrobust.seeds import generator as seeded
-from fedrobust.spec import Spec, resolve, suggest
+from fedrobust.spec import Spec, parameters, resolve, suggest
 
 Poisoned = tuple[Tensor, Tensor]
 
@@ -135,6 +135,55 @@ def backdoor(
     return images, labels
 
 
+def distributed_backdoor(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    target: int = 0,
+    size: int = 5,
+    value: int = 255,
+    share: float = 0.5,
+    parts: int = 4,
+    member: int = 0,
+    classes: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Poisoned:
+    """Stamp a part of the pattern, each attacker another one; its success is that of the whole.
+
+    Parameters
+    ----------
+    parts
+        In how many bands the pixels of the square are cut, in the order of reading; at most its
+        pixels. Attacker i stamps band i modulo ``parts``.
+    member
+        Which of the attackers this is, from 0; the system says it.
+    target, size, value, share
+        See ``backdoor``.
+
+    Raises
+    ------
+    ValueError
+        As ``backdoor``, and for a number of parts that the square does not have.
+
+    References
+    ----------
+    Xie, Huang, Chen, Li, DBA: Distributed Backdoor Attacks against Federated Learning, ICLR 2020,
+    section 3. There the parts are four bars with gaps between them; here they are those of the
+    square of ``backdoor``, an interpretation.
+    """
+    if not 1 <= parts <= size * size:
+        raise ValueError(f"distributed_backdoor needs 1 <= parts <= {size * size}, got {parts}")
+    marked, changed = backdoor(
+        images, labels, target=target, size=size, value=value, share=share, classes=classes,
+        generator=generator,
+    )  # fmt: skip
+    pixels = torch.arange(size * size, device=images.device)
+    foreign = (pixels * parts // (size * size) != member % parts).view(size, size)
+    corner, before = marked[:, :, :size, :size], images[:, :, :size, :size]
+    marked[:, :, :size, :size] = torch.where(foreign, before, corner)
+    return marked, changed
+
+
 def sample_backdoor(
     images: Tensor,
     labels: Tensor,
@@ -172,8 +221,12 @@ def flipped(
 POISONS: dict[str, Callable[..., Poisoned]] = {
     "label_flip": flipped,
     "backdoor": backdoor,
+    "distributed_backdoor": distributed_backdoor,
     "sample_backdoor": sample_backdoor,
 }
+
+
+POISON_SUPPLIED = ("classes", "generator", "member")
 
 
 def poison(
@@ -182,12 +235,20 @@ def poison(
     spec: Spec,
     *,
     classes: int,
+    member: int = 0,
     generator: torch.Generator | None = None,
 ) -> Poisoned:
-    """Poison a client's data: uint8 (N, C, H, W) and (N,) labels in, new ones out."""
-    supplied = ("classes", "generator")
-    function, given = resolve(POISONS, spec, kind="poison", supplied=supplied)
-    return function(images, labels, **given, classes=classes, generator=generator)
+    """Poison a client's data: uint8 (N, C, H, W) and (N,) labels in, new ones out.
+
+    Parameters
+    ----------
+    member
+        Which of the attackers the client is, from 0.
+    """
+    function, given = resolve(POISONS, spec, kind="poison", supplied=POISON_SUPPLIED)
+    supplied = {"classes": classes, "generator": generator, "member": member}
+    wanted = parameters(function)
+    return function(images, labels, **given, **{k: v for k, v in supplied.items() if k in wanted})
 
 
 def alie_backdoor(

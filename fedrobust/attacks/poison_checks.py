@@ -56,6 +56,10 @@ def check_poison(spec: Spec, victim: Victim = Victim()) -> None:
     for key, value in (silent | given).items():
         if (check := CHECKS.get((name, key)) or CHECKS.get(("", key))) is not None:
             check(value, name, victim)
+    settings = silent | given
+    if "parts" in settings:
+        pixels = settings["size"] ** 2
+        whole(settings["parts"], name, f"parts (its pixels: {pixels})", low=1, high=pixels)
 
 
 def _below(count: int | None) -> int | None:

@@ -19,6 +19,7 @@ from fedrobust.attacks import (
     finite_norm,
     min_max,
     optimised,
+    poisoned_fl,
     searched,
     seesaw,
     simple,
@@ -49,6 +50,7 @@ _RECORDS = (
     Attack(name="gradient_shift", craft=searched.gradient_shift, spread=True),
     Attack(name="model_replacement", craft=simple.model_replacement),
     Attack(name="free_rider", craft=simple.free_rider, knowledge="own"),
+    Attack(name="poisoned_fl", craft=poisoned_fl.poisoned_fl, knowledge="colluding"),
     Attack(name="nan", craft=simple.nan, knowledge="own", finite=False),
     Attack(name="inf", craft=simple.inf, knowledge="own", finite=False),
     Attack(

@@ -12,12 +12,13 @@ from typing import Any
 from fedrobust import attacks
 from fedrobust.attacks import ATTACKS, POISONS, TRAINED, attack_record, place
 from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
+from fedrobust.attacks.data import POISON_SUPPLIED
+from fedrobust.attacks.members import AUTO
 from fedrobust.attacks.poison_checks import check_poison
 from fedrobust.redundancy import rounds
 from fedrobust.spec import SpecError, resolve, split, suggest
 
 NONE = "none"
-POISON_SUPPLIED = ("generator", "classes")
 
 # Faults of the reply, with one line each; the malicious client commits them.
 FAULTS = {
@@ -61,7 +62,11 @@ def kind(name: str) -> str:
     for label, table in tables.items():
         if name in table:
             return label
-    allowed = [known for table in tables.values() for known in table]
+    if name == AUTO:
+        raise SpecError(
+            "attack 'auto' stands for many runs: use it with fedrobust run, sweep or simulate"
+        )
+    allowed = [AUTO, *(known for table in tables.values() for known in table)]
     raise SpecError(f"unknown attack {name!r}; {suggest(name, allowed)}")
 
 
@@ -99,7 +104,7 @@ def check(spec: Mapping[str, Any], *, n: int, f: int) -> None:
 def pattern(spec: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return target, size and value of the pattern that an attack plants; None without one."""
     name, settings = split(spec)
-    if name not in ("backdoor", "alie_backdoor"):
+    if name not in ("backdoor", "distributed_backdoor", "alie_backdoor"):
         return None
     return {key: settings[key] for key in ("target", "size", "value") if key in settings}
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedrobust.data.dirichlet import dirichlet
 from fedrobust.data.sets import DataError, Dataset
 from fedrobust.data.similarity import similarity
+from fedrobust.data.sizes import sizes
 from fedrobust.seeds import derive, generator
 from fedrobust.spec import Spec, resolve, split
 
@@ -96,6 +97,7 @@ PARTITIONERS: dict[str, Callable[..., Any]] = {
     "shards": shards,
     "pathological": pathological,
     "similarity": similarity,
+    "sizes": sizes,
     "natural": natural,
 }
 SUPPLIED = ("clients", "seed", "owners")
@@ -183,9 +185,11 @@ def _split(
     try:
         with warnings.catch_warnings():  # other packages' advice is not about these settings
             warnings.simplefilter("ignore")
-            shares = [torch.tensor(partitioner.load_partition(i)["index"]) for i in range(clients)]
+            # [:]: a column is read from its table row by row, unless it is taken whole
+            columns = [partitioner.load_partition(i)["index"][:] for i in range(clients)]
     except (ValueError, RuntimeError) as error:
         raise DataError(f"partition {build.__name__!r} over {clients} clients: {error}") from error
+    shares = [torch.tensor(column) for column in columns]
     if any(len(share) == 0 for share in shares):
         raise DataError(f"partition {build.__name__!r} left a client of {clients} without images")
     return shares

@@ -208,6 +208,31 @@ DATASETS: dict[str, Callable[[Path | None, bool], Dataset]] = {
     "svhn": svhn,
     "digits": digits,
 }
+TENTH = 10  # one training example in so many is for validation
+VALIDATION = "-validation"
+
+
+def _validation(source: Callable[[Path | None, bool], Dataset]) -> Callable[..., Dataset]:
+    """Return the set whose test examples are every tenth training example: to tune on."""
+
+    def load(root: Path | None, download: bool) -> Dataset:
+        whole = source(root, download)
+        held = torch.arange(len(whole.train_labels)) % TENTH == TENTH - 1
+        return replace(
+            whole,
+            name=whole.name + VALIDATION,
+            train_images=whole.train_images[~held],
+            train_labels=whole.train_labels[~held],
+            test_images=whole.train_images[held],
+            test_labels=whole.train_labels[held],
+        )
+
+    first = (source.__doc__ or "").splitlines()[0].split(" (")[0].split(":")[0].rstrip(".")
+    load.__doc__ = f"Nine tenths of the training images, tested on the rest, of: {first}."
+    return load
+
+
+DATASETS |= {name + VALIDATION: _validation(source) for name, source in [*DATASETS.items()]}
 
 
 def load(name: str, *, root: str | Path | None = None, download: bool = False) -> Dataset:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedrobust import plugins
 from fedrobust.aggregation.client_weights import settled
-from fedrobust.experiment import validate
+from fedrobust.experiment import auto, validate
 from fedrobust.experiment.fields import some_of
 from fedrobust.experiment.honoured import ONLY_FEDERATED, refused
 from fedrobust.experiment.modes import FEDAVG
@@ -243,6 +243,8 @@ def override(document: Mapping[str, Any], assignments: Mapping[str, Any]) -> dic
 def expand(document: Mapping[str, Any], *, seeds: int | None = None) -> list[Experiment]:
     """Expand ``[sweep]`` lists and ``[[cases]]`` into experiments, first key outermost.
 
+    ``attack = "auto"`` becomes the runs of its members. Equal runs are one.
+
     Parameters
     ----------
     document
@@ -268,12 +270,12 @@ def expand(document: Mapping[str, Any], *, seeds: int | None = None) -> list[Exp
     for *values, case in itertools.product(*sweep.values(), document.get("cases", [{}])):
         try:
             table = override(base, dict(zip(sweep, values, strict=True)) | _flat(case))
-            runs.append(from_dict(table))
+            runs += auto.expanded(table, from_dict)
         except ConfigError as error:
             errors += [line for line in error.errors if line not in errors]
     if errors:
         raise ConfigError(errors)
-    return runs
+    return list({run.run_id: run for run in runs}.values())
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -31,6 +31,8 @@ from fedrobust.experiment.fields import (
 
 OFF = 32  # bits of a float32: nothing is quantised
 SHARED = ("mode", "cohort", "precision")  # settings of [training] that all groups share
+# Settings of [training] that only local steps read, so that gradient mode refuses them.
+LOCAL_STEPS = ("epochs", "steps", "optimizer", "lr", "momentum", "schedule")
 
 
 @dataclass(frozen=True, config=CONFIG)

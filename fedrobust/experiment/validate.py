@@ -167,11 +167,11 @@ def _weights(e: Experiment) -> Iterator[str]:
     aggregation.check_weights(e.weights, rule=e.rule, pre=e.pre)
     if e.adversarial.federated.slack:
         yield f"weights {name!r} and adversarial.federated.slack exclude each other"
-    if name == "truncated":
+    if "share" in given:
         least = given["f"] / stragglers.sample_size(e)
         if not least < given["share"] < 1:
             yield (
-                f"weights 'truncated' need a share above f / n = {least:g} of those that are asked"
+                f"weights {name!r} need a share above f / n = {least:g} of those that are asked"
                 f" and below 1, got {given['share']:g}"
             )
     if "table" in given:
@@ -187,7 +187,8 @@ def _table(e: Experiment, table: dict[str, float]) -> Iterator[str]:
             f" unknown: {', '.join(odd[:8])}"
         )
     elif e.participation == 1:
-        given = [table[client] for client in clients]
+        weigh = aggregation.weighing(e.weights, rule=e.rule, pre=e.pre)
+        given = weigh(range(e.clients), [None] * e.clients)
         aggregation.rehearse(e.rule, n=e.clients, pre=e.pre, weights=given)
 
 

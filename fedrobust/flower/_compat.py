@@ -1,8 +1,9 @@
-"""The private doors of Flower that we go through, all of them, and the versions they were tried in.
+"""The private doors of Flower that we go through, and the versions they were tried in.
 
 Whatever is imported from ``flwr.supercore``, ``flwr.superlink``, ``flwr.supernode`` or
 ``flwr.proto`` may be renamed by the next release: it is imported here and nowhere else, and
-``tests/test_compat.py`` says which door is shut.
+``tests/test_compat.py`` says which door is shut. The doors behind which other people's apps run
+(the simulation engine, the older API, an app's configuration) stand in ``_compat_apps``.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import importlib.metadata
 import ssl
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import httpx
 from flwr.app import Array, Message
@@ -51,59 +54,29 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.object_ref import load_app
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE as MEDIA_TYPE
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid.http_grid import HttpGrid
 from google.protobuf.message import DecodeError
+
+if TYPE_CHECKING:
+    from flwr.superlink.grid.http_grid import HttpGrid
 
 TRIED = ("1.41.0", "1.42.0")
 CHUNK = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE  # bytes: Flower cuts arrays into pieces of this size
 
 __all__ = [
-    "CHUNK",
-    "HEAD_BODY_DIVIDER",
-    "MEDIA_TYPE",
-    "TRIED",
-    "ActivateNodeRequest",
-    "ConfirmMessageReceivedRequest",
-    "ConfirmMessageReceivedResponse",
-    "DecodeError",
-    "HttpGrid",
-    "Metadata",
-    "ObjectTree",
-    "ObjectUnavailableError",
-    "PullAppMessagesRequest",
-    "PullMessagesRequest",
-    "PullMessagesResponse",
-    "PullObjectRequest",
-    "PullObjectResponse",
-    "PushMessagesRequest",
-    "PushMessagesResponse",
-    "PushObjectRequest",
-    "PushObjectResponse",
-    "SendNodeHeartbeatRequest",
-    "TaskIdentity",
-    "app_client",
-    "call",
-    "chunk_content",
-    "cut",
-    "enrol",
-    "fleet_client",
-    "get_object_head_values_from_object_content",
-    "inflate_object_from_contents",
-    "load_app",
-    "make_pull_object_fn_protobuf",
-    "objects_of",
-    "public_key",
-    "push_request",
-    "run_config",
-    "run_superlink",
-    "runtime_client",
-    "set_message_id",
-    "stranger_requests",
-    "superlink_address",
-    "superlink_app",
-    "tree_of",
+    "CHUNK", "HEAD_BODY_DIVIDER", "MEDIA_TYPE", "TRIED", "ActivateNodeRequest",
+    "ConfirmMessageReceivedRequest", "ConfirmMessageReceivedResponse", "DecodeError",
+    "Metadata", "ObjectTree", "ObjectUnavailableError", "PullAppMessagesRequest",
+    "PullMessagesRequest", "PullMessagesResponse", "PullObjectRequest", "PullObjectResponse",
+    "PushMessagesRequest", "PushMessagesResponse", "PushObjectRequest", "PushObjectResponse",
+    "SendNodeHeartbeatRequest", "TaskIdentity", "app_client", "call", "chunk_content",
+    "client_process", "cut",
+    "enrol", "executor_client", "fleet_client", "get_object_head_values_from_object_content",
+    "inflate_object_from_contents", "is_http_grid", "leave", "load_app",
+    "make_pull_object_fn_protobuf", "next_task", "objects_of", "public_key", "push_request",
+    "run_config", "run_superlink", "run_supernode", "run_task", "runtime_client",
+    "set_message_id", "stranger_requests", "superlink_address", "superlink_app", "tree_of",
     "version",
-]
+]  # fmt: skip
 
 
 class DoorError(RuntimeError):
@@ -115,6 +88,16 @@ def version() -> str:
     return importlib.metadata.version("flwr")
 
 
+def is_http_grid(grid: Any) -> bool:
+    """Say whether a grid is the deployment engine's own.
+
+    Its module brings a database along (a second to import), which no simulation needs: a grid of
+    its kind exists only where somebody has imported it.
+    """
+    module = sys.modules.get("flwr.superlink.grid.http_grid")
+    return module is not None and isinstance(grid, module.HttpGrid)
+
+
 def runtime_client(grid: HttpGrid) -> Any:
     """Return the client through which a grid of the deployment engine speaks to the SuperLink."""
     return grid._runtime_client
@@ -122,7 +105,7 @@ def runtime_client(grid: HttpGrid) -> Any:
 
 def superlink_address(grid: Any) -> str:
     """Return the address at which a server app speaks to its SuperLink; empty for other grids."""
-    return str(grid._addr) if isinstance(grid, HttpGrid) else ""
+    return str(grid._addr) if is_http_grid(grid) else ""
 
 
 def set_message_id(message: Message, message_id: str) -> None:
@@ -163,6 +146,92 @@ def run_superlink(arguments: Sequence[str], gate: type, **settings: Any) -> None
         raise DoorError(f"flwr {version()} does not take a gate: tried with {', '.join(TRIED)}")
     sys.argv = ["flower-superlink", *arguments]
     flower_superlink()
+
+
+def run_supernode(
+    arguments: Sequence[str],
+    *,
+    sleep: Callable[[float], None],
+    answering: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """Run Flower's SuperNode in this process, with pauses of our own.
+
+    Parameters
+    ----------
+    arguments
+        Of ``flower-supernode``.
+    sleep
+        Is called where Flower sleeps: 3 s without a message, 0.5 s while one is worked on.
+    answering
+        Is entered when a message is whole, and left when its reply has been sent.
+    """
+    from flwr.supernode import start_client_internal as loop
+    from flwr.supernode.cli import flower_supernode
+
+    push = loop._push_messages
+
+    def announced(**given: Any) -> None:
+        with answering():
+            push(**given)
+
+    loop.__dict__.update(_push_messages=announced, time=SimpleNamespace(sleep=sleep))
+    sys.argv = ["flower-supernode", *arguments]
+    flower_supernode()
+
+
+def leave(sentence: str) -> NoReturn:
+    """End a SuperNode from its own thread, as Flower does where it cannot go on."""
+    from flwr.supercore.exit import ExitCode, flwr_exit
+
+    flwr_exit(ExitCode.TASK_PROC_EXCEPTION, sentence)
+
+
+def executor_client(address: str, secret: bytes) -> Any:
+    """Return what asks a SuperNode of this machine for tasks, with the executor's secret."""
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor as Version
+    from flwr.supercore.interceptors import SuperExecAuthHttpInterceptor as Signed
+    from flwr.supercore.runtime import RuntimeHttpClient
+
+    signed = Signed(master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"})
+    return RuntimeHttpClient.from_server_address(
+        address, True, None, [Version(component_name="SuperExec"), signed]
+    )
+
+
+def next_task(client: Any) -> str:
+    """Take the next message's task; return its token, empty where there is none."""
+    from flwr.proto.runtime_pb2 import AcquireTaskRequest
+    from flwr.supercore.constant import TaskType
+
+    wanted = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+    return str(client.AcquireTask(wanted).token)
+
+
+def client_process() -> Any:
+    """Import what Flower's client app process consists of."""
+    from flwr.supernode.runtime import run_clientapp
+
+    return run_clientapp
+
+
+def run_task(address: str, token: str, parent: int, received: Callable[[Message], None]) -> None:
+    """Be Flower's client app process for one message, until its ``SystemExit``.
+
+    Parameters
+    ----------
+    received
+        Is called with the message before it is answered.
+    """
+    own = client_process()
+    pull = own.pull_task_input
+
+    def pulled(client: Any) -> Any:
+        found = pull(client)
+        received(found[0])
+        return found
+
+    own.pull_task_input = pulled
+    own.run_clientapp(address, token, insecure=True, parent_pid=parent)
 
 
 def fleet_client(address: str, *, key: Path, verify: ssl.SSLContext, source: str) -> Any:

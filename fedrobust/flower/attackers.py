@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from logging import INFO, WARNING
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from flwr.app import Message
 from flwr.common import log
@@ -20,6 +19,9 @@ from fedrobust.flower.wrapping import WrappedGrid
 from fedrobust.secret import fresh
 from fedrobust.seeds import generator
 from fedrobust.spec import SpecError, split
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ["round", "node", "replaced", "reason"]
 
@@ -89,6 +91,8 @@ class Attackers(WrappedGrid):
     @property
     def history(self) -> pd.DataFrame:
         """One row an asked Byzantine node and round: round, node, replaced, reason."""
+        import pandas as pd  # half a second to import: only who asks pays
+
         return pd.DataFrame(self._rows, columns=COLUMNS)
 
     @property

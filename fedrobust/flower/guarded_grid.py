@@ -24,10 +24,10 @@ from flwr.serverapp import Grid
 from fedrobust.flower._compat import (
     CHUNK,
     ConfirmMessageReceivedRequest,
-    HttpGrid,
     ObjectTree,
     ObjectUnavailableError,
     PullAppMessagesRequest,
+    is_http_grid,
     make_pull_object_fn_protobuf,
     runtime_client,
     set_message_id,
@@ -45,6 +45,8 @@ __all__ = ["CHUNK", "GuardedGrid", "OutageError", "TooLarge", "limited", "read_r
 UNREADABLE = 11  # a code of our own, beyond Flower's
 SLACK = 2**20  # bytes of a reply beside its arrays
 ITEM = 4  # bytes of a float32
+SHORTEST = 0.1  # seconds between two looks for replies
+SHARE = 0.1  # of the time since the question: a look is late by a tenth of the waiting at most
 OUTAGE = 300.0  # seconds for which a SuperLink that fails is asked again
 LONGEST_PAUSE = 30.0
 
@@ -74,7 +76,7 @@ class GuardedGrid(WrappedGrid):
     clients
         How many clients answer in one reply: more than one for a cohort host.
     poll
-        Seconds between two looks for new replies.
+        Seconds between two looks for new replies, at most: shorter ones come first.
     outage
         Seconds for which a SuperLink that answers 5xx, or nothing, is asked again.
 
@@ -116,7 +118,7 @@ class GuardedGrid(WrappedGrid):
         OutageError
             If the SuperLink fails for longer than ``outage``.
         """
-        if not isinstance(self._inner, HttpGrid):
+        if not is_http_grid(self._inner):
             return list(self._inner.send_and_receive(messages, timeout=timeout))
         self._settle()
         waiting = self._push(list(messages))
@@ -129,7 +131,7 @@ class GuardedGrid(WrappedGrid):
             now = time.monotonic()
             if not waiting or all(now >= until[i] for i in waiting):
                 break
-            time.sleep(self._poll)
+            time.sleep(min(self._poll, max(SHORTEST, SHARE * (now - begin))))
         for message in waiting.values():
             self.quarantine.strike(_node(message), SILENT)
         self._owed |= waiting
@@ -150,7 +152,7 @@ class GuardedGrid(WrappedGrid):
 
         def push() -> list[str]:
             copies = salted(asked)  # anew each time: what was half sent is not sent twice
-            ids = list(cast(HttpGrid, self._inner).push_messages(copies))
+            ids = list(cast(Any, self._inner).push_messages(copies))
             take_ids(asked, copies)
             return ids
 
@@ -218,7 +220,7 @@ class GuardedGrid(WrappedGrid):
         """Return the replies that nodes have begun to send, by what they answer."""
         if not asked:
             return {}
-        client = runtime_client(cast(HttpGrid, self._inner))
+        client = runtime_client(cast(Any, self._inner))
         found = client.PullMessages(PullAppMessagesRequest(message_ids=asked))
         return {
             proto.metadata.reply_to_message_id: _Arriving(proto.metadata.message_id, tree)
@@ -228,8 +230,8 @@ class GuardedGrid(WrappedGrid):
 
     def _read(self, arriving: _Arriving, asked: Message) -> Message | None:
         """Return a reply, an error reply that says why it cannot be one, or None for not yet."""
-        run, node = self._inner.run.run_id, cast(HttpGrid, self._inner).node
-        client = runtime_client(cast(HttpGrid, self._inner))
+        run, node = self._inner.run.run_id, cast(Any, self._inner).node
+        client = runtime_client(cast(Any, self._inner))
         fetch = make_pull_object_fn_protobuf(client.PullObject, node, run)
         own = budget_of(asked)
         size = _array_bytes(asked) if own is None else own.size

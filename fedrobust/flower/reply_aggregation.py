@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
@@ -37,6 +36,9 @@ from fedrobust.flower.rule_spelling import Rule
 from fedrobust.secret import fresh
 from fedrobust.seeds import generator
 from fedrobust.spec import Spec, split
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ["round", "node", "accepted", "weight", "reason"]
 SHARE = "client_weight"
@@ -124,6 +126,8 @@ class ReplyAggregator:
         a reply was refused, or why the round kept the model. With weights there is a column
         ``client_weight``: each node's share of 1 before the rule looked at it.
         """
+        import pandas as pd  # half a second to import: only who asks pays
+
         return pd.DataFrame(self._rows, columns=self._columns)
 
     def check(self, n: int) -> None:

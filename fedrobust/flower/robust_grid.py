@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from logging import INFO, WARNING
 from threading import Lock
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from flwr.app import Error, Message
 from flwr.common import log
 from flwr.serverapp import Grid
@@ -19,6 +19,9 @@ from fedrobust.flower.reply_aggregation import ReplyAggregator, refuse_secure_ag
 from fedrobust.flower.rule_spelling import Rule
 from fedrobust.flower.wrapping import WrappedGrid
 from fedrobust.spec import Spec
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LEGACY = "fitins.parameters"  # the record in which Flower's older API sends its model
 ALONE = (

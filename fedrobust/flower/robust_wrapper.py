@@ -6,10 +6,9 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from logging import INFO, WARNING
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid
@@ -35,6 +34,9 @@ from fedrobust.flower.reply_aggregation import (
 from fedrobust.flower.rule_spelling import Rule
 from fedrobust.spec import Spec
 from fedrobust.text import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROBUST = (MultiKrum, Bulyan, FedMedian, FedTrimmedAvg)  # Krum is a MultiKrum
 PRIVATE = (

@@ -105,6 +105,13 @@ def mlp(shape: Shape, classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(100, classes))
 
 
+def pooled_mlp(shape: Shape, classes: int) -> nn.Module:
+    """One hidden layer of 32 on 2x2 averages (6,634 parameters on 1x28x28): for many runs."""
+    channels, height, width = shape
+    hidden = nn.Linear(channels * (height // 2) * (width // 2), 32)
+    return nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), hidden, nn.ReLU(), nn.Linear(32, classes))
+
+
 def wide_mlp(shape: Shape, classes: int) -> nn.Module:
     """One hidden layer of 1,258 (1,000,120 parameters on 1x28x28).
 
@@ -205,6 +212,7 @@ def bn_cnn(shape: tuple[int, int, int], classes: int) -> nn.Module:
 MODELS: dict[str, Callable[[Any, int], nn.Module]] = {
     "linear": linear,
     "mlp": mlp,
+    "pooled_mlp": pooled_mlp,
     "wide_mlp": wide_mlp,
     "alie_cnn": alie_cnn,
     "cnn": cnn,

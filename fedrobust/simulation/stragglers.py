@@ -14,6 +14,7 @@ import torch
 
 from fedrobust.cohort.train import COHORTS
 from fedrobust.experiment.schema import Experiment, Group, Recipe
+from fedrobust.experiment.settings import LOCAL_STEPS
 from fedrobust.seeds import generator
 from fedrobust.simulation import sampled
 from fedrobust.spec import suggest
@@ -74,6 +75,7 @@ def _recipe_errors(recipe: Recipe, prefix: str) -> list[str]:
         for key, table in names.items()
         if getattr(recipe, key) not in table
     ]
+    found += _local_errors(recipe, prefix)
     known = recipe.optimizer in OPTIMIZERS
     if known and OPTIMIZERS[recipe.optimizer].needs_momentum and not recipe.momentum > 0:
         found.append(f"{prefix}optimizer {recipe.optimizer!r} needs {prefix}momentum above 0")
@@ -83,6 +85,19 @@ def _recipe_errors(recipe: Recipe, prefix: str) -> list[str]:
         except (TypeError, ValueError) as error:
             found.append(f"{prefix.removesuffix('.')}: {error}")
     return found
+
+
+def _local_errors(recipe: Recipe, prefix: str) -> list[str]:
+    """Return a sentence for each setting of local steps that gradient mode would not read."""
+    if recipe.mode == "update":
+        return []
+    usual = Recipe()
+    return [
+        f"{prefix}{key} is not honoured with training.mode = 'gradient', where a client answers "
+        "with one gradient and the server steps; set training.mode = 'update' or leave it out"
+        for key in LOCAL_STEPS
+        if getattr(recipe, key) != getattr(usual, key)
+    ]
 
 
 def assign(experiment: Experiment) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ def reveal_files(
                 if digest(value) != job.promised[worker, file]:
                     job.ledger.catch(worker, f"revealed another value of file {file}")
                 elif not accept(worker, file, value):
-                    job.ledger.catch(worker, f"its sketch of file {file} was another value's")
+                    job.ledger.catch(worker, f"sketched another value than that of file {file}")
                 else:
                     values[file], origin[file] = value, worker
         pending = [file for file in pending if file not in values]

@@ -208,4 +208,4 @@ def _compare_sketches(job: Reveal, file: int, value: Tensor, sketches: Sketches,
     true = sketch(value, seed=seed, size=SIZE)
     for worker, other in told.items():
         if not sketches_agree(true, other, tolerance=SAME):
-            job.ledger.catch(worker, f"its sketch of file {file} is not that of its value")
+            job.ledger.catch(worker, f"sketched another value than that of file {file}")

@@ -1,0 +1,94 @@
+"""``attack = "auto"``: from one experiment to the runs that it stands for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fedrobust.attacks import settings, strength, threat_model
+from fedrobust.attacks.members import is_auto, members
+from fedrobust.experiment.schema import ConfigError, Experiment
+from fedrobust.simulation import stragglers
+from fedrobust.spec import SpecError
+from fedrobust.training.tasks import ACCURACY, headline
+
+Build = Callable[[Mapping[str, Any]], Experiment]
+
+
+def expanded(document: Mapping[str, Any], build: Build) -> list[Experiment]:
+    """Return the runs of one document: itself, or the members of ``auto`` that apply to it.
+
+    Raises
+    ------
+    ConfigError
+        Where ``auto`` has settings, no attackers, or is not supported: it is for federated runs.
+    """
+    try:
+        auto = is_auto(document.get("attack"))
+    except SpecError as error:
+        raise ConfigError([str(error)]) from error
+    if not auto:
+        return [build(document)]
+    if "redundancy" in document:
+        raise _unsupported("redundancy")
+    plain = build({**document, "attack": "none"})
+    if plain.mode != "federated":
+        raise _unsupported(plain.mode)
+    if (shown := headline(plain.loss, plain.metrics)) != ACCURACY:
+        raise ConfigError([f"attack 'auto' compares accuracies, this task has {shown.column}"])
+    if not plain.byzantine:
+        raise ConfigError(["attack 'auto' needs byzantine of at least 1, got 0"])
+    return [build({**document, "attack": spec}) for spec in applicable(plain)]
+
+
+def _unsupported(mode: str) -> ConfigError:
+    return ConfigError(
+        [f"attack 'auto' is for federated runs, not for {mode} mode yet: name an attack"]
+    )
+
+
+def applicable(experiment: Experiment) -> list[dict[str, Any]]:
+    """Return the members that can be computed in every round of an experiment.
+
+    ALIE's own z, for one, is not defined where half of those who are asked are Byzantine.
+    """
+    counts = cohorts(experiment)
+    return [spec for spec in members() if all(_computes(spec, n, f) for n, f in counts)]
+
+
+def _computes(spec: dict[str, Any], n: int, f: int) -> bool:
+    try:
+        settings(spec, n, f)
+    except SpecError:
+        return False
+    return True
+
+
+def cohorts(experiment: Experiment) -> Counter[tuple[int, int]]:
+    """Count the rounds by (clients asked, Byzantine ones among them)."""
+    n = stragglers.sample_size(experiment)
+    if experiment.participation == 1:
+        return Counter({(n, experiment.byzantine): experiment.rounds})
+    found: Counter[tuple[int, int]] = Counter()
+    for server_round in range(1, experiment.rounds + 1):
+        bad = set(threat_model.members(experiment, round=server_round))
+        asked = stragglers.participants(experiment, server_round)
+        found[n, len(bad.intersection(asked))] += 1
+    return found
+
+
+def weakness(experiment: Experiment) -> str:
+    """Say that an experiment's attack is none, or hardly one; empty where it is one.
+
+    With sampled cohorts the most frequent number of attackers counts.
+    """
+    if experiment.mode == "ensemble" or experiment.attack["name"] == threat_model.NONE:
+        return ""
+    ((n, f), _), *_ = cohorts(experiment).most_common(1)
+    return strength.weakness(experiment.attack, n=n, f=f)
+
+
+def same_but_attack(experiment: Experiment) -> dict[str, Any]:
+    """Return the settings that runs of one ``auto`` share: all but attack and seed."""
+    return {k: v for k, v in experiment.to_dict().items() if k not in ("attack", "seed")}
