@@ -48,8 +48,6 @@ def run_node(
     use: list[Path] | None = None,
 ) -> None:
     """Become a SuperNode with this node's own configuration, warm unless ``plain``."""
-    if check and data is not None:
-        load_own(data, name=check)
     config: dict[str, Any] = {
         "partition-id": partition,
         "role": "malicious" if malicious else "honest",
@@ -58,6 +56,9 @@ def run_node(
         plugins.use(path)
     if use:
         config["use"] = plugins.used()
+    if check and data is not None:
+        plugins.provide({"data": check})
+        load_own(data, name=check, root=data_root)
     check_device(device)
     if device != "cpu":
         config["device"] = device

@@ -4,9 +4,12 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from flwr.serverapp.strategy import FedAvg
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -22,7 +25,11 @@ from experiments.audit.report import Audit
 from experiments.audit.text import plain
 from experiments.audit.verdict import verdict
 from experiments.cli import app as command
+from fedrobust import plugins
+from fedrobust.aggregation import aggregate
 from fedrobust.experiment.schema import ConfigError
+from fedrobust.flower import Robust
+from fedrobust.flower.reply_aggregation import ReplyAggregator
 from fedrobust.spec import InputError, SpecError
 
 RUNNER = CliRunner()
@@ -173,6 +180,10 @@ STOPS = {
         "client_errors": [{"batch": 0, "node": 4, "reason": "disk", "finite": True}]},
     "secure aggregation": {"secure": True},
     r"no training message was sent \(types: query\)": {"train_batches": 0, "types": ["query"]},
+    r"not of one shape \(layer 'e' is .*vertical federated learning": {
+        "unlike": "layer 'e' is float (4, 2), expected float (4, 3)"},
+    r"no training reply \(train.a, train.b\) holds an array of a shape that was sent": {
+        "train_types": ["train.a", "train.b"], "continues": False},
 }  # fmt: skip
 
 
@@ -189,6 +200,12 @@ def test_the_kinds_of_apps():
     assert classify(run(legacy=True, strategies=[])).shape == "the older API (flwr.server)"
     blob = classify(run(floats=0))
     assert not blob.vector and "no floating array" in blob.not_tried[0][1]
+    loose = classify(run(alone=3))
+    assert not loose.together and "as it comes" in dict(loose.not_tried)["defences"]
+    assert loose.notes == [
+        "training messages go out one by one: each attacker knows nothing but its own reply"
+    ]
+    assert classify(run(alone=1, train_sizes=[1, 10])).together
     robust = {"name": "Krum", "own_start": True, "robust": True, "private": False}
     kind = classify(run(strategies=[robust, robust]))
     assert kind.shape == "strategy Krum with a start of its own, started 2 times"
@@ -337,6 +354,70 @@ def test_the_remedy_is_the_lines_that_were_measured(tmp_path):
     out = made.outcome
     out.defences = [Defence("median", "wrapper", 1, 1, why="it refuses honest replies")]
     assert made.remedy == ""
+
+
+MIDDLE = """
+import fedrobust
+
+def middle(updates, *, f):
+    return updates.sort(dim=0).values[f : len(updates) - f].mean(dim=0)
+
+@fedrobust.plugin("rule", "marked")
+def other(updates, *, f):
+    return middle(updates, f=f)
+"""
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """An empty room of plug-ins, and the tables as they were."""
+    monkeypatch.setattr(plugins, "ROOM", plugins._Room())
+    yield
+    for kind, name in list(plugins.ROOM.parts):
+        plugins.ROOM.take(kind, name)
+
+
+@pytest.mark.parametrize("name", ["middle", "marked"])
+def test_the_lines_of_a_rule_of_ones_own_run_as_they_are(tmp_path, monkeypatch, room, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rules.py").write_text(MIDDLE)
+    made = audit_of(tmp_path)
+    plugins.use("rules.py")
+    check_options(Options(defences=[name]), 10)
+    out, options = made.outcome, Options(use=["rules.py"], defences=[name])
+    (text,) = phases(options)._defences()
+    assert text == f"{name}:f=2"
+    out.defences = [Defence(text, "wrapper", 1, 1, 0.01, 1.2)]
+    told = replace(made, options=options).remedy
+    assert "plugins.use('rules.py')" in told
+    plugins.ROOM.take("rule", name)  # a server starts without it
+    plugins.ROOM.files.clear()
+    place = {"strategy": FedAvg()}
+    exec(told, place)
+    rows = torch.arange(20.0).reshape(10, 2) ** 2
+    assert isinstance(place["strategy"], Robust)
+    found = ReplyAggregator(text, seed=1).rehearse(rows)
+    torch.testing.assert_close(found, aggregate(rows, {"name": "trimmed_mean", "f": 2}))
+
+
+def test_a_rule_that_nobody_has_is_told_before_anything_runs(room):
+    with pytest.raises(SpecError, match=r"unknown rule 'midle'"):
+        check_options(Options(defences=["midle:f=2"]), 10)
+    with pytest.raises(ValueError, match="put a rule of your own into a file"):
+        check_options(Options(defences=[len]), 10)
+
+
+def test_the_command_that_repeats_a_cell_says_all_that_decides_it(tmp_path):
+    made = audit_of(tmp_path)
+    path = str(made.application.folder)
+    assert made.command("--cell", "x") == f"fedrobust audit {path} --cell x"
+    app = application.read(path, overrides={"rounds": 2}, nodes=6)
+    options = Options(metric="eps:min", seeds=2, quick=True, use=["my rules.py"], tolerance=0.1)
+    told = replace(made, application=app, options=options).command()
+    assert told == (
+        f"fedrobust audit {path} -o rounds=2 --nodes 6 --metric eps:min --seeds 2 --tolerance 0.1 "
+        "--use 'my rules.py' --quick"
+    )
 
 
 def test_a_changed_folder_is_not_audited(tmp_path):

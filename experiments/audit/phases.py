@@ -68,7 +68,7 @@ class Phases:
         assert out.kind is not None
         broken = self._asked(BROKEN, QUICK_BROKEN)
         vector = self._asked(ATTACKS, QUICK_VECTOR, VECTOR) if out.kind.vector else []
-        defences = self._defences() if out.kind.vector else []
+        defences = self._defences() if out.kind.vector and out.kind.together else []
         self._planned = self._done + len(broken) + len(vector) + (len(vector) + 1) * len(defences)
         self._say(self._done, self._planned, self._estimate())
         self._attacked(BROKEN_REPLY, [Cell(attack=name, k=1) for name in broken])

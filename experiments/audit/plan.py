@@ -9,8 +9,9 @@ from typing import Any
 from experiments.audit.classification import Kind
 from experiments.audit.outcomes import Finding
 from experiments.audit.quality import Judge
+from fedrobust import plugins
 from fedrobust.flower.crafted_replies import check_attack
-from fedrobust.flower.rule_spelling import read_spec
+from fedrobust.flower.rule_spelling import read_rule, read_spec
 from fedrobust.spec import Spec
 
 VECTOR = ("sign_flip:scale=4.0", "alie", "ipm:epsilon=0.5", "ipm:epsilon=10.0", "min_max", "seesaw",
@@ -42,6 +43,8 @@ class Options:
         Falls of quality that are accepted; see ``Judge``.
     limit
         Seconds a cell; None is ten clean runs, at least a minute.
+    use
+        Files with rules and attacks of the user's.
     """
 
     attacks: Sequence[Spec] | None = None
@@ -55,6 +58,7 @@ class Options:
     tolerance: float = 0.05
     limit: float | None = None
     workers: int | None = None
+    use: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,16 @@ def check_options(options: Options, nodes: int) -> None:
         With what is wrong.
     """
     for attack in options.attacks or ():
-        check_attack(read_spec(attack, "attack") if isinstance(attack, str) else attack)
+        spec = read_spec(attack, "attack") if isinstance(attack, str) else attack
+        plugins.provide({"attack": spec})
+        check_attack(spec)
     for defence in options.defences or ():
         if not isinstance(defence, str | Mapping):
-            raise ValueError(f"a defence is a rule's text or table, got {type(defence).__name__}")
+            raise ValueError(
+                f"a defence is a rule's text or table, got {type(defence).__name__}: put a rule of "
+                "your own into a file, name that file with use, and the rule by its name"
+            )
+        read_rule(defence)
     if options.f is not None and not 1 <= options.f < nodes:
         raise ValueError(f"f needs 1 <= f < {nodes} nodes, got {options.f}")
     if not 0 <= options.threshold <= 1:

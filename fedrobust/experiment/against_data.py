@@ -38,15 +38,16 @@ def check_against_data(
         With every setting that the data do not bear, each once.
     """
     sets: dict[str, Dataset] = {}
-    cuts: dict[tuple[str, str, int, int], Shares] = {}
+    cuts: dict[tuple[str, str, int, int, float], Shares] = {}
     errors: dict[str, None] = {}
     for e in experiments:
         if e.data not in sets:
             sets[e.data] = data.load(e.data, root=data_root, download=download)
-        key = (e.data, str(e.partition), e.clients, e.seed)
+        dataset = data.set_aside(sets[e.data], e.server.validation, seed=e.seed)
+        key = (e.data, str(e.partition), e.clients, e.seed, e.server.validation)
         if key not in cuts:
-            cuts[key] = _cut(e, sets[e.data])
-        errors |= dict.fromkeys(wrong(e, sets[e.data], cuts[key]))
+            cuts[key] = _cut(e, dataset)
+        errors |= dict.fromkeys(wrong(e, dataset, cuts[key]))
     if errors:
         raise ConfigError(list(errors))
 
@@ -153,7 +154,9 @@ def rehearse(e: Experiment, dataset: Dataset) -> None:
         value = loss_of(e.loss)(module, x, y)
         value.backward()  # a scalar, of a graph
     held = outputs.detach() if isinstance(outputs, Tensor) else outputs
-    for name in e.metrics:
+    if any(METRICS[name].by_client for name in e.metrics):
+        data.examples_of(e, dataset)
+    for name in (name for name in e.metrics if not METRICS[name].by_client):
         with _told(f"metric {name!r} does not take {given}"):
             number(name, METRICS[name].compute(held, y))
 
