@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from fedrobust import attacks, data, models, plugins
+from fedrobust.aggregation import rehearse as rehearse_rule
+from fedrobust.aggregation import weighing
 from fedrobust.attacks import POISONS, TRAINED, threat_model
 from fedrobust.attacks.poison_checks import Victim, check_poison
 from fedrobust.data import DataError, Dataset
@@ -66,12 +68,29 @@ def wrong(experiment: Experiment, dataset: Dataset, shares: Shares) -> list[str]
     if errors:
         return errors
     try:
+        _weights(experiment, shares)
         _attack(experiment, dataset, shares)
         if _foreign(experiment) or not dataset.holds_images:
             rehearse(experiment, dataset)
     except InputError as error:
         errors.append(str(error))
     return errors
+
+
+def _weights(e: Experiment, shares: Shares) -> None:
+    """Check that the rule bears the sizes of the shares, where these are the clients' weights.
+
+    Raises
+    ------
+    SpecError
+        With the weight of the heaviest clients.
+    """
+    if e.weights["name"] != "attested" or "table" in e.weights or e.participation < 1:
+        return
+    table = {str(client): float(len(share)) for client, share in enumerate(shares)}
+    weigh = weighing(e.weights | {"table": table}, rule=e.rule, pre=e.pre)
+    given = weigh(range(e.clients), [None] * e.clients)
+    rehearse_rule(e.rule, n=e.clients, pre=e.pre, weights=given)
 
 
 def _task(e: Experiment, dataset: Dataset) -> list[str]:
