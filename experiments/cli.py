@@ -170,7 +170,7 @@ def deploy(
 def node(
     superlink: Superlink,
     partition: Annotated[int, typer.Option(help="Which client this is, from 0.", min=0)],
-    data: Annotated[Path | None, typer.Option(help="Own data: npz or image folder.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Own data: npz, csv, parquet, images.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Public data sets; own share.")] = None,
     root_certificates: Certificates = None,
     key: Annotated[Path | None, typer.Option(help="This node's private key (ECDSA).")] = None,

@@ -13,7 +13,7 @@ from flwr.proto.node_pb2 import Node
 
 from experiments.deploy.gate import BODY, SMALL_BODY, Gate, network
 from experiments.deploy.gate_ledger import MIB, Limits
-from experiments.deploy.superlink import _parser, main, own_log, settings_of
+from experiments.deploy.superlink import _parser, executor_of, main, own_log, settings_of
 from fedrobust.flower import _compat as flower
 
 HERE, STRANGER, OPERATOR = "127.0.0.1", "127.0.0.2", "10.1.2.3"
@@ -410,3 +410,21 @@ def test_a_setting_in_the_environment_that_is_no_number_is_a_wrong_call(monkeypa
     with pytest.raises(SystemExit) as ended:
         main([])
     assert ended.value.code == 2 and "invalid int value: 'many'" in capsys.readouterr().err
+
+
+def test_the_executor_is_ours_unless_the_operator_says_otherwise(monkeypatch):
+    monkeypatch.delenv("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", raising=False)
+    tls = ["--ssl-ca-certfile", "ca.crt", "--ssl-keyfile", "k", "--host", "0.0.0.0", "--port", "92"]
+    start = ["flower-superexec", "--runtime-api-address"]
+    rooted = [*start, "127.0.0.1:92", "--root-certificates", "ca.crt"]
+    installs = "--allow-runtime-dependency-installation"
+    assert executor_of(tls) == [*rooted, installs]
+    assert executor_of([*tls, "--disable-runtime-dependency-installation"]) == rooted
+    assert executor_of(["--insecure", "--host", "::"]) == [
+        *start,
+        "[::1]:8000",
+        "--insecure",
+        installs,
+    ]
+    for own in (["--isolation", "process"], ["--superexec-auth-secret-file", "x"], ["--help"]):
+        assert executor_of([*tls, *own]) is None

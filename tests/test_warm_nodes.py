@@ -242,3 +242,32 @@ def test_a_nodes_tasks_are_for_whoever_knows_its_secret():
     assert ask(None, b"whatever") == ""
     with pytest.raises(httpx.HTTPStatusError, match="401"):
         ask(b"secret", b"guess")
+
+
+def test_a_node_that_demands_signed_apps_refuses_ours():
+    """Signatures come with apps from Flower's hub: what an operator submits has none."""
+    from flwr.app import Message, RecordDict
+    from flwr.supercore.fab import Fab
+    from flwr.supercore.inflatable.inflatable_object import get_object_tree
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supercore.run import Run
+    from flwr.supernode import start_client_internal as loop
+    from flwr.supernode.nodestate import NodeStateFactory
+
+    from fedrobust.flower.in_process import identify, stamp
+
+    identify()
+    objects = ObjectStoreFactory()
+    state = NodeStateFactory(objectstore_factory=objects).state()
+    state.set_node_id(1)
+    asked = stamp(Message(RecordDict(), 1, "train"), "asked")
+    loop._pull_and_store_message(
+        state=state, object_store=objects.store(), node_config={},
+        receive=lambda: (asked, get_object_tree(asked)), get_run=Run.create_empty,
+        get_fab=lambda name, run: Fab(name, b"an app", {}),
+        pull_object=lambda run, name: pytest.fail("nothing of it is fetched"),
+        confirm_message_received=lambda run, name: None,
+        trusted_entities={"fpk_1": "ssh-ed25519 AAAA"},
+    )  # fmt: skip
+    (reply,) = state.get_messages_legacy(is_reply=True)
+    assert reply.error.reason == "The FAB could not be verified."

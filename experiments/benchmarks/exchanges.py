@@ -72,7 +72,7 @@ def measured(it: Federation, case: str, rounds: int) -> dict[str, Any]:
     """Run one case; return its seconds and CPU seconds, without the first round's."""
     e = from_dict(BASE | CASES[case] | {"rounds": rounds + 1})
     marks: dict[int, tuple[int, float, float]] = {}
-    began = time.monotonic()
+    before, began = mark(it)[0], time.monotonic()
     rows = run_on_nodes(
         e,
         superlink=it.address,
@@ -83,7 +83,8 @@ def measured(it: Federation, case: str, rounds: int) -> dict[str, Any]:
     whole = time.monotonic() - began
     asked, nodes, server = (b - a for a, b in zip(marks[1], marks[rounds + 1], strict=True))
     seconds = [row["seconds"] for row in rows[2:]]
-    each = asked / NODES / rounds
+    each = (mark(it)[0] - before) / NODES - 1  # without the roll call
+    each /= rounds + 1
     return {
         "rounds": rounds,
         "replies": [row["replies"] for row in rows[1:]],

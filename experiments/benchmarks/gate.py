@@ -9,6 +9,7 @@ Flower's web app in this process, which other load does not change. One JSON lin
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
 import threading
@@ -35,8 +36,8 @@ KINDS = {
 }
 
 
-def main(rounds: int = 100, clients: int = 8) -> None:
-    """Measure both, and print the lines."""
+def main(rounds: int = 100, clients: int = 8, limit: float = math.inf) -> None:
+    """Measure both, and print the lines; after ``limit`` seconds with the rounds that there are."""
     for case, (with_gate, without) in in_process().items():
         show(case, with_gate, without)
     if not rounds:
@@ -45,7 +46,7 @@ def main(rounds: int = 100, clients: int = 8) -> None:
     e = from_dict(
         EXPERIMENT | {"rounds": rounds, "clients": clients, "byzantine": 0, "server": server}
     )
-    seconds: dict[bool, list[float]] = {}
+    seconds: dict[bool, list[float]] = {True: [], False: []}
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedrobust-gate-")))
         sites: dict[bool, tuple[Federation, list[RawNode]]] = {}
@@ -57,17 +58,20 @@ def main(rounds: int = 100, clients: int = 8) -> None:
 
         def measure(gate: bool) -> None:
             it = sites[gate][0]
-            rows = run_on_nodes(e, superlink=it.address, output=it.home / "results",
-                                certificates=it.home / "ca.crt")  # fmt: skip
-            seconds[gate] = [row["seconds"] for row in rows[1:]]
+            run_on_nodes(e, superlink=it.address, output=it.home / "results",
+                         certificates=it.home / "ca.crt",
+                         on_row=lambda row: seconds[gate].append(row["seconds"]))  # fmt: skip
 
-        threads = [threading.Thread(target=measure, args=(gate,)) for gate in sites]
+        threads = [threading.Thread(target=measure, args=(g,), daemon=True) for g in sites]
+        end = time.monotonic() + limit
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(max(0.0, end - time.monotonic()) if limit < math.inf else None)
+        cut = min(map(len, seconds.values()))  # the first row is no round
+        seconds = {gate: found[1:cut] for gate, found in seconds.items()}
         asked = requests({gate: nodes[0] for gate, (_, nodes) in sites.items()})
-    rest = {"rounds": rounds, "mean_seconds": {str(k): mean(v) for k, v in seconds.items()}}
+    rest = {"rounds": cut - 1, "mean_seconds": {str(k): mean(v) for k, v in seconds.items()}}
     show("a round of 8 nodes", statistics.median(seconds[True]), statistics.median(seconds[False]),
          **rest)  # fmt: skip
     per_second = {str(gate): round(1 / each, 1) for gate, each in asked.items()}

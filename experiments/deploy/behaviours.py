@@ -18,6 +18,7 @@ from fedrobust.flower.salt import SALT
 
 FLOOD = 20 * 2**20  # bytes that a flooder pushes beside its reply
 WIDE = 200_000
+KEYS = 1_000_000
 GUESSES = 5  # microseconds around its own message in which a forger looks for the others'
 
 
@@ -34,6 +35,14 @@ def malformed(node: RawNode, message: Message) -> None:
         return honest(node, message)
     records = {name: MetricRecord({name: 1.0}) for name in names}
     node.push(Message(RecordDict(records), reply_to=message))
+
+
+def talkative(node: RawNode, message: Message) -> None:
+    """Answer with a million metrics: a reply that is announced and never comes whole."""
+    if message.metadata.message_type.startswith("query"):
+        return honest(node, message)
+    numbers = MetricRecord({f"{i}": 1 for i in range(KEYS)})
+    node.push(Message(RecordDict({"metrics": numbers}), reply_to=message))
 
 
 def flooder(node: RawNode, message: Message) -> None:

@@ -110,10 +110,10 @@ class Federation:
         words = ["supernode", "register", public, "own", "--name", f"client-{number}"]
         flower_run.flwr(words, self.environment)
 
-    def register_all(self, count: int) -> None:
-        """Register ``client-0`` to ``client-COUNT-1``, several at a time: each is a process."""
+    def register_all(self, count: int, *, first: int = 0) -> None:
+        """Register ``client-FIRST`` to ``client-COUNT-1``, several processes at a time."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(self.register, range(count)))
+            list(pool.map(self.register, range(first, count)))
 
     def make_key(self, name: str) -> None:
         """Make a key pair."""

@@ -2,7 +2,8 @@
 
 ``python -m experiments.deploy.hostile`` runs 20 rounds on a real SuperLink behind the gate with TLS
 and registered keys, prints JSON lines, and ends with exit code 1 if anything is not as it should
-be. ``--no-gate`` shows the same attacks on Flower's own SuperLink: there they succeed.
+be. ``--no-gate`` shows the same attacks on Flower's own SuperLink: there the stranger's doors are
+open, and what forger and flooder push is taken.
 """
 
 from __future__ import annotations
@@ -95,9 +96,12 @@ def at_work(it: Federation, kinds: list[Behaviour]) -> Iterator[list[RawNode]]:
 def drill(it: Federation, e: Experiment, nodes: list[RawNode]) -> dict[str, Any]:
     """Run the experiment while a stranger asks for everything in each round."""
     doors: dict[str, set[int]] = {}
+    largest = 0
     began = time.monotonic()
 
     def on_row(row: dict[str, Any]) -> None:
+        nonlocal largest
+        largest = max(largest, stored(it))
         for path, status in stranger(it).items():
             doors.setdefault(path, set()).add(status)
 
@@ -113,6 +117,7 @@ def drill(it: Federation, e: Experiment, nodes: list[RawNode]) -> dict[str, Any]
         "ended": ended,
         "rounds": len(seconds),
         "accuracy": last.get("accuracy"),
+        "largest_state_mib": round(largest / 2**20, 1),
         "replies": [row["replies"] for row in rows[1:]],
         "seconds": round(time.monotonic() - began, 1),
         "seconds_by_round": [round(s, 1) for s in seconds],
@@ -129,7 +134,7 @@ def good(found: dict[str, Any], nodes: list[RawNode], least: float) -> bool:
     refused = forger["PushMessages 403"] == forger["forged"] > 0
     refused &= not forger["objects of another's"] and flooder["PushMessages 409"] > 0
     ended = found["ended"] == "completed" and found["accuracy"] >= least
-    return bool(closed and refused and ended and found["state_mib"] < 64)
+    return bool(closed and refused and ended and found["largest_state_mib"] < 64)
 
 
 def stored(it: Federation) -> int:

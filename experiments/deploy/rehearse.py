@@ -91,8 +91,8 @@ def was_refused(it: Federation, name: str, members: int) -> bool:
 
 
 def without_time(rows: list[dict]) -> list[dict]:
-    """Drop what depends on the machine."""
-    places = ("seconds", "rejected")
+    """Drop what depends on the machine, and what only a simulation can know."""
+    places = ("seconds", "rejected", "kappa")
     return [{k: v for k, v in row.items() if k not in places} for row in rows]
 
 

@@ -3,6 +3,10 @@
 All arguments of ``flower-superlink`` pass through. The gate's own, each also an environment
 variable: ``--operators`` (FEDROBUST_OPERATORS), ``--reply-mib`` (FEDROBUST_REPLY_MIB) and
 ``--objects`` (FEDROBUST_OBJECTS).
+
+Tasks are given out to an executor that knows a secret, made at the start and on no disk; with an
+``--isolation`` or a ``--superexec-auth-secret-file`` among the arguments, executors are the
+operator's own matter.
 """
 
 from __future__ import annotations
@@ -10,13 +14,18 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import secrets
+import subprocess
 import sys
 from collections.abc import Sequence
 
 from experiments.deploy.gate import OPERATORS, Gate, network
 from experiments.deploy.gate_ledger import MIB, Limits
+from experiments.deploy.supernode import readable
 from fedrobust.flower import _compat as flower
 
+SECRET = "--superexec-auth-secret-file"
+NO_INSTALLATION = "--disable-runtime-dependency-installation"
 FORWARDED = "FORWARDED_ALLOW_IPS"  # by whom uvicorn lets a client's address be stated
 
 
@@ -33,7 +42,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tried = ", ".join(flower.TRIED)
         log.warning("the gate was tried with flwr %s, this is %s", tried, flower.version())
     log.info("operators: %s", ", ".join(given.operators))
+    secret = secrets.token_bytes(32)
+    if (command := executor_of(rest)) is not None:
+        end = readable(secret)
+        command += ["--parent-pid", str(os.getpid()), SECRET, f"/dev/fd/{end}"]
+        subprocess.Popen(command, pass_fds=(end,), start_new_session=True)
+        os.close(end)
+        rest += ["--isolation", "process", SECRET, f"/dev/fd/{readable(secret)}"]
     flower.run_superlink(rest, Gate, **settings)
+
+
+def executor_of(arguments: Sequence[str]) -> list[str] | None:
+    """Return the command of the executor that Flower would start itself, without a secret.
+
+    None where the arguments say who executes, or nobody does.
+    """
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    for name in ("--isolation", SECRET, "--ssl-ca-certfile"):
+        parser.add_argument(name)
+    for name in ("--simulation", "--insecure", "--help", "-h", "--version", "-V", NO_INSTALLATION):
+        parser.add_argument(name, action="store_true")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", default="8000")
+    told = vars(parser.parse_known_args(arguments)[0])
+    said = ("isolation", "superexec_auth_secret_file", "help", "h", "version", "V")
+    if any(told[name] for name in said):
+        return None
+    certificates = ["--root-certificates", os.path.expanduser(told["ssl_ca_certfile"] or "")]
+    command = ["flower-superexec", "--runtime-api-address", reached(told["host"], told["port"])]
+    command += ["--insecure"] if told["insecure"] else certificates
+    installs = not told["disable_runtime_dependency_installation"]
+    if installs and os.environ.get("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION") != "1":
+        command += ["--allow-runtime-dependency-installation"]
+    return command
+
+
+def reached(host: str, port: str) -> str:
+    """Return the address at which this machine reaches a server that listens on a host."""
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{here}]:{port}" if ":" in here else f"{here}:{port}"
 
 
 def own_log() -> logging.Logger:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from fedrobust.flower import _compat as flower
 
 HOST = "127.0.0.1"
-LEAST = 0.05  # seconds between two looks for a message
+LEAST = 0.2  # seconds between two looks for a message
 SHARE = 0.1  # of the time since the last message: a look is late by a tenth of the waiting at most
 BUSY = 0.02  # seconds between two looks for the answer, in this process's own memory
 GONE = "the process that answers messages has ended: see what it said above"
