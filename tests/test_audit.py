@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from experiments.audit.classification import classify
 from experiments.audit.outcomes import Finding, judge
 from experiments.audit.page import page
 from experiments.audit.phases import Phases
-from experiments.audit.plan import Defence, Options, Outcome, check_options
+from experiments.audit.plan import Defence, Options, Outcome, check_options, with_members
 from experiments.audit.quality import CLIENTS, DISTANCE, SERVER, Judge, choose, direction
 from experiments.audit.report import Audit
 from experiments.audit.text import plain
@@ -27,6 +28,7 @@ from experiments.audit.verdict import verdict
 from experiments.cli import app as command
 from fedrobust import plugins
 from fedrobust.aggregation import aggregate
+from fedrobust.attacks import ATTACKS, members
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.flower import Robust
 from fedrobust.flower.reply_aggregation import ReplyAggregator
@@ -235,6 +237,17 @@ def test_defences_get_the_audits_f_and_too_few_nodes_are_told():
     assert few.out.not_tried == [("defence krum", "4 nodes are too few for it with f=1")]
 
 
+def test_auto_is_its_published_members_each_once():
+    made = with_members(["alie", "auto", {"name": "mimic"}])
+    assert made[0] == "alie" and len(made) == len(set(made)) == len(members.FIXED)
+    assert {"min_sum", "mimic", "alie:z=1.5", "sign_flip:scale=4.0", "opt_ipm"} <= set(made)
+    assert phases(Options(attacks=made))._asked(ATTACKS, ()) == made
+    check_options(Options(attacks=made), 10)
+    assert with_members(None) is None
+    with pytest.raises(SpecError, match="has no parameters"):
+        with_members(["auto:z=1"])
+
+
 def test_what_is_not_tried_is_listed():
     quick = phases(Options(quick=True))
     from fedrobust.flower.broken_replies import BROKEN
@@ -339,6 +352,10 @@ def test_nothing_of_the_app_reaches_terminal_page_or_json_as_it_is(tmp_path):
     assert "[bold red]" in shown, "markup of the app is text"
     assert "\x1b]" not in console.export_text(styles=True)
     assert len(shown.splitlines()) < 40, "one screen"
+    drawn = card.picture(made)
+    assert "<script" not in drawn and "\x1b" not in drawn and "font-face" not in drawn
+    assert re.findall(r"https?://[^\"' )]+", drawn) == ["http://www.w3.org/2000/svg"]
+    ElementTree.fromstring(drawn)
     document = json.loads(made.to_json(tmp_path / "audit.json"))
     assert "\\u001b" not in (tmp_path / "audit.json").read_text()
     assert document["schema_version"] == 1 and document["cells"][1]["value"] == "nan"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import re
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,6 +17,7 @@ from experiments.audit.text import plain
 
 COLOURS = {"holds": "bold green", "weak": "bold red", "not audited": "bold yellow"}
 SHOWN = 4  # defences, beside the bare app
+WIDTH = 110  # characters of the card as a picture
 
 
 def show(audit: Audit, console: Console) -> None:
@@ -42,6 +46,14 @@ def show(audit: Audit, console: Console) -> None:
         console.print(Text(f"note: {plain(note)}"), soft_wrap=True)
     same = "unchanged" if audit.hashes[0] == audit.hashes[1] else "CHANGED"
     console.print(Text(f"folder {same}, sha256 {audit.hashes[1][:16]}"))
+
+
+def picture(audit: Audit) -> str:
+    """Return the card as an SVG picture that fetches nothing from anywhere."""
+    console = Console(record=True, width=WIDTH, file=io.StringIO())
+    show(audit, console)
+    drawn = console.export_svg(title=f"fedrobust audit {plain(audit.application.name)}")
+    return re.sub(r"@font-face \{.*?\}\s*|<!--.*?-->\s*", "", drawn, flags=re.DOTALL)
 
 
 def _metric(audit: Audit, console: Console) -> None:

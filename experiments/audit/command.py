@@ -23,7 +23,7 @@ INTERRUPTED = 130
 def audit(
     folder: Annotated[Path, typer.Argument(help="A Flower app: the folder of its pyproject.toml.")],
     attack: Annotated[
-        Many, typer.Option(help="Try these only: sign_flip:scale=4.0; may be repeated.")
+        Many, typer.Option(help="Try these only: sign_flip:scale=4.0, auto; repeatable.")
     ] = None,
     defence: Annotated[
         Many, typer.Option(help="Try these rules: nnm+trimmed_mean, or one of --use; repeatable.")
@@ -57,7 +57,8 @@ def audit(
         typer.Option(help="A Python file with rules or attacks of yours; repeatable."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write audit.json and audit.html into this folder.")
+        Path | None,
+        typer.Option(help="Write audit.json, audit.html and the card, audit.svg, here."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
@@ -72,19 +73,21 @@ def audit(
     if output is not None and _inside(output, folder):
         raise InputError(f"the audit writes nothing into the app's folder: --output {output}")
     made = _conducted(terminal, folder, _overrides(override), settings, quiet=as_json)
+    from experiments.audit.card import picture, show  # what takes its time is imported
+
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         made.to_json(output / "audit.json")
         made.to_html(output / "audit.html")
-    from experiments.audit.card import show  # it has imported what takes its time
-
+        (output / "audit.svg").write_text(picture(made))
     if as_json:
         typer.echo(made.to_json())
     else:
         console = Console()
         show(made, console)
         if output is not None:
-            console.print(f"written: {output / 'audit.json'} {output / 'audit.html'}", markup=False)
+            files = " ".join(str(output / f"audit.{kind}") for kind in ("json", "html", "svg"))
+            console.print(f"written: {files}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(made.exit_code)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from experiments.audit.application import read, tree_hash
 from experiments.audit.cell import Cell
 from experiments.audit.phases import Phases
-from experiments.audit.plan import Options, check_options
+from experiments.audit.plan import Options, check_options, with_members
 from experiments.audit.processes import Cells
 from experiments.audit.report import Audit
 from fedrobust import plugins
@@ -45,9 +45,9 @@ def audit(
     """Run an app as it is, with Byzantine nodes, and with defences; see ``fedrobust.audit``."""
     application = read(app, overrides=overrides, nodes=nodes)
     options = Options(
-        attacks=attacks, defences=defences, f=f, metric=metric, seeds=seeds, grid=grid, quick=quick,
-        threshold=fail_under, tolerance=tolerance, limit=time_limit, workers=workers,
-        use=[str(file) for file in use],
+        attacks=with_members(attacks), defences=defences, f=f, metric=metric, seeds=seeds,
+        grid=grid, quick=quick, threshold=fail_under, tolerance=tolerance, limit=time_limit,
+        workers=workers, use=[str(file) for file in use],
     )  # fmt: skip
     try:
         _load(options.use)

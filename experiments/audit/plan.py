@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from experiments.audit.cell import attack_text
 from experiments.audit.classification import Kind
 from experiments.audit.outcomes import Finding
 from experiments.audit.quality import Judge
 from fedrobust import plugins
+from fedrobust.attacks import members
 from fedrobust.flower.crafted_replies import check_attack
 from fedrobust.flower.rule_spelling import read_rule, read_spec
 from fedrobust.spec import Spec
 
-VECTOR = ("sign_flip:scale=4.0", "alie", "ipm:epsilon=0.5", "ipm:epsilon=10.0", "min_max", "seesaw",
-          "auto")  # fmt: skip
+VECTOR = ("sign_flip:scale=4.0", "alie", "ipm:epsilon=0.5", "ipm:epsilon=10.0", "min_max", "seesaw")
 QUICK_VECTOR = ("sign_flip:scale=4.0", "alie", "ipm:epsilon=10.0")
 QUICK_BROKEN = ("exception", "nan_value", "wrong_shape", "extra_metric", "many_examples")
 DEFENCES = ("trimmed_mean", "nnm+trimmed_mean", "krum", "median")
@@ -102,6 +103,24 @@ class Outcome:
     def of(self, *phases: str) -> list[Finding]:
         """Return the findings of some phases."""
         return [finding for phase, finding in self.findings if phase in phases]
+
+
+def with_members(attacks: Sequence[Spec] | None) -> list[Spec] | None:
+    """Put the published members of ``auto`` in its place; its searches need to know the rule."""
+    if attacks is None:
+        return None
+    chosen: list[Spec] = []
+    for attack in attacks:
+        chosen += members.FIXED if members.is_auto(attack) else [attack]
+    texts = [attack_text(_all_seeing(one)) for one in chosen]
+    return list(dict.fromkeys(texts))
+
+
+def _all_seeing(spec: Spec) -> Spec:
+    """Leave out a knowledge that an audit's attackers have anyway."""
+    if isinstance(spec, str) or spec.get("knowledge") != "omniscient":
+        return spec
+    return {key: value for key, value in spec.items() if key != "knowledge"}
 
 
 def check_options(options: Options, nodes: int) -> None:
