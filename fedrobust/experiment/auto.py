@@ -11,7 +11,7 @@ from fedrobust.attacks.members import is_auto, members
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.simulation import stragglers
 from fedrobust.spec import SpecError
-from fedrobust.training.tasks import classifies
+from fedrobust.training.tasks import ACCURACY, promised
 
 Build = Callable[[Mapping[str, Any]], Experiment]
 
@@ -35,8 +35,8 @@ def expanded(document: Mapping[str, Any], build: Build) -> list[Experiment]:
     plain = build({**document, "attack": "none"})
     if plain.mode != "federated":
         raise _unsupported(plain.mode)
-    if not ("accuracy" in plain.metrics or (not plain.metrics and classifies(plain.loss))):
-        raise ConfigError(["attack 'auto' compares accuracies: this task measures none"])
+    if (shown := promised(plain.loss, plain.metrics)) != ACCURACY:
+        raise ConfigError([f"attack 'auto' compares accuracies, this task has {shown.column}"])
     if not plain.byzantine:
         raise ConfigError(["attack 'auto' needs byzantine of at least 1, got 0"])
     return [build({**document, "attack": spec}) for spec in applicable(plain)]
