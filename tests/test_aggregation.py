@@ -41,6 +41,7 @@ NEEDED = {
     "safeguard": {"window": 6, "threshold": 20.0, "short_window": 3, "short_threshold": 20.0},
     "rlr": {"threshold": 4},
     "huber": {"threshold": 6.0},
+    "projected": {"dimension": 8},
     "bucketing": {"size": 2},
     "clip": {"bound": 3.0},
 }

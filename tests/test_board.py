@@ -201,8 +201,7 @@ def test_an_invalid_file_is_named(tmp_path):
 
 def test_the_rows_that_ship_are_valid_and_the_table_is_in_order():
     found = rows.read()
-    if not found:
-        pytest.skip("no row ships yet")
+    assert len(found) >= 1
     assert len({r["rule"] for r in found}) == len(found)
     table = rows.table(found)
     worst = [float(w) for w in table["worst"]]
