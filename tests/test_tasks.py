@@ -12,7 +12,7 @@ from fedrobust.data.builtin import ALPHABET
 from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.training import StepState, take_step
-from fedrobust.training.tasks import METRICS
+from fedrobust.training.tasks import ACCURACY, METRICS, headline, promised
 
 TEXT = {
     "data": "docstrings", "model": "char_cnn", "loss": "token_cross_entropy",
@@ -146,6 +146,13 @@ def test_how_steady_a_run_ended_and_when_it_was_there(small):
     assert results.reached(0.6)["round"].tolist() == [1]
     assert results.reached(0.6, hold=2)["round"].tolist() == [3]
     assert results.reached(0.9)["round"].isna().all()
+
+
+def test_what_a_run_will_be_shown_by():
+    assert promised("cross_entropy", ()) == promised("mine", ()) == ACCURACY
+    assert promised("mse", ()).column == "loss" and promised("mse", ("r2",)).column == "r2"
+    assert headline(("r2",), {"accuracy", "r2"}) == ACCURACY
+    assert headline(("mae",), {"mae", "loss"}).best == "min"
 
 
 # ---- the steps of FedOpt

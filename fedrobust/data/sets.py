@@ -194,8 +194,8 @@ def _of(name: str, parts: list[tuple[np.ndarray, np.ndarray]]) -> Dataset:
     mean = tuple(round(float(row.mean()) / 255, 4) for row in pixels)
     std = tuple(round(float(row.std()) / 255, 4) for row in pixels)
     x, u = np.ascontiguousarray(x), np.ascontiguousarray(u)
-    tensors = [torch.from_numpy(a) for a in (x, y.astype(np.int64), u, v.astype(np.int64))]
-    return Dataset(name, *tensors, int(y.max()) + 1, mean, std)
+    a, b, c, d = (torch.from_numpy(part) for part in (x, y.astype(np.int64), u, v.astype(np.int64)))
+    return Dataset(name, a, b, c, d, int(y.max()) + 1, mean, std)
 
 
 DATASETS: dict[str, Callable[[Path | None, bool], Dataset]] = {

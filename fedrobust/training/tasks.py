@@ -58,6 +58,7 @@ TASK_LOSSES: dict[str, OutputLoss] = {
     "huber": huber,
 }
 OF_CLASSES = ("cross_entropy",)  # what needs one class an example
+OF_VALUES = ("mse", "huber", "binary_cross_entropy")  # what has no classes at all
 
 
 def fitting(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -170,6 +171,15 @@ METRICS: dict[str, Metric] = {
 
 
 SHARES = ("accuracy", "worst_class", "worst_client", "label_accuracy", "exact_match")  # in [0, 1]
+
+
+def promised(loss: Spec, metrics: tuple[str, ...]) -> Headline:
+    """Return what rows will be shown by, as far as the settings say: before there is one.
+
+    A loss of a user's own is taken for one of classes.
+    """
+    classes = split(loss)[0] not in OF_VALUES
+    return headline(metrics, ("accuracy",) if not metrics and classes else metrics)
 
 
 def output_loss(spec: Spec) -> OutputLoss:
