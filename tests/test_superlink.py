@@ -139,7 +139,7 @@ def test_texts_of_a_node_are_one_printable_line_in_the_row_and_in_the_log(drill)
     assert not any(line.startswith("INFO :      round 9") for line in lines)
 
 
-def test_a_million_numbers_cost_their_sender_its_vote_and_the_others_nothing_more(drill):
+def test_a_reply_beyond_every_bound_costs_its_sender_the_vote_and_the_others_nothing_more(drill):
     row = drill["texts"][1]
     assert row["replies"] == 6 and row["accuracy"] > drill["texts"][0]["accuracy"]
     (lost,) = [entry for entry in row["rejected"] if entry["client"] == 7]
