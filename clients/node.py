@@ -153,9 +153,10 @@ def make_node(experiment: Experiment, host: Host | None = None) -> Node:
 def _data(experiment: Experiment, host: Host) -> tuple[data.Dataset, list[Tensor]]:
     """Return the data at hand, and which of them each client holds."""
     if host.own:
-        dataset = load_own(host.own, name=experiment.data)
+        dataset = load_own(host.own, name=experiment.data, root=host.data_root or None)
         return dataset, own_share(experiment, dataset, host.client)
     dataset = data.load(experiment.data, root=host.data_root or None)
+    dataset = data.set_aside(dataset, experiment.server.validation, seed=experiment.seed)
     if experiment.mode == "redundancy":  # every worker has the whole set
         return dataset, [torch.arange(len(dataset.train_labels))]
     return dataset, shares_of(experiment, dataset)

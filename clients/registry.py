@@ -17,7 +17,7 @@ from flwr.app import Context
 from clients.modes import Handlers, handlers_for
 from clients.node import ROLE, Host, host_of
 from fedrobust import plugins
-from fedrobust.experiment.load import from_run_config
+from fedrobust.experiment.load import document_of, from_run_config
 from fedrobust.experiment.schema import ConfigError
 
 Value = TypeVar("Value")
@@ -79,9 +79,8 @@ def _made(context: Context, host: Host) -> Handlers:
     owned = ROLE in context.node_config
     settings = context.node_config if owned else context.run_config
     plugins.at_hand(str(settings.get("use") or ""))
-    try:
-        return handlers_for(from_run_config(context.run_config), host)
-    except ConfigError as error:
-        if owned:
-            raise ConfigError([f"this node lacks what the run asks for: {error}"]) from error
-        raise
+    if owned and (missing := plugins.lacking(document_of(context.run_config))):
+        raise ConfigError(
+            [f"this node lacks {', '.join(missing)}: start it with --use FILE.py, or install them"]
+        )
+    return handlers_for(from_run_config(context.run_config), host)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.audit import command as audit_command
+from experiments.board import command as board_command
 from fedrobust.failures import PluginError
 from fedrobust.packages import check_packages
 from fedrobust.spec import InputError
@@ -169,7 +170,7 @@ def deploy(
 def node(
     superlink: Superlink,
     partition: Annotated[int, typer.Option(help="Which client this is, from 0.", min=0)],
-    data: Annotated[Path | None, typer.Option(help="Own data: npz or image folder.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Own data: npz, csv, parquet, images.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Public data sets; own share.")] = None,
     root_certificates: Certificates = None,
     key: Annotated[Path | None, typer.Option(help="This node's private key (ECDSA).")] = None,
@@ -193,6 +194,8 @@ def node(
 
 
 app.command(epilog=audit_command.CODES)(audit_command.audit)
+app.command(epilog=EXIT_CODES)(board_command.benchmark)
+app.command(epilog=EXIT_CODES)(board_command.recommend)
 
 
 @app.command("list")

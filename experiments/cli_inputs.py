@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.interop import byzfl
+from experiments.shipped import located
 from experiments.simulation import resolve
 from fedrobust.experiment.load import parse_value, read
 from fedrobust.experiment.schema import ConfigError, Experiment
@@ -41,7 +42,7 @@ def experiments_of(
     pairs = _pairs(overrides, "an override is key=value")
     given = {key: parse_value(value) for key, value in pairs}
     runs = []
-    for document in byzfl.read(file) if file.suffix == ".json" else [read(file)]:
+    for document in byzfl.read(file) if file.suffix == ".json" else [read(located(file))]:
         swept = {"sweep": {**document.get("sweep", {}), **axes}} if axes else {}
         runs += resolve({**document, **swept}, given)
     if seeds > 1:

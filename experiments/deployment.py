@@ -23,6 +23,7 @@ from fedrobust import plugins
 from fedrobust.data.own import load_own
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.runs.folder import RunFolder
+from strategies.federated import UNATTESTED
 
 PLAIN = ["flower-supernode"]
 POLL = 3.0
@@ -47,8 +48,6 @@ def run_node(
     use: list[Path] | None = None,
 ) -> None:
     """Become a SuperNode with this node's own configuration, warm unless ``plain``."""
-    if check and data is not None:
-        load_own(data, name=check)
     config: dict[str, Any] = {
         "partition-id": partition,
         "role": "malicious" if malicious else "honest",
@@ -57,6 +56,9 @@ def run_node(
         plugins.use(path)
     if use:
         config["use"] = plugins.used()
+    if check and data is not None:
+        plugins.provide({"data": check})
+        load_own(data, name=check, root=data_root)
     check_device(device)
     if device != "cpu":
         config["device"] = device
@@ -79,6 +81,9 @@ def deploy(file: Path, overrides: list[str] | None, **settings: Any) -> None:
     experiments = experiments_of(file, overrides, seeds=1)
     if len(experiments) != 1:
         raise ConfigError([f"one run at a time on real nodes, {file} has {len(experiments)}"])
+    weights = experiments[0].weights
+    if weights["name"] == "attested" and "table" not in weights:
+        raise ConfigError([UNATTESTED])
     try:
         run_on_nodes(experiments[0], on_row=lambda row: typer.echo(json.dumps(row)), **settings)
     except FlowerRunError as error:

@@ -84,7 +84,7 @@ class Live:
 
 def shown(experiment: Experiment, row: Row) -> str:
     """Write what stands for a run in one row: ``85.8%``, or ``r2 0.42``; empty where it is not."""
-    found = headline(experiment.loss, experiment.metrics)
+    found = headline(experiment.metrics, row)
     if not isinstance(row.get(found.column), int | float):
         return ""
     value = row[found.column]

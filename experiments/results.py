@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,10 +70,17 @@ class Results:
         return statistics.fmean(final_value(rows) for _, rows in self.runs)
 
     @property
+    def score(self) -> float:
+        """Final value of what tables show, see ``headline``: mean over the runs."""
+        column = self.headline.column
+        return statistics.fmean(final_value(rows, column) for _, rows in self.runs)
+
+    @property
     def headline(self) -> Headline:
-        """What tables and pictures show: the first run's accuracy, or else its first metric."""
-        first = self.runs[0][0] if self.runs else None
-        return headline(first.loss, first.metrics) if first is not None else ACCURACY
+        """What tables and pictures show: the accuracy, or else the first run's first metric."""
+        measured = {key for _, rows in self.runs for row in rows for key in row}
+        known = any("loss" in row for _, rows in self.runs for row in rows)
+        return headline(self.runs[0][0].metrics, measured) if known else ACCURACY
 
     @overload
     def table(self, format: None = None) -> pd.DataFrame: ...
@@ -203,6 +210,60 @@ class Results:
             for defence, column in part.items()
         )
 
+    def stability(self, last: int = 5) -> pd.DataFrame:
+        """Say how steady each run ended: of its last evaluations the mean, the spread, the ends.
+
+        Parameters
+        ----------
+        last
+            How many evaluations count.
+
+        Returns
+        -------
+        One line a run: attack, defence, seed, ``mean``, ``std`` (ddof 1), ``lowest``, ``highest``.
+        """
+        return pd.DataFrame(
+            {
+                **names,
+                "seed": e.seed,
+                "mean": found.mean(),
+                "std": found.std(),
+                "lowest": found.min(),
+                "highest": found.max(),
+            }
+            for e, names, found in self._ends(last)
+        )
+
+    def reached(self, target: float, *, hold: int = 1) -> pd.DataFrame:
+        """Name the first round from which a target is held.
+
+        Parameters
+        ----------
+        target
+            Of what tables show: at least this, or at most, where less is better.
+        hold
+            Evaluations in a row that must reach it.
+
+        Returns
+        -------
+        One line a run: attack, defence, seed, and ``round``, the first of them; missing where the
+        target was never held.
+        """
+        sign = 1 if self.headline.best == "max" else -1
+        lines = []
+        for e, names, found in self._ends(None):
+            good = (sign * found >= sign * target).rolling(hold).sum().shift(1 - hold) == hold
+            first = good[good].index.min() if good.any() else pd.NA
+            lines.append({**names, "seed": e.seed, "round": first})
+        return pd.DataFrame(lines).astype({"round": "Int64"})
+
+    def _ends(self, last: int | None) -> Iterator[tuple[Experiment, dict[str, str], pd.Series]]:
+        """Yield each run with what was measured, by round."""
+        column = self.headline.column
+        for (e, rows), names in zip(self.runs, self.names, strict=True):
+            found = pd.Series({row["round"]: row[column] for row in rows if column in row})
+            yield e, names, found if last is None else found.iloc[-last:]
+
     def state_dict(self, run: int = 0, *, data_root: str | None = None) -> dict[str, Tensor]:
         """Return a run's final model as a PyTorch state_dict: names, parameters and buffers.
 
@@ -238,9 +299,9 @@ class Results:
         return f"Results of {len(self.runs)} run(s), final {what}:\n{self.table().round(4)}"
 
     def _repr_html_(self) -> str:
-        from experiments.report.heat import heat_table
+        from experiments.report.heat import heat_table, scale
 
-        return heat_table(self.table(), self.interval())
+        return heat_table(self.table(), self.interval(), **scale(self.headline, self.table()))
 
     def _worst(self, means: pd.DataFrame) -> pd.Series:
         return means.max(axis=1) if self.headline.best == "min" else means.min(axis=1)

@@ -19,6 +19,7 @@ from clients.modes import handlers_for
 from clients.node import Host
 from experiments.observers import guarded
 from experiments.outcomes import NoStepWarning, stuck
+from experiments.shipped import located
 from experiments.torch_state import own_torch_state
 from experiments.user_plugins import own_objects, plugged
 from fedrobust import plugins
@@ -95,6 +96,10 @@ def resolve(
     """Turn any notation of an experiment into resolved experiments."""
     if isinstance(source, Experiment):
         source = source.to_dict()
+    if isinstance(source, str) and "\n" not in source and "=" not in source:
+        source = Path(source)  # a file or a name, not the text of a TOML file
+    if isinstance(source, Path):
+        source = located(source)
     document = read(source) if isinstance(source, str | Path) else dict(source)
     return expand(override(document, overrides))
 

@@ -110,7 +110,8 @@ def audit(
         ``"flower"`` repeats the clean and the worst run in Flower's own engine.
     **settings
         ``quick``, ``fail_under``, ``tolerance``, ``nodes``, ``overrides`` (of the app's run
-        configuration), ``time_limit``, ``workers``, ``cell``, ``say``.
+        configuration), ``time_limit``, ``workers``, ``cell``, ``say``, ``use`` (Python files with
+        rules and attacks of your own, for ``defences`` and ``attacks`` to name).
 
     Returns
     -------

@@ -109,16 +109,25 @@ def _data(name: str, value: Any) -> AbstractContextManager[None]:
             held[root] = as_dataset(name, made(value, root=root, download=download))
         return held[root]
 
+    if "path" in _parameters(value):
+        load.reads = lambda path: value(path=path)  # type: ignore[attr-defined]
     load.__doc__ = inspect.getdoc(value) if callable(value) else "Data that were handed over."
     return _entered(data.DATASETS, "data set", name, load)
 
 
 def made(value: Any, **offered: Any) -> Any:
     """Call a function with as much of the offered as it takes; return anything else as it is."""
-    if not (inspect.isfunction(value) or isinstance(value, partial) or inspect.ismethod(value)):
+    if not _is_function(value):
         return value
-    asked = inspect.signature(value).parameters
-    return value(**{key: given for key, given in offered.items() if key in asked})
+    return value(**{key: given for key, given in offered.items() if key in _parameters(value)})
+
+
+def _is_function(value: Any) -> bool:
+    return inspect.isfunction(value) or isinstance(value, partial) or inspect.ismethod(value)
+
+
+def _parameters(value: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(value).parameters if _is_function(value) else {}
 
 
 def _partition(name: str, value: Any) -> AbstractContextManager[None]:
@@ -301,6 +310,23 @@ def _line(error: BaseException, file: Path) -> int:
     return line
 
 
+def functions_in(path: str | Path) -> list[str]:
+    """Return the public functions that a file in use defines itself, in its order."""
+    _, module = ROOM.files[Path(path).expanduser().resolve()]
+    return [
+        name
+        for name, value in vars(module).items()
+        if inspect.isfunction(value)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+    ]
+
+
+def digest(path: str | Path) -> str:
+    """Return the first twelve digits of a used file's SHA-256."""
+    return ROOM.files[Path(path).expanduser().resolve()][0]
+
+
 def at_hand(paths: str = "") -> None:
     """Put in what this process was started with, for a run on Flower.
 
@@ -448,6 +474,15 @@ def provide(document: Mapping[str, Any]) -> None:
             ROOM.put(part)
 
 
+def lacking(document: Mapping[str, Any]) -> list[str]:
+    """Name what an experiment asks for and nobody here offers: ``the model 'net'``."""
+    provide(document)
+    missing = [
+        pair for pair in dict.fromkeys(asked(document)) if pair[1] not in KINDS[pair[0]].table
+    ]
+    return [f"the {kind} {name!r}" for kind, name in missing]
+
+
 def _in_files(kind: str, name: str) -> Part | None:
     """Find a function by its name in the files that were named."""
     for file, (digest, module) in ROOM.files.items():
@@ -455,6 +490,12 @@ def _in_files(kind: str, name: str) -> Part | None:
         if value is not None and not inspect.ismodule(value) and not name.startswith("_"):
             return Part(kind, name, value, file.name, digest)
     return None
+
+
+def names_in(path: str | Path, kind: str) -> set[str]:
+    """Return the names of one kind that have come from a file so far."""
+    name = Path(path).expanduser().resolve().name
+    return {n for (k, n), (part, _) in ROOM.parts.items() if k == kind and part.origin == name}
 
 
 def asked(document: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,14 +13,14 @@ from fedrobust.adversarial import catastrophic_overfitting, examine, overfitting
 from fedrobust.adversarial.frozen import predict
 from fedrobust.attacks import threat_model
 from fedrobust.attacks.alie_backdoor import success_rate
-from fedrobust.data import Dataset
+from fedrobust.data import Dataset, examples_of
 from fedrobust.ensemble.attacker import Crafted
 from fedrobust.ensemble.measures import CLEAN, measure
 from fedrobust.evaluation import pixels
 from fedrobust.experiment.schema import Adversarial, Experiment
 from fedrobust.seeds import generator
 from fedrobust.spec import Spec
-from fedrobust.training.tasks import measured
+from fedrobust.training.tasks import METRICS, measured
 
 Metrics = dict[str, Any]
 Evaluator = Callable[[int, Any], Metrics]  # (round, model); None where there is no global model
@@ -28,16 +29,29 @@ Images = Callable[[], Crafted]
 
 @dataclass(frozen=True)
 class Measured:
-    """Loss and metrics on the test set; of classes the accuracy."""
+    """Loss and metrics on the test set; of classes the accuracy.
+
+    Attributes
+    ----------
+    counts
+        How much each test example counts for each client, (n, N), for metrics by client.
+    """
 
     dataset: Dataset
     loss: Spec
     metrics: tuple[str, ...] = ()
+    counts: Callable[[], Tensor] | None = None
 
     def __call__(self, server_round: int, model: nn.Module) -> Metrics:
         """Evaluate a model."""
         held_out = self.dataset.test_images, self.dataset.test_labels
-        return dict(measured(model, *held_out, loss=self.loss, metrics=self.metrics))
+        task: dict[str, Any] = {"loss": self.loss, "metrics": self.metrics}
+        found = dict(measured(model, *held_out, **task, counts=self.counts))
+        if self.dataset.validation is None:
+            return found
+        task["metrics"] = tuple(n for n in self.metrics if not METRICS[n].by_client)
+        aside = measured(model, *self.dataset.validation, **task)
+        return found | {f"validation_{name}": value for name, value in aside.items()}
 
 
 @dataclass(frozen=True)
@@ -134,7 +148,8 @@ def evaluators_of(
     ``probes`` is what they remember between rounds: it is theirs to append to.
     """
     e, settings = experiment, experiment.adversarial
-    found: list[Evaluator] = [Measured(dataset, e.loss, e.metrics)]
+    counts = cache(partial(examples_of, e, dataset))
+    found: list[Evaluator] = [Measured(dataset, e.loss, e.metrics, counts)]
     if settings.eps:
         found.append(RobustAccuracy(settings, e.seed, dataset))
         if settings.probe_images:

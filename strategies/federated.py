@@ -27,6 +27,7 @@ from strategies.parts import Aggregated, Parts, Round, no_offers
 from strategies.robust import RobustStrategy
 from strategies.root_dataset import OwnData
 
+UNATTESTED = "weights 'attested' need a table or a file where the nodes hold data of their own"
 Members = Callable[[int], Iterable[int]]
 
 
@@ -138,9 +139,7 @@ def _weighing(experiment: Experiment, sizes: Sequence[int] | None) -> aggregatio
     spec = experiment.weights
     if spec["name"] == "attested" and "table" not in spec:
         if sizes is None:
-            raise ConfigError(
-                ["weights 'attested' need a table or a file where the nodes hold data of their own"]
-            )
+            raise ConfigError([UNATTESTED])
         spec = spec | {"table": {str(client): float(size) for client, size in enumerate(sizes)}}
     return aggregation.weighing(spec, rule=experiment.rule, pre=experiment.pre)
 

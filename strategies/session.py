@@ -73,7 +73,11 @@ def run(
     """
     wall = stragglers.wall(experiment)
     n, least = experiment.clients, experiment.clients - experiment.byzantine
-    dataset = data.load(experiment.data, root=data_root)
+    dataset = data.set_aside(
+        data.load(experiment.data, root=data_root),
+        experiment.server.validation,
+        seed=experiment.seed,
+    )
     clients = roll_call(grid, expected=n, needed=least, deadline=wall)
     saved = None if checkpoints is None else checkpoints.saved
     setup = Setup(

@@ -41,6 +41,7 @@ NEEDED = {
     "safeguard": {"window": 6, "threshold": 20.0, "short_window": 3, "short_threshold": 20.0},
     "rlr": {"threshold": 4},
     "huber": {"threshold": 6.0},
+    "projected": {"dimension": 8},
     "bucketing": {"size": 2},
     "clip": {"bound": 3.0},
 }
@@ -116,6 +117,7 @@ OTHERS = [
     "flame",
     "hierarchical_clustering_krum",
     "fldetector",
+    "projected",
 ]
 ORDERED = {"median_of_means", "sign_guard"}  # groups by place, coordinates by draw
 
@@ -123,7 +125,7 @@ ORDERED = {"median_of_means", "sign_guard"}  # groups by place, coordinates by d
 def test_the_table_is_the_one_tested():
     assert set(TEXTBOOK) | set(OTHERS) == set(RULES)
     assert set(PREAGGREGATORS) == {"nnm", "bucketing", "clip", "arc", "foundation"}
-    assert len(RULES) == 32
+    assert len(RULES) == 33
 
 
 @pytest.mark.parametrize("name", sorted(set(RULES) - ORDERED))

@@ -121,6 +121,17 @@ def test_an_attack_that_does_nothing_is_loud(caplog):
     assert list(grid.history.reason) == ["the attack sends what the node would have sent"]
 
 
+def test_a_later_round_that_is_too_small_for_an_attack_stays_honest(caplog):
+    grid = Attackers(inner(), attack="alie", nodes=(4, 5), seed=1)
+    ask(grid)
+    told = updates(ask(grid, nodes=[4]))
+    np.testing.assert_allclose(told[4], HONEST[3])
+    assert "alie with n=1 needs f <= 0" in grid.history.reason.iloc[-1]
+    assert "replaced no reply: alie with n=1" in caplog.text
+    with pytest.raises(ValueError, match="alie with n=1 needs f <= 0"):
+        ask(Attackers(inner(), attack="alie", nodes=(4, 5), seed=1), nodes=[4])
+
+
 def test_wrong_calls_have_a_sentence():
     for given, sentence in (
         ({"attack": "sign_flipp", "f": 1}, "did you mean 'sign_flip'"),

@@ -4,9 +4,13 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
+from flwr.serverapp.strategy import FedAvg
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -16,13 +20,18 @@ from experiments.audit.classification import classify
 from experiments.audit.outcomes import Finding, judge
 from experiments.audit.page import page
 from experiments.audit.phases import Phases
-from experiments.audit.plan import Defence, Options, Outcome, check_options
+from experiments.audit.plan import Defence, Options, Outcome, check_options, with_members
 from experiments.audit.quality import CLIENTS, DISTANCE, SERVER, Judge, choose, direction
 from experiments.audit.report import Audit
 from experiments.audit.text import plain
 from experiments.audit.verdict import verdict
 from experiments.cli import app as command
+from fedrobust import plugins
+from fedrobust.aggregation import aggregate
+from fedrobust.attacks import ATTACKS, members
 from fedrobust.experiment.schema import ConfigError
+from fedrobust.flower import Robust
+from fedrobust.flower.reply_aggregation import ReplyAggregator
 from fedrobust.spec import InputError, SpecError
 
 RUNNER = CliRunner()
@@ -173,6 +182,10 @@ STOPS = {
         "client_errors": [{"batch": 0, "node": 4, "reason": "disk", "finite": True}]},
     "secure aggregation": {"secure": True},
     r"no training message was sent \(types: query\)": {"train_batches": 0, "types": ["query"]},
+    r"not of one shape \(layer 'e' is .*vertical federated learning": {
+        "unlike": "layer 'e' is float (4, 2), expected float (4, 3)"},
+    r"no training reply \(train.a, train.b\) holds an array of a shape that was sent": {
+        "train_types": ["train.a", "train.b"], "continues": False},
 }  # fmt: skip
 
 
@@ -189,6 +202,12 @@ def test_the_kinds_of_apps():
     assert classify(run(legacy=True, strategies=[])).shape == "the older API (flwr.server)"
     blob = classify(run(floats=0))
     assert not blob.vector and "no floating array" in blob.not_tried[0][1]
+    loose = classify(run(alone=3))
+    assert not loose.together and "as it comes" in dict(loose.not_tried)["defences"]
+    assert loose.notes == [
+        "training messages go out one by one: each attacker knows nothing but its own reply"
+    ]
+    assert classify(run(alone=1, train_sizes=[1, 10])).together
     robust = {"name": "Krum", "own_start": True, "robust": True, "private": False}
     kind = classify(run(strategies=[robust, robust]))
     assert kind.shape == "strategy Krum with a start of its own, started 2 times"
@@ -216,6 +235,17 @@ def test_defences_get_the_audits_f_and_too_few_nodes_are_told():
     few = phases(Options(defences=["krum", {"name": "trimmed_mean", "f": 1}], f=1), nodes=4)
     assert few._defences() == ["trimmed_mean:f=1"]
     assert few.out.not_tried == [("defence krum", "4 nodes are too few for it with f=1")]
+
+
+def test_auto_is_its_published_members_each_once():
+    made = with_members(["alie", "auto", {"name": "mimic"}])
+    assert made[0] == "alie" and len(made) == len(set(made)) == len(members.FIXED)
+    assert {"min_sum", "mimic", "alie:z=1.5", "sign_flip:scale=4.0", "opt_ipm"} <= set(made)
+    assert phases(Options(attacks=made))._asked(ATTACKS, ()) == made
+    check_options(Options(attacks=made), 10)
+    assert with_members(None) is None
+    with pytest.raises(SpecError, match="has no parameters"):
+        with_members(["auto:z=1"])
 
 
 def test_what_is_not_tried_is_listed():
@@ -322,6 +352,10 @@ def test_nothing_of_the_app_reaches_terminal_page_or_json_as_it_is(tmp_path):
     assert "[bold red]" in shown, "markup of the app is text"
     assert "\x1b]" not in console.export_text(styles=True)
     assert len(shown.splitlines()) < 40, "one screen"
+    drawn = card.picture(made)
+    assert "<script" not in drawn and "\x1b" not in drawn and "font-face" not in drawn
+    assert re.findall(r"https?://[^\"' )]+", drawn) == ["http://www.w3.org/2000/svg"]
+    ElementTree.fromstring(drawn)
     document = json.loads(made.to_json(tmp_path / "audit.json"))
     assert "\\u001b" not in (tmp_path / "audit.json").read_text()
     assert document["schema_version"] == 1 and document["cells"][1]["value"] == "nan"
@@ -337,6 +371,70 @@ def test_the_remedy_is_the_lines_that_were_measured(tmp_path):
     out = made.outcome
     out.defences = [Defence("median", "wrapper", 1, 1, why="it refuses honest replies")]
     assert made.remedy == ""
+
+
+MIDDLE = """
+import fedrobust
+
+def middle(updates, *, f):
+    return updates.sort(dim=0).values[f : len(updates) - f].mean(dim=0)
+
+@fedrobust.plugin("rule", "marked")
+def other(updates, *, f):
+    return middle(updates, f=f)
+"""
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """An empty room of plug-ins, and the tables as they were."""
+    monkeypatch.setattr(plugins, "ROOM", plugins._Room())
+    yield
+    for kind, name in list(plugins.ROOM.parts):
+        plugins.ROOM.take(kind, name)
+
+
+@pytest.mark.parametrize("name", ["middle", "marked"])
+def test_the_lines_of_a_rule_of_ones_own_run_as_they_are(tmp_path, monkeypatch, room, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rules.py").write_text(MIDDLE)
+    made = audit_of(tmp_path)
+    plugins.use("rules.py")
+    check_options(Options(defences=[name]), 10)
+    out, options = made.outcome, Options(use=["rules.py"], defences=[name])
+    (text,) = phases(options)._defences()
+    assert text == f"{name}:f=2"
+    out.defences = [Defence(text, "wrapper", 1, 1, 0.01, 1.2)]
+    told = replace(made, options=options).remedy
+    assert "plugins.use('rules.py')" in told
+    plugins.ROOM.take("rule", name)  # a server starts without it
+    plugins.ROOM.files.clear()
+    place = {"strategy": FedAvg()}
+    exec(told, place)
+    rows = torch.arange(20.0).reshape(10, 2) ** 2
+    assert isinstance(place["strategy"], Robust)
+    found = ReplyAggregator(text, seed=1).rehearse(rows)
+    torch.testing.assert_close(found, aggregate(rows, {"name": "trimmed_mean", "f": 2}))
+
+
+def test_a_rule_that_nobody_has_is_told_before_anything_runs(room):
+    with pytest.raises(SpecError, match=r"unknown rule 'midle'"):
+        check_options(Options(defences=["midle:f=2"]), 10)
+    with pytest.raises(ValueError, match="put a rule of your own into a file"):
+        check_options(Options(defences=[len]), 10)
+
+
+def test_the_command_that_repeats_a_cell_says_all_that_decides_it(tmp_path):
+    made = audit_of(tmp_path)
+    path = str(made.application.folder)
+    assert made.command("--cell", "x") == f"fedrobust audit {path} --cell x"
+    app = application.read(path, overrides={"rounds": 2}, nodes=6)
+    options = Options(metric="eps:min", seeds=2, quick=True, use=["my rules.py"], tolerance=0.1)
+    told = replace(made, application=app, options=options).command()
+    assert told == (
+        f"fedrobust audit {path} -o rounds=2 --nodes 6 --metric eps:min --seeds 2 --tolerance 0.1 "
+        "--use 'my rules.py' --quick"
+    )
 
 
 def test_a_changed_folder_is_not_audited(tmp_path):

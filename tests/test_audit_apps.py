@@ -1,7 +1,14 @@
 """The audit on small apps of the shapes that real ones have, each cell in a process of its own."""
 
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +25,8 @@ from experiments.audit.quality import choose, values
 from experiments.audit.table import STRATEGIES
 from experiments.cli import app as command
 
-APPS = Path(__file__).parent / "apps"
+ROOT = Path(__file__).parents[1]
+APPS = ROOT / "tests" / "apps"
 FLIP = {"attack": "sign_flip:scale=4.0", "k": 2}
 RULE = "trimmed_mean:f=2"
 RUNNER = CliRunner()
@@ -111,7 +119,53 @@ def test_blobs_pass_and_only_broken_replies_can_be_tried(cells):
     assert runs[2].facts["replaced"] == 0 and "no floating array" in runs[2].facts["untouched"]
 
 
-STOPS = [("failing", {"mode": "clients"}, "2 client errors without an attack; node"),
+ALONE = ("alie", "sign_flip:scale=4.0", "wrong_shape", "silence")
+
+
+@pytest.mark.parametrize("together", [False, pytest.param(True, marks=exhaustive)])
+def test_an_asynchronous_app_is_attacked_and_told_why_no_rule_fits(cells, together):
+    cells.switch(read(APPS / "asynchronous", overrides={"together": together}))
+    options = Options(attacks=ALONE, defences=[RULE], quick=True)
+    out = Phases(cells.application, options, cells).conduct()
+    cells.limit = 240.0
+    assert out.kind.shape == "strategy FedAsync with a start of its own" and not out.stop
+    assert not out.of("defence") and "compares the replies" in dict(out.not_tried)["defences"]
+    assert any("nothing but its own reply" in note for note in out.notes)
+    found = {f.run.cell.attack: f for f in out.of("broken reply", "attack")}
+    assert found["sign_flip:scale=4.0"].outcome == "degrades"
+    assert found["wrong_shape"].outcome == "ends the run" and found["silence"].outcome == "holds"
+    if together:  # the first ten messages are one batch; later alie has nothing to hide among
+        assert found["alie"].outcome == "holds" and found["alie"].run.facts["replaced"] == 2
+    else:
+        assert found["alie"].outcome == "no result" and "a minority" in found["alie"].reason
+
+
+def test_a_rule_of_ones_own_defends_from_its_file(tmp_path):
+    (tmp_path / "rules.py").write_text(
+        "def middle(updates, *, f):\n"
+        "    return updates.sort(dim=0).values[f : len(updates) - f].mean(dim=0)\n"
+        "def shout(honest, *, n, f, factor=-10.0):\n"
+        "    return (factor * honest.mean(dim=0)).expand(f, -1)\n"
+    )
+    out = tmp_path / "out"
+    result = RUNNER.invoke(
+        command, ["audit", str(APPS / "fedavg"), "--use", str(tmp_path / "rules.py"), "--defence",
+                  "middle", "--defence", "trimmed_mean", "--attack", "shout", "--seeds", "2",
+                  "--quick", "--output", str(out)],
+    )  # fmt: skip
+    assert isinstance(result.exception, SystemExit) and result.exit_code == 1, result.exception
+    document = json.loads((out / "audit.json").read_text())
+    own = document["defences"][0]
+    assert (own["name"], own["saved"], own["tried"], own["why"]) == ("middle:f=2", 1, 1, "")
+    values = {c["defence"]: c["value"] for c in document["cells"] if c["phase"] == "defence"}
+    assert values["middle:f=2"] == pytest.approx(values["trimmed_mean:f=2"], abs=1e-6)
+    assert 'rule="middle:f=2")' in document["remedy"] and "plugins.use(" in document["remedy"]
+    assert f"--use {tmp_path}" in document["cells"][-1]["repeat"]
+    assert not (tmp_path / "__pycache__").exists()
+
+
+STOPS = [("vertical", {}, "not of one shape"), ("vertical", {"columns": 60}, "no training reply"),
+         ("failing", {"mode": "clients"}, "2 client errors without an attack; node"),
          ("failing", {"mode": "import"}, "No module named 'a_package_that_is_not_there'"),
          ("failing", {"mode": "exit"}, "SystemExit: 7"), ("query_only", {}, "no training message"),
          ("old_workflow", {"secure": True}, "secure aggregation")]  # fmt: skip
@@ -121,7 +175,7 @@ STOPS = [("failing", {"mode": "clients"}, "2 client errors without an attack; no
 def test_apps_that_cannot_be_audited_say_why(cells, app, overrides, sentence):
     runs, _ = ran(cells, app, **overrides)
     assert sentence in classify(runs[0]).stop
-    if app == "old_workflow":
+    if app in ("old_workflow", "vertical"):
         assert runs[0].facts["client_error_count"] == 0
 
 
@@ -181,6 +235,41 @@ def test_a_hostile_app_is_contained(tmp_path):
     for text in (page, result.output):
         assert "<script" not in text and "\x1b]" not in text and "\x1b[2J" not in text
     assert not list(filter(left_behind, Path("/proc").glob("[0-9]*"))), "they are ended with it"
+
+
+def test_an_interrupt_leaves_one_sentence_and_no_process(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.cli", "audit", str(APPS / "fedavg"), "--output",
+         str(tmp_path / "out")],
+        cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # In the background this process ignores SIGINT, and what it starts would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 200
+        while not list(tmp_path.glob("fedrobust-audit-*/*/output.txt")):  # a cell runs
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)  # to the audit alone: it has to end the others
+        said, complained = process.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, complained
+    assert re.search(r"^interrupted after \d+ cells; their results are dropped, nothing was "
+                     r"written$", complained.strip().splitlines()[-1]), complained  # fmt: skip
+    assert "Traceback" not in complained and not said.strip()
+    assert not list(tmp_path.iterdir()), "neither results nor copies of the app"
+    assert not [p for p in Path("/proc").glob("[0-9]*") if started_with(p, str(tmp_path))]
+
+
+def started_with(process, text):
+    """Whether a process was started with a text in its environment."""
+    try:
+        return text.encode() in (process / "environ").read_bytes()
+    except OSError:
+        return False
 
 
 def left_behind(process):

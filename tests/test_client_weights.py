@@ -5,13 +5,17 @@ import math
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from flwr.app import MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
+from experiments import deployment
 from experiments.simulation import run_one
+from experiments.weight_shares import sentences
 from fedrobust import simulate
 from fedrobust.aggregation import WEIGHTINGS, weighing
+from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.failures import Refusal
@@ -286,3 +290,39 @@ def test_the_coefficient_in_blocks_is_that_of_the_whole():
     spread = float((exact - mean).square().sum()) / 3
     expected = float((aggregate.double() - mean).square().sum()) / spread
     assert measured(aggregate, honest) == pytest.approx(expected, rel=1e-9)
+
+
+# What is said before the start
+
+UNEQUAL = {"partition": {"name": "sizes", "shares": [5.0, 3.0, *[0.25] * 8]}}
+
+
+def test_check_says_what_the_heaviest_hold(small):
+    told = [
+        from_dict({**small, **UNEQUAL, "rule": rule, "weights": weights})
+        for rule, weights in (
+            ("median", "attested"), ("median", "equal"), ("mean", "claimed"),
+            ("trimmed_mean", {"name": "truncated", "share": 0.4}),
+            ("median", {"name": "attested", "table": TABLE}),
+        )
+    ]  # fmt: skip
+    assert sentences(told, data_root=None) == [
+        "median: the 2 heaviest of 10 clients hold 80% of the weight, NOT less than half",
+        "mean: clients count by what they claim; one claim may own the result",
+        "trimmed_mean f=2: no 2 clients hold more than 40% of the weight",
+        "median: the 2 heaviest of 10 clients hold 35% of the weight, less than half",
+    ]
+
+
+def test_sizes_that_a_rule_does_not_bear_are_refused_before_the_start(small):
+    e = from_dict({**small, **UNEQUAL, "weights": "attested"})
+    with pytest.raises(ConfigError, match="the 2 heaviest clients hold 80% of the weight"):
+        check_against_data([e])
+    check_against_data([from_dict({**small, **UNEQUAL, "weights": "attested:share=0.4"})])
+
+
+def test_nodes_of_their_own_data_are_refused_before_anything_is_sent(small, tmp_path):
+    file = tmp_path / "e.toml"
+    file.write_text(tomli_w.dumps({**small, "weights": "attested"}))
+    with pytest.raises(ConfigError, match="need a table or a file where the nodes hold data"):
+        deployment.deploy(file, None, superlink="127.0.0.1:1", output=tmp_path)

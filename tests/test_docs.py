@@ -28,7 +28,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ELSEWHERE = re.compile(
     r"make( \w+)?|python3? -m venv .*|pip install .*|git clone .*|cd \w+|flwr run .*|docker .*"
     r"|fedrobust run \S+ --grid flower|fedrobust run experiments/(fleet|papers/\S+)\.toml.*"
-    r"|fedrobust (node|attack) .*|python -m experiments.*"
+    r"|fedrobust (node|attack|benchmark) .*|python -m experiments.*"
 )
 # On top of each `fedrobust run` and `sweep`: the same command on something small.
 SMALL = ["-o", "rounds=1", "-o", "data=digits", "-o", "model=linear", "--workers", "1", "-q"]

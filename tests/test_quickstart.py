@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 
 from experiments.benchmarks.quickstart import EXPERIMENTS, IMAGES
-from experiments.simulation import run_one
+from experiments.cli_inputs import experiments_of
+from experiments.simulation import resolve, run_one
 from fedrobust.experiment.load import expand, read
+from fedrobust.experiment.schema import ConfigError
 
 README = Path(__file__).parents[1] / "README.md"
 # Other processors round otherwise, which 60 rounds amplify; an attack that holds or fails differs
@@ -33,6 +35,21 @@ def test_the_readme_says_what_the_picture_shows():
     text = README.read_text()
     for number in (means.at["mean", "none"], means.at["mean", "sign_flip"], best.min()):
         assert f"{number:.1f} %" in text, number
+
+
+def test_shipped_experiments_have_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = {"rounds": 7, "sweep": {}}
+    by_name, by_path = (
+        resolve(s, changes) for s in ("quickstart", EXPERIMENTS / "quickstart.toml")
+    )
+    assert by_name == by_path and by_name[0].rounds == 7
+    assert len(experiments_of(Path("quickstart"), [], seeds=1)) == 60
+    with pytest.raises(ConfigError, match=r"no file 'quikstart'.*did you mean 'quickstart'"):
+        resolve("quikstart", {})
+    (tmp_path / "quickstart").write_text("rounds = 1")
+    with pytest.raises(ConfigError, match="'data' is missing"):  # a file of the user's comes first
+        resolve("quickstart", {})
 
 
 @pytest.mark.slow

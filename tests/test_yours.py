@@ -488,3 +488,84 @@ def test_objects_travel_to_another_process(small, tumours, tmp_path, monkeypatch
         forget()
     assert fedrobust.plugin("rule")(network).__fedrobust_plugin__ == ("rule", "network")
     del network.__fedrobust_plugin__
+
+
+# ---- a node's own file
+
+TABLE = """
+import pandas as pd
+
+def sensors(path=None):
+    return pd.read_csv(path or PUBLIC)
+
+def plain():
+    return pd.read_csv(PUBLIC)
+"""
+
+
+@pytest.fixture
+def sensors(mine, tumours):
+    """A data set of a file, and the csv of one node."""
+    tumours[:100].to_csv(mine.parent / "public.csv", index=False)
+    tumours[100:150].to_csv(mine.parent / "own.csv", index=False)
+    mine.write_text(TABLE + f"PUBLIC = {str(mine.parent / 'public.csv')!r}\n")
+    plugins.use(mine)
+    for name in ("sensors", "plain"):
+        plugins.provide({"data": name})
+    return mine.parent / "own.csv"
+
+
+@pytest.mark.parametrize("name", ["sensors", "plain"])
+def test_a_nodes_own_table_is_read(sensors, tumours, name):
+    from fedrobust.data.own import load_own
+
+    found, public = load_own(sensors, name=name), data.load(name)
+    assert len(found.train_labels) == 50 and len(found.test_labels) == 0
+    assert found.mean == public.mean and found.classes == public.classes
+    expected = torch.tensor(tumours[100:150].drop(columns="target").to_numpy()).float()
+    assert torch.equal(found.train_images, expected)
+
+
+def test_other_files_of_a_node_are_read_or_refused(sensors, tumours):
+    from fedrobust.data.own import load_own
+
+    own, folder = tumours[100:150], sensors.parent
+    own.to_parquet(folder / "own.parquet")
+    x, y = own.drop(columns="target").to_numpy(), own["target"].to_numpy()
+    np.savez(folder / "own.npz", inputs=x, targets=y)
+    expected = load_own(sensors, name="plain").train_images
+    for file in ("own.parquet", "own.npz"):
+        assert torch.equal(load_own(folder / file, name="plain").train_images, expected)
+    own.assign(target=7).to_csv(folder / "wrong.csv", index=False)
+    own.drop(columns="mean area").to_csv(folder / "narrow.csv", index=False)
+    (folder / "own.txt").write_text("")
+    for file, sentence in (
+        ("wrong.csv", "holds the class 7, plain has 0..1"),
+        ("narrow.csv", r"inputs of float32 of shape \(29,\), plain has float32 of shape \(30,\)"),
+        ("own.txt", "is no csv, parquet or npz file, and no plug-in of 'plain' reads it"),
+        ("nowhere.csv", "FileNotFoundError"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            load_own(folder / file, name="plain")
+
+
+def test_a_node_names_what_it_lacks_and_loads_nothing_that_a_server_asks_for(small, mine):
+    from flwr.app import Context, RecordDict
+
+    from clients.registry import handlers_of
+
+    plugins.use(mine)
+    text = from_dict(small | {"model": "net", "rule": "middle"}).to_toml()
+    forget()
+    config = {"experiment": text, "use": str(mine)}
+    own = {"partition-id": 0, "role": "honest"}
+
+    def context(run, node_config):
+        return Context(run, 1, node_config, RecordDict(), config)
+
+    with pytest.raises(ConfigError, match=r"lacks the model 'net', the rule 'middle': start it"):
+        handlers_of(context(901, own))
+    assert not plugins.ROOM.files
+    assert handlers_of(context(902, own | {"use": str(mine)})).train
+    forget()
+    assert handlers_of(context(903, {"partition-id": 0})).train, "a simulation loads its run's file"

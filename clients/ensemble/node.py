@@ -67,7 +67,7 @@ def make_ensemble_node(experiment: Experiment, host: Host | None = None) -> Ense
     host = host or Host()
     device = torch.device(host.device)
     if host.own:
-        dataset = load_own(host.own, name=experiment.data)
+        dataset = load_own(host.own, name=experiment.data, root=host.data_root or None)
         shares = own_share(experiment, dataset, host.client)
     else:
         dataset = data.load(experiment.data, root=host.data_root or None)

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flwr.common.config import flatten_dict, fuse_dicts, get_project_config
-
 from fedrobust.experiment.schema import ConfigError
+from fedrobust.flower._compat_apps import flatten_dict, fuse_dicts, get_project_config
 
 IGNORED = {".git", "__pycache__", ".venv", "venv", "node_modules", ".ruff_cache", ".mypy_cache"}
 LARGE = 16 * 2**20  # bytes: larger files are linked into a cell's copy of the folder, not copied
@@ -29,6 +28,8 @@ class Application:
         The app's own ``[tool.flwr.app.config]`` with the overrides, flat.
     nodes
         How many nodes the audit simulates.
+    changed
+        What of that the call says and not the folder: "overrides" and "nodes".
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class Application:
     client: str
     run_config: dict[str, Any] = field(default_factory=dict)
     nodes: int = NODES
+    changed: dict[str, Any] = field(default_factory=dict)
 
 
 def read(
@@ -68,7 +70,8 @@ def read(
         raise ConfigError([f"an audit needs at least 3 nodes, got {count}"])
     parts = flower["components"]
     name = str(document["project"]["name"])
-    return Application(path, name, parts["serverapp"], parts["clientapp"], config, count)
+    changed = {"overrides": dict(overrides or {})} | ({} if nodes is None else {"nodes": nodes})
+    return Application(path, name, parts["serverapp"], parts["clientapp"], config, count, changed)
 
 
 def _declared(document: Mapping[str, Any]) -> int:

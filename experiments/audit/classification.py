@@ -7,6 +7,11 @@ from typing import Any
 
 from experiments.audit.cell import EXITED, FINISHED, GRID, HUNG, WRAPPER, Run
 
+ONE_BY_ONE = (
+    "a rule compares the replies of a round, and here each is mixed in by itself, as it comes: "
+    "gather as many as the rule needs before a step"
+)
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -20,6 +25,8 @@ class Kind:
         Where a defence sits: "wrapper" or "grid".
     vector
         Whether clients answer with floating arrays; without, only broken replies can be tried.
+    together
+        Whether a round's training messages go out together; without, no rule can compare replies.
     stop
         Why the app cannot be audited; empty if it can.
     notes
@@ -31,6 +38,7 @@ class Kind:
     shape: str
     seam: str
     vector: bool
+    together: bool = True
     stop: str = ""
     notes: list[str] = field(default_factory=list)
     not_tried: list[tuple[str, str]] = field(default_factory=list)
@@ -43,7 +51,8 @@ def classify(run: Run) -> Kind:
     legacy = bool(facts.get("legacy"))
     seam = WRAPPER if strategies and not legacy else GRID
     vector = facts.get("floats", 0) > 0
-    kind = Kind(_shape(facts, strategies, legacy), seam, vector, _stop(run))
+    together = 2 * facts.get("alone", 0) <= facts.get("train_batches", 0)
+    kind = Kind(_shape(facts, strategies, legacy), seam, vector, together, _stop(run))
     if not vector:
         why = "no floating array in the clients' replies: there is no vector to craft or aggregate"
         kind.not_tried.append(("attacks on updates, defences", why))
@@ -52,7 +61,12 @@ def classify(run: Run) -> Kind:
             kind.notes.append(f"{strategy['name']} is a robust rule itself: defences replace it")
         if strategy["private"]:
             kind.notes.append(f"{strategy['name']} adds noise: it is the app's, not an attack's")
-    if len(facts.get("train_sizes", [])) > 1 or facts.get("train_sizes") == [1]:
+    if not together:
+        kind.notes.append(
+            "training messages go out one by one: each attacker knows nothing but its own reply"
+        )
+        kind.not_tried.append(("defences", ONE_BY_ONE))
+    elif len(facts.get("train_sizes", [])) > 1:
         kind.notes.append(
             f"training messages went out in batches of {facts['train_sizes']}: the attackers know "
             "the replies of their own batch only"
@@ -89,4 +103,20 @@ def _stop(run: Run) -> str:
     if not facts.get("train_batches"):
         types = ", ".join(facts.get("types", [])) or "none"
         return f"no training message was sent (types: {types}): there is no model to attack"
+    return _vertical(facts)
+
+
+def _vertical(facts: dict[str, Any]) -> str:
+    """Say why replies are not versions of one model; empty where they are."""
+    if facts.get("unlike"):
+        return (
+            f"the nodes' training replies are not of one shape ({facts['unlike']}), as in vertical "
+            "federated learning: each is a part of its own, and none can stand in for another"
+        )
+    actions = facts.get("train_types", [])
+    if len(actions) > 1 and facts.get("floats") and not facts.get("continues", True):
+        return (
+            f"no training reply ({', '.join(actions)}) holds an array of a shape that was sent, as "
+            "in vertical federated learning: there is no common model to attack"
+        )
     return ""

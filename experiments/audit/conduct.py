@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -11,9 +12,10 @@ from typing import Any
 from experiments.audit.application import read, tree_hash
 from experiments.audit.cell import Cell
 from experiments.audit.phases import Phases
-from experiments.audit.plan import Options, check_options
+from experiments.audit.plan import Options, check_options, with_members
 from experiments.audit.processes import Cells
 from experiments.audit.report import Audit
+from fedrobust import plugins
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.spec import Spec, SpecError
 
@@ -37,15 +39,18 @@ def audit(
     time_limit: float | None = None,
     workers: int | None = None,
     cell: str | None = None,
+    use: Sequence[str | Path] = (),
     say: Say = lambda done, planned, text: None,
 ) -> Audit:
     """Run an app as it is, with Byzantine nodes, and with defences; see ``fedrobust.audit``."""
     application = read(app, overrides=overrides, nodes=nodes)
     options = Options(
-        attacks=attacks, defences=defences, f=f, metric=metric, seeds=seeds, grid=grid, quick=quick,
-        threshold=fail_under, tolerance=tolerance, limit=time_limit, workers=workers,
+        attacks=with_members(attacks), defences=defences, f=f, metric=metric, seeds=seeds,
+        grid=grid, quick=quick, threshold=fail_under, tolerance=tolerance, limit=time_limit,
+        workers=workers, use=[str(file) for file in use],
     )  # fmt: skip
     try:
+        _load(options.use)
         check_options(options, application.nodes)
         one = Cell.of(cell) if cell is not None else None
     except SpecError:
@@ -53,7 +58,7 @@ def audit(
     except ValueError as error:
         raise ConfigError([str(error)]) from error
     start, before = time.monotonic(), tree_hash(application.folder)
-    with Cells(application, limit=60.0, workers=workers) as cells:
+    with Cells(application, limit=60.0, workers=workers, use=options.use) as cells:
         phases = Phases(application, options, cells, say)
         outcome = phases.only(one) if one is not None else phases.conduct()
     return Audit.of(
@@ -64,6 +69,16 @@ def audit(
         seconds=time.monotonic() - start,
         versions={name: _version(name) for name in ("fedrobust", "flwr", "torch", "numpy")},
     )
+
+
+def _load(files: Sequence[str]) -> None:
+    """Load files of the user's and leave no compiled copy beside them: they may be the app's."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        for file in files:
+            plugins.use(file)
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _version(name: str) -> str:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flwr.server import history as older_history
-from flwr.serverapp.strategy import Strategy
-from flwr.serverapp.strategy import result as flower_result
+from flwr.server import History
+from flwr.serverapp.strategy import Result, Strategy
 
 from fedrobust.flower import Robust
 from fedrobust.flower.robust_wrapper import PRIVATE, ROBUST
@@ -44,8 +43,8 @@ def watch(rule: str | None, seed: int) -> Seen:
         None: nothing is defended.
     """
     seen = Seen()
-    _note_instances(flower_result.Result, seen.results)
-    _note_instances(older_history.History, seen.histories)
+    _note_instances(Result, seen.results)
+    _note_instances(History, seen.histories)
 
     def new(cls: type, *args: Any, **kwargs: Any) -> Any:
         made: Any = object.__new__(cls)

@@ -24,26 +24,27 @@ import torch
 from experiments.audit.application import Application
 from experiments.audit.cell import Cell
 from experiments.audit.running import SAFE, run
+from fedrobust import plugins
 from fedrobust.flower.reply_aggregation import ReplyAggregator
 
 OUTPUT, RESULT = "output.txt", "result.json"
 PAUSE = 0.02  # seconds between looks at the children
+ENDING = {signal.SIGTERM}
 
 
 def main() -> None:
     """Serve orders until the input ends; then end every child that is left."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the audit is interrupted, and ends this process
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     running: dict[int, dict[str, Any]] = {}
-    buffer, open_input = b"", True
+    buffer = b""
     try:
-        while open_input or running:
-            ready = select.select([0], [], [], PAUSE)[0] if open_input else []
-            if not open_input:
-                time.sleep(PAUSE)
-            if ready:
+        while True:
+            if select.select([0], [], [], PAUSE)[0]:
                 piece = os.read(0, 65536)
-                open_input = bool(piece)
+                if not piece:  # the audit is gone, however it ended
+                    return
                 *lines, buffer = (buffer + piece).split(b"\n")
                 for order in map(json.loads, filter(None, lines)):
                     _obey(order, running)
@@ -65,18 +66,23 @@ def _obey(order: dict[str, Any], running: dict[int, dict[str, Any]]) -> None:
                 ReplyAggregator(rule, seed=0).rehearse(rows)
         return
     gc.freeze()  # Flower's strategies collect after each array: not through all the imports
+    held = {"id": order["id"], "end": time.monotonic() + order["limit"], "hung": False}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # a child is noted, or there is none
     pid = os.fork()
     if pid == 0:
         _child(order)
-    running[pid] = {"id": order["id"], "end": time.monotonic() + order["limit"], "hung": False}
+    running[pid] = held
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def _child(order: dict[str, Any]) -> None:
     """Run one cell; leave by ``os._exit`` so that nothing of the host's runs again."""
     code = 1
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         scratch = Path(order["scratch"])
         log = os.open(scratch / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         null = os.open(os.devnull, os.O_RDONLY)
@@ -84,6 +90,10 @@ def _child(order: dict[str, Any]) -> None:
         os.closerange(3, 256)
         given = order["application"]
         application = Application(**{**given, "folder": Path(given["folder"])})
+        for file in order.get("use", ()):
+            plugins.use(file)
+        if order.get("use"):
+            plugins.provide({"attack": order["cell"]["attack"]})  # rules are found when spelled
         result = run(application, Cell(**order["cell"]), Path(order["folder"]), scratch)
         written = scratch / (RESULT + ".part")
         written.write_text(json.dumps(result.as_table()))
@@ -101,15 +111,18 @@ def _reap(running: dict[int, dict[str, Any]], answers: Any) -> None:
                 held["hung"] = True
                 _end(pid)
             continue
-        _end(pid)  # what the cell started and left behind
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)  # what the cell started and left behind
         del running[pid]
         code = os.waitstatus_to_exitcode(status)
         print(json.dumps({"id": held["id"], "code": code, "hung": held["hung"]}), file=answers)
 
 
 def _end(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+    """End a child and what is left of its group; one that has no group yet ends by itself."""
+    for end in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            end(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,8 @@ def judge(run: Run, judge: Judge, arrays: Mapping[str, np.ndarray]) -> Finding:
     if run.status == EXITED:
         return Finding(run, ENDS, reason=run.error)
     if cell.attack != CLEAN and not facts.get("replaced"):
-        why = facts.get("untouched") or "no Byzantine node was asked, or none answered"
+        raised = run.error if run.status == RAISED else ""
+        why = facts.get("untouched") or raised or "no Byzantine node was asked, or none answered"
         return Finding(run, NO_RESULT, reason=f"no reply was replaced: {why}")
     if run.status == RAISED:
         return Finding(run, ENDS, reason=run.error)

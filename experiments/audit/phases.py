@@ -68,13 +68,18 @@ class Phases:
         assert out.kind is not None
         broken = self._asked(BROKEN, QUICK_BROKEN)
         vector = self._asked(ATTACKS, QUICK_VECTOR, VECTOR) if out.kind.vector else []
-        defences = self._defences() if out.kind.vector else []
+        defences = self._defences() if out.kind.vector and out.kind.together else []
         self._planned = self._done + len(broken) + len(vector) + (len(vector) + 1) * len(defences)
         self._say(self._done, self._planned, self._estimate())
         self._attacked(BROKEN_REPLY, [Cell(attack=name, k=1) for name in broken])
         self._attacked(ATTACK, [Cell(attack=name, k=self.f) for name in vector])
-        if self.f > 1 and not self.options.quick:
-            self._bisect()
+        if vector and self.options.attacks is None:
+            out.not_tried.append(("the other members of auto", "--attack auto tries them"))
+        if self.f > 1 and vector:
+            if self.options.quick:
+                out.not_tried.append(("from which f on", "--quick"))
+            else:
+                self._bisect()
         self._defend(defences)
         if self.options.grid == "flower":
             self._repeat_with_flower()

@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from experiments.audit.cell import attack_text
 from experiments.audit.classification import Kind
 from experiments.audit.outcomes import Finding
 from experiments.audit.quality import Judge
+from fedrobust import plugins
+from fedrobust.attacks import members
 from fedrobust.flower.crafted_replies import check_attack
-from fedrobust.flower.rule_spelling import read_spec
+from fedrobust.flower.rule_spelling import read_rule, read_spec
 from fedrobust.spec import Spec
 
-VECTOR = ("sign_flip:scale=4.0", "alie", "ipm:epsilon=0.5", "ipm:epsilon=10.0", "min_max", "seesaw",
-          "auto")  # fmt: skip
+VECTOR = ("sign_flip:scale=4.0", "alie", "ipm:epsilon=0.5", "ipm:epsilon=10.0", "min_max", "seesaw")
 QUICK_VECTOR = ("sign_flip:scale=4.0", "alie", "ipm:epsilon=10.0")
 QUICK_BROKEN = ("exception", "nan_value", "wrong_shape", "extra_metric", "many_examples")
 DEFENCES = ("trimmed_mean", "nnm+trimmed_mean", "krum", "median")
@@ -42,6 +44,8 @@ class Options:
         Falls of quality that are accepted; see ``Judge``.
     limit
         Seconds a cell; None is ten clean runs, at least a minute.
+    use
+        Files with rules and attacks of the user's.
     """
 
     attacks: Sequence[Spec] | None = None
@@ -55,6 +59,7 @@ class Options:
     tolerance: float = 0.05
     limit: float | None = None
     workers: int | None = None
+    use: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,24 @@ class Outcome:
         return [finding for phase, finding in self.findings if phase in phases]
 
 
+def with_members(attacks: Sequence[Spec] | None) -> list[Spec] | None:
+    """Put the published members of ``auto`` in its place; its searches need to know the rule."""
+    if attacks is None:
+        return None
+    chosen: list[Spec] = []
+    for attack in attacks:
+        chosen += members.FIXED if members.is_auto(attack) else [attack]
+    texts = [attack_text(_all_seeing(one)) for one in chosen]
+    return list(dict.fromkeys(texts))
+
+
+def _all_seeing(spec: Spec) -> Spec:
+    """Leave out a knowledge that an audit's attackers have anyway."""
+    if isinstance(spec, str) or spec.get("knowledge") != "omniscient":
+        return spec
+    return {key: value for key, value in spec.items() if key != "knowledge"}
+
+
 def check_options(options: Options, nodes: int) -> None:
     """Check names and numbers before anything runs.
 
@@ -109,10 +132,16 @@ def check_options(options: Options, nodes: int) -> None:
         With what is wrong.
     """
     for attack in options.attacks or ():
-        check_attack(read_spec(attack, "attack") if isinstance(attack, str) else attack)
+        spec = read_spec(attack, "attack") if isinstance(attack, str) else attack
+        plugins.provide({"attack": spec})
+        check_attack(spec)
     for defence in options.defences or ():
         if not isinstance(defence, str | Mapping):
-            raise ValueError(f"a defence is a rule's text or table, got {type(defence).__name__}")
+            raise ValueError(
+                f"a defence is a rule's text or table, got {type(defence).__name__}: put a rule of "
+                "your own into a file, name that file with use, and the rule by its name"
+            )
+        read_rule(defence)
     if options.f is not None and not 1 <= options.f < nodes:
         raise ValueError(f"f needs 1 <= f < {nodes} nodes, got {options.f}")
     if not 0 <= options.threshold <= 1:

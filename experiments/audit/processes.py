@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -46,12 +46,20 @@ class Cells:
         Seconds that a cell may take.
     workers
         Cells at a time; None is one a core.
+    use
+        Files with rules and attacks of the user's, for ``plugins.use`` in every cell.
     """
 
     def __init__(
-        self, application: Application, *, limit: float, workers: int | None = None
+        self,
+        application: Application,
+        *,
+        limit: float,
+        workers: int | None = None,
+        use: Sequence[str] = (),
     ) -> None:
         self.application, self.limit = application, limit
+        self.use = [str(Path(file).expanduser().resolve()) for file in use]
         self.workers = workers or len(os.sched_getaffinity(0))
         self._scratch = Path(tempfile.mkdtemp(prefix="fedrobust-audit-"))
         self._known: dict[Cell, Run] = {}
@@ -117,7 +125,7 @@ class Cells:
         application = {**asdict(self.application), "folder": str(self.application.folder)}
         self._tell({
             "id": number, "application": application, "cell": asdict(cell), "folder": str(folder),
-            "scratch": str(scratch), "limit": self.limit,
+            "scratch": str(scratch), "limit": self.limit, "use": self.use,
         })  # fmt: skip
         return scratch
 

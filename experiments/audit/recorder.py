@@ -12,7 +12,14 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrobust.flower.in_process import InProcessGrid
-from fedrobust.flower.model_replies import SECURE_AGGREGATION, Refused, array_values
+from fedrobust.flower.model_replies import (
+    SECURE_AGGREGATION,
+    Layout,
+    Refused,
+    array_values,
+    difference,
+    layout_of,
+)
 from fedrobust.flower.wrapping import WrappedGrid
 
 ERRORS = 20  # kept, of any number
@@ -103,6 +110,8 @@ class Recorder(WrappedGrid):
             "metrics": {r.metadata.src_node_id: numbers(r.content) for r in good},
             "records": sorted({_shape(r.content) for r in good})[:5],
             "floats": sum(holds_floats(r.content) for r in good),
+            "unlike": _unlike([layout_in(r.content) for r in good]),
+            "continues": _continue(asked, good),
         })  # fmt: skip
 
     def facts(self, byzantine: Iterable[int]) -> dict[str, Any]:
@@ -120,6 +129,10 @@ class Recorder(WrappedGrid):
             "types": sorted({b["type"] for b in self.batches}),
             "train_batches": len(trains),
             "train_sizes": sorted({b["asked"] for b in trains}),
+            "alone": sum(b["asked"] == 1 for b in trains),
+            "train_types": sorted({b["type"] for b in trains}),
+            "unlike": next((b["unlike"] for b in trains if b["unlike"]), ""),
+            "continues": any(b["continues"] for b in trains),
             "records": sorted({text for b in trains for text in b["records"]})[:8],
             "floats": sum(b["floats"] for b in trains),
             "non_finite": any(not b["finite"] for b in self.batches),
@@ -167,6 +180,32 @@ def arrays_of(content: RecordDict) -> list[np.ndarray]:
             except Refused:
                 continue
     return found
+
+
+def layout_in(content: RecordDict) -> Layout:
+    """Return keys and shapes of the arrays that can be read."""
+    values = {}
+    for record, arrays in content.array_records.items():
+        for name, array in arrays.items():
+            try:
+                values[record, name] = array_values(array)
+            except Refused:
+                continue
+    return layout_of(values, {})
+
+
+def _unlike(layouts: list[Layout]) -> str:
+    """Say in what two replies to one batch differ; empty where all are alike."""
+    first = layouts[0] if layouts else None
+    other = next((one for one in layouts if first and one.slots != first.slots), None)
+    return difference(first, other) if first and other else ""
+
+
+def _continue(asked: list[Message], replies: list[Message]) -> bool:
+    """Whether some reply holds an array of the shape of one that was sent."""
+    sent = {shape for m in asked for _, shape in layout_in(m.content).slots.values()}
+    came = {shape for r in replies for _, shape in layout_in(r.content).slots.values()}
+    return bool(sent & came)
 
 
 def _shape(content: RecordDict) -> str:

@@ -17,12 +17,14 @@ from experiments.audit.page import page
 from experiments.audit.plan import ATTACK, BROKEN_REPLY, Defence, Options, Outcome
 from experiments.audit.text import plain
 from experiments.audit.verdict import Verdict, not_audited, verdict
+from fedrobust import plugins
 
 SCHEMA = 1
 LINES = {
     WRAPPER: 'from fedrobust.flower import Robust\nstrategy = Robust(strategy, rule="{rule}")',
     GRID: 'from fedrobust.flower import RobustGrid\ngrid = RobustGrid(grid, rule="{rule}")',
 }
+USE = "from fedrobust import plugins\nplugins.use({file!r})  # where {rule} is written\n"
 LEGACY_LINES = """from fedrobust.flower import RobustGrid, whole_rounds
 app = ServerApp()
 @app.main()
@@ -103,7 +105,31 @@ class Audit:
         kind = self.outcome.kind
         legacy = kind is not None and kind.shape.startswith("the older API")
         lines = LEGACY_LINES if legacy else LINES[self.best.seam]
-        return lines.format(rule=self.best.name)
+        return self._loading(self.best.name) + lines.format(rule=self.best.name)
+
+    def _loading(self, rule: str) -> str:
+        """Return the lines that bring a rule of the user's own, where it is one."""
+        names = {part.partition(":")[0] for part in rule.split("+")}
+        own = [file for file in self.options.use if names & plugins.names_in(file, "rule")]
+        return "".join(USE.format(file=file, rule=rule) for file in own)
+
+    def command(self, *more: str) -> str:
+        """Return the call on the command line, with what decides a cell's numbers and verdict."""
+        options, changed = self.options, self.application.changed
+        words = ["fedrobust", "audit", str(self.application.folder)]
+        for key, value in changed.get("overrides", {}).items():
+            words += ["-o", f"{key}={value}"]
+        given = {"--nodes": changed.get("nodes"), "--metric": options.metric}
+        given |= {"--seeds": options.seeds} if options.seeds != Options.seeds else {}
+        given |= (
+            {"--tolerance": options.tolerance} if options.tolerance != Options.tolerance else {}
+        )
+        for name, value in given.items():
+            words += [name, str(value)] if value is not None else []
+        for file in options.use:
+            words += ["--use", str(file)]
+        quick = ["--quick"] if options.quick else []
+        return shlex.join([*words, *quick, *more])
 
     def _row(self, phase: str, found: Finding) -> dict[str, Any]:
         run, cell = found.run, found.run.cell
@@ -118,8 +144,7 @@ class Audit:
             "client_errors": run.facts.get("client_error_count"),
             "seconds": run.seconds,
             "reason": plain(found.reason),
-            "repeat": f"fedrobust audit {shlex.quote(str(self.application.folder))} --cell "
-            + shlex.quote(cell.label),
+            "repeat": self.command("--cell", cell.label),
         }
 
     def document(self) -> dict[str, Any]:

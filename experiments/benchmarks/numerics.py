@@ -32,6 +32,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "centered_clipping": {"tau": 3.0}, "norm_clipping": {"bound": 3.0}, "clip": {"bound": 3.0},
     "median_of_means": {"groups": 5}, "bucketing": {"size": 2, "permute": False},
     "flame": {"noise": 0.0}, "rlr": {"threshold": 4}, "huber": {"threshold": 3.0},
+    "projected": {"dimension": 64},
     "zeno": {"loss": lambda step: float(step.double().sum()), "rho": 0.001},
     "safeguard": {
         "window": 6, "threshold": 20.0, "short_window": 3, "short_threshold": 20.0,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from experiments.benchmarks.measuring import Call, Row, peak_of, show, side_by_side
 from fedrobust.aggregation import PREAGGREGATORS, RULES, aggregate, preaggregate
+from fedrobust.flower._compat_apps import older_averages
 from fedrobust.spec import parameters
 
 SIZES = ((20, 1_000_000), (100, 1_000_000), (100, 100_000), (500, 100_000))
@@ -129,7 +130,7 @@ def flower(function_name: str, *more: Callable[[int, int], Any]) -> Peer:
     """Return a function of ``flwr.server.strategy.aggregate`` as a peer."""
 
     def prepare(updates: Tensor, f: int) -> Call:
-        module = importlib.import_module("flwr.server.strategy.aggregate")
+        module = older_averages()
         rows = [([row.numpy()], 1) for row in updates]
         rest = [value(len(updates), f) for value in more]
         return lambda: getattr(module, function_name)(rows, *rest)
@@ -138,7 +139,7 @@ def flower(function_name: str, *more: Callable[[int, int], Any]) -> Peer:
 
 
 def _flower_bulyan(updates: Tensor, f: int) -> Call:
-    module = importlib.import_module("flwr.server.strategy.aggregate")
+    module = older_averages()
     rows = [([row.numpy()], 1) for row in updates]
     return lambda: module.aggregate_bulyan(rows, f, module.aggregate_krum, to_keep=0)
 

@@ -14,7 +14,8 @@ from typing import Any
 import typer.main
 from mkdocs.structure.files import File, Files
 
-from experiments import listing
+from experiments import listing, tables
+from experiments.board import rows
 from experiments.cli import app
 from fedrobust.aggregation import check
 
@@ -125,6 +126,12 @@ def file(path: str) -> str:
     return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"\1", text)
 
 
+def board(_: str) -> str:
+    """Write the board's rows as one table, the best worst case first."""
+    found = rows.read()
+    return tables.pipes(rows.table(found)) if found else "No rule has been measured yet."
+
+
 def _code(settings: str) -> str:
     return ", ".join(f"`{part}`" for part in settings.split(", ") if part)
 
@@ -143,4 +150,5 @@ MAKERS: dict[str, Callable[[str], str]] = {
     "everything": everything,
     "commands": commands,
     "file": file,
+    "board": board,
 }

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from html import escape
+from typing import Any
 
+import numpy as np
 import pandas as pd
+
+from fedrobust.training.tasks import Headline
 
 LIGHT, DARK = (239, 246, 244), (20, 104, 96)  # one hue, so that it survives grey printing
 BLACK = "#000"
@@ -54,6 +58,15 @@ def heat_table(
         "<table class='heat' style='border-collapse:collapse'>"
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     )
+
+
+def scale(shown: Headline, means: pd.DataFrame) -> dict[str, Any]:
+    """Return how ``heat_table`` prints and shades what stands for runs."""
+    if shown.is_share:
+        return {}
+    values = means.to_numpy()
+    low, high = float(np.nanmin(values, initial=0)), float(np.nanmax(values, initial=0))
+    return {"low": low, "high": high if high > low else low + 1, "unit": 1.0, "digits": 3}
 
 
 def colours(share: float) -> tuple[str, str]:

@@ -70,7 +70,11 @@ def gather(folders: Sequence[Path]) -> Gathered:
     """
     started = [path for path in folders if (path / "rounds.jsonl").is_file()]
     results = load(started)
-    kept = [i for i, (_, rows) in enumerate(results.runs) if any("accuracy" in r for r in rows)]
+    kept = [
+        i
+        for i, (_, rows) in enumerate(results.runs)
+        if any("loss" in r or "accuracy" in r for r in rows)
+    ]
     if not kept:
         raise ConfigError([f"no finished round in {', '.join(map(str, folders[:3]))}"])
     environments: list[dict[str, Any]] = []
@@ -84,6 +88,10 @@ def gather(folders: Sequence[Path]) -> Gathered:
         Results(tuple(results.runs[i] for i in kept)),
         tuple(environments),
     )
+
+
+def _measured(row: dict[str, Any]) -> bool:
+    return "loss" in row or "accuracy" in row  # a vote has no loss, a regression no accuracy
 
 
 def widen(frame: pd.DataFrame) -> pd.DataFrame:
@@ -158,6 +166,7 @@ def shares(experiment: Experiment, data_root: str | None) -> pd.DataFrame | str:
     """Return images per client and label, or the reason why they cannot be counted here."""
     try:
         dataset = data.load(experiment.data, root=data_root)
+        dataset = data.set_aside(dataset, experiment.server.validation, seed=experiment.seed)
         cut = data.cut(
             dataset, experiment.partition, clients=experiment.clients, seed=experiment.seed
         )

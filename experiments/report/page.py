@@ -12,7 +12,7 @@ import tomli_w
 from markupsafe import Markup
 
 from experiments.report import figures, kappa
-from experiments.report.heat import heat_table
+from experiments.report.heat import heat_table, scale
 from experiments.report.load import (
     Gathered,
     attackers,
@@ -84,18 +84,25 @@ def _title(gathered: Gathered) -> str:
 
 def _verdict(gathered: Gathered) -> str:
     """Answer the question in one sentence."""
-    table = gathered.results.table()
+    table, shown = gathered.results.table(), gathered.results.headline
+
+    def written(value: float) -> str:
+        return f"{value:.1%}" if shown.is_share else f"{value:.4g}"
+
     if len(gathered.experiments) == 1:
-        return f"Final test accuracy {gathered.results.accuracy:.1%}."
+        words = shown.column.replace("_", " ")
+        return f"Final test {words} {written(gathered.results.score)}."
     scores = table["worst"].dropna()
     if scores.empty:
         return "No run has been evaluated yet."
-    best = scores.idxmax()
-    attack = table.drop(columns="worst").loc[best].idxmin()
-    words = f"Best worst case: {best} keeps {scores[best]:.1%} under its worst attack, {attack}."
+    order = scores if shown.best == "max" else -scores
+    best, cells = order.idxmax(), table.drop(columns="worst")
+    attack = (cells if shown.best == "max" else -cells).loc[best].idxmin()
+    words = f"Best worst case: {best} keeps {written(scores[best])}"
+    words += f" under its worst attack, {attack}."
     if len(scores) > 1:
-        last = scores.idxmin()
-        words += f" The weakest is {last}: {scores[last]:.1%}."
+        last = order.idxmin()
+        words += f" The weakest is {last}: {written(scores[last])}."
     return words
 
 
@@ -118,18 +125,22 @@ def _final(gathered: Gathered) -> Section:
     means, halves = gathered.results.table(), gathered.results.interval()
     seeds = len({e.seed for e in gathered.experiments})
     several = f", mean over {seeds} seeds with the 95 % interval" if seeds > 1 else ""
+    shown = gathered.results.headline
+    words, unit = shown.column.replace("_", " "), " in %" if shown.is_share else ""
+    heat = heat_table(means, halves, **scale(shown, means))
     return Section(
-        "Final accuracy",
-        f"Test accuracy after the last round in %{several}. The score of a defence is its worst "
+        f"Final {words}",
+        f"Test {words} after the last round{unit}{several}. The score of a defence is its worst "
         "attack, right of the line.",
-        table=Markup(f"<div class='wide'>{heat_table(means, halves)}</div>"),
+        table=Markup(f"<div class='wide'>{heat}</div>"),
         csv=csv_link(means),
     )
 
 
 def _curves(gathered: Gathered, frame: pd.DataFrame) -> list[Section]:
     """Draw accuracy over rounds, then every other measure that the rows hold."""
-    return [_over_rounds(frame, column) for column in ("accuracy", *measures(frame))]
+    first = [column for column in ("accuracy",) if column in frame] or ["loss"]
+    return [_over_rounds(frame, column) for column in (*first, *measures(frame))]
 
 
 def _over_rounds(frame: pd.DataFrame, column: str) -> Section:

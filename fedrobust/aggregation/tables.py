@@ -20,6 +20,7 @@ from fedrobust.aggregation import (
     geometry,
     history,
     pre,
+    projection,
     recent,
     selection,
     spectral,
@@ -137,6 +138,10 @@ _RULES = (
     Rule(
         name="fldetector", compute=detector.fldetector_step, kind="outcome", follows_shift=True,
         bounded=True,
+    ),
+    Rule(
+        name="projected", compute=projection.projected_weights, kind="weights",
+        minimum=projection.minimum, follows_scale=True, follows_shift=True, bounded=True,
     ),
     Rule(name="rlr", compute=recent.rlr, coordinate_wise=True, follows_scale=True),
     Rule(name="fednga", compute=recent.fednga_weights, kind="weights", bounded=True),

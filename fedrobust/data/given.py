@@ -82,6 +82,17 @@ def as_dataset(name: str, given: Any) -> Dataset:
     )  # fmt: skip
 
 
+def examples(name: str, given: Any) -> Examples:
+    """Read one set as it is, in any form that ``as_dataset`` takes for one; nothing is held out.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read.
+    """
+    return _examples(name, given)
+
+
 def digest_of(dataset: Dataset) -> str:
     """Return 12 hexadecimal digits of everything that is in a data set but its name."""
     found = hashlib.sha256()

@@ -1,15 +1,18 @@
-"""A real client's own data: one npz file, or a folder of images with one subfolder a class."""
+"""A real client's own data: arrays, a table, a folder of images, or what a plug-in reads."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from fedrobust.data.sets import CIFAR, FASHION, DataError, Dataset
+from fedrobust.data.given import Examples, examples
+from fedrobust.data.sets import CIFAR, DATASETS, FASHION, DataError, Dataset, load
 
 DESCRIPTIONS = {
     "fashionmnist-sample": ((1, 28, 28), FASHION),
@@ -35,16 +38,22 @@ EIGHT_BITS = (
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
-def load_own(path: str | Path, *, name: str) -> Dataset:
+def load_own(path: str | Path, *, name: str, root: str | Path | None = None) -> Dataset:
     """Load a client's own training data; they stay on its machine.
 
     Parameters
     ----------
     path
-        An npz file with ``images`` (uint8, (N, H, W) or (N, C, H, W)) and ``labels`` (whole
-        numbers, (N,)); or a folder with a subfolder 0, 1, ... for each class that is there.
+        Of images: an npz file with ``images`` (uint8, (N, H, W) or (N, C, H, W)) and ``labels``
+        (whole numbers, (N,)); or a folder with a subfolder 0, 1, ... for each class that is there.
+        Of other data: a csv or parquet file with a column ``target`` or ``label``, an npz file with
+        ``inputs`` and ``targets``; or whatever the data set's plug-in reads, which is then asked
+        with ``path=``.
     name
-        The experiment's data set: its images' shape, its classes, its pixels' mean and spread.
+        The experiment's data set. It says what fits: the shape and type of an input, the classes,
+        mean and spread.
+    root
+        Where the public data sets are.
 
     Raises
     ------
@@ -52,7 +61,7 @@ def load_own(path: str | Path, *, name: str) -> Dataset:
         If there is nothing to train on, or it does not fit the experiment.
     """
     if name not in DESCRIPTIONS:
-        raise DataError(f"the data set {name!r} has no description for data of a client's own")
+        return _described(path, name, _read(Path(path), name), load(name, root=root))
     shape, facts = DESCRIPTIONS[name]
     source = Path(path)
     images, labels = _folder(source, shape) if source.is_dir() else _npz(source)
@@ -65,6 +74,50 @@ def load_own(path: str | Path, *, name: str) -> Dataset:
     if labels.shape != (len(images),) or int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise DataError(f"{str(path)!r} needs one label in 0..{classes - 1} an image")
     return Dataset(name, images, labels, images[:0], labels[:0], **facts)  # type: ignore[arg-type]
+
+
+def _read(path: Path, name: str) -> Examples:
+    """Read a file by its plug-in, or by what it is."""
+    reads = getattr(DATASETS.get(name), "reads", None)
+    try:
+        if reads is not None:
+            return examples(name, reads(path))
+        if path.suffix == ".csv":
+            return examples(name, pd.read_csv(path))
+        if path.suffix == ".parquet":
+            return examples(name, pd.read_parquet(path))
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return examples(name, (arrays["inputs"], arrays["targets"]))
+    except (OSError, KeyError, ValueError, ImportError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"cannot read {str(path)!r}: {type(error).__name__}: {error}") from error
+    raise DataError(
+        f"{str(path)!r} is no csv, parquet or npz file, and no plug-in of {name!r} reads it: its"
+        " function takes no path"
+    )
+
+
+def _described(path: str | Path, name: str, own: Examples, public: Dataset) -> Dataset:
+    """Fit a client's own examples to the data set that the experiment names."""
+    x, y, like, wanted = own.inputs, own.targets, public.train_images, public.train_labels
+    for what, found, needed in (("inputs", x, like), ("targets", y, wanted)):
+        if found.dtype != needed.dtype or found.shape[1:] != needed.shape[1:]:
+            raise DataError(
+                f"{str(path)!r} holds {what} of {_form(found)}, {name} has {_form(needed)}"
+            )
+    if not y.is_floating_point() and int(y.max()) >= public.classes:
+        raise DataError(f"{str(path)!r} holds the class {int(y.max())}, {name} has 0.."
+                        f"{public.classes - 1}")  # fmt: skip
+    return replace(
+        public, train_images=x, train_labels=y, train_clients=None, test_images=x[:0],
+        test_labels=y[:0], test_clients=None,
+    )  # fmt: skip
+
+
+def _form(values: Tensor) -> str:
+    return f"{str(values.dtype).removeprefix('torch.')} of shape {tuple(values.shape[1:])}"
 
 
 def _npz(path: Path) -> tuple[Tensor, Tensor]:

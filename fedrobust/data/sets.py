@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Dataset:
         Per channel, of pixels in [0, 1], or per column of a table: our models normalise with them.
     train_clients, test_clients
         Whose each example is, int64, (N,), where the data came with their clients.
+    validation
+        Images and labels that no client holds, taken from the training set; None: there are none.
     """
 
     name: str
@@ -51,12 +54,16 @@ class Dataset:
     std: tuple[float, ...]
     train_clients: Tensor | None = None
     test_clients: Tensor | None = None
+    validation: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device | str) -> Dataset:
         """Return the set with all its tensors on a device."""
         tensors: dict[str, Any] = {
             k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)
         }
+        if self.validation is not None:
+            images, labels = self.validation
+            tensors["validation"] = (images.to(device), labels.to(device))
         return replace(self, **tensors)
 
     @property
@@ -141,12 +148,91 @@ def cifar10(root: Path | None, download: bool) -> Dataset:
     )
 
 
+def mnist(root: Path | None, download: bool) -> Dataset:
+    """MNIST (LeCun 1998): 60,000 train, 10,000 test, 1x28x28."""
+    from torchvision.datasets import MNIST
+
+    return _grey("mnist", MNIST, root, download)
+
+
+def emnist(root: Path | None, download: bool) -> Dataset:
+    """EMNIST, its balanced split (Cohen et al. 2017): 112,800 train, 18,800 test, 47 classes."""
+    from torchvision.datasets import EMNIST
+
+    return _grey("emnist", partial(EMNIST, split="balanced"), root, download)
+
+
+def cifar100(root: Path | None, download: bool) -> Dataset:
+    """CIFAR-100 (Krizhevsky 2009): 50,000 train, 10,000 test, 3x32x32, 100 classes."""
+    from torchvision.datasets import CIFAR100
+
+    train, test = _torchvision(CIFAR100, "cifar100", root, download)
+    parts = [(part.data.transpose(0, 3, 1, 2), np.array(part.targets)) for part in (train, test)]
+    return _of("cifar100", parts)
+
+
+def svhn(root: Path | None, download: bool) -> Dataset:
+    """SVHN (Netzer et al. 2011): 73,257 train, 26,032 test, 3x32x32, digits of house numbers."""
+    from torchvision.datasets import SVHN
+
+    def split(folder: str, *, train: bool, download: bool) -> Any:
+        return SVHN(folder, split="train" if train else "test", download=download)
+
+    parts = _torchvision(split, "svhn", root, download)
+    return _of("svhn", [(part.data, part.labels) for part in parts])
+
+
+def _grey(name: str, kind: Callable, root: Path | None, download: bool) -> Dataset:
+    parts = _torchvision(kind, name, root, download)
+    return _of(name, [(part.data.unsqueeze(1).numpy(), part.targets.numpy()) for part in parts])
+
+
+def _of(name: str, parts: list[tuple[np.ndarray, np.ndarray]]) -> Dataset:
+    """Build a set of images; mean and spread are those of its training pixels, to four digits."""
+    (x, y), (u, v) = parts
+    pixels = np.moveaxis(x, 1, 0).reshape(x.shape[1], -1)
+    mean = tuple(round(float(row.mean()) / 255, 4) for row in pixels)
+    std = tuple(round(float(row.std()) / 255, 4) for row in pixels)
+    x, u = np.ascontiguousarray(x), np.ascontiguousarray(u)
+    a, b, c, d = (torch.from_numpy(part) for part in (x, y.astype(np.int64), u, v.astype(np.int64)))
+    return Dataset(name, a, b, c, d, int(y.max()) + 1, mean, std)
+
+
 DATASETS: dict[str, Callable[[Path | None, bool], Dataset]] = {
     "fashionmnist-sample": fashionmnist_sample,
     "fashionmnist": fashionmnist,
     "cifar10": cifar10,
+    "cifar100": cifar100,
+    "mnist": mnist,
+    "emnist": emnist,
+    "svhn": svhn,
     "digits": digits,
 }
+TENTH = 10  # one training example in so many is for validation
+VALIDATION = "-validation"
+
+
+def _validation(source: Callable[[Path | None, bool], Dataset]) -> Callable[..., Dataset]:
+    """Return the set whose test examples are every tenth training example: to tune on."""
+
+    def load(root: Path | None, download: bool) -> Dataset:
+        whole = source(root, download)
+        held = torch.arange(len(whole.train_labels)) % TENTH == TENTH - 1
+        return replace(
+            whole,
+            name=whole.name + VALIDATION,
+            train_images=whole.train_images[~held],
+            train_labels=whole.train_labels[~held],
+            test_images=whole.train_images[held],
+            test_labels=whole.train_labels[held],
+        )
+
+    first = (source.__doc__ or "").splitlines()[0].split(" (")[0].split(":")[0].rstrip(".")
+    load.__doc__ = f"Nine tenths of the training images, tested on the rest, of: {first}."
+    return load
+
+
+DATASETS |= {name + VALIDATION: _validation(source) for name, source in [*DATASETS.items()]}
 
 
 def load(name: str, *, root: str | Path | None = None, download: bool = False) -> Dataset:

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from fedrobust import attacks, data, models, plugins
+from fedrobust.aggregation import rehearse as rehearse_rule
+from fedrobust.aggregation import weighing
 from fedrobust.attacks import POISONS, TRAINED, threat_model
 from fedrobust.attacks.poison_checks import Victim, check_poison
 from fedrobust.data import DataError, Dataset
@@ -36,15 +38,16 @@ def check_against_data(
         With every setting that the data do not bear, each once.
     """
     sets: dict[str, Dataset] = {}
-    cuts: dict[tuple[str, str, int, int], Shares] = {}
+    cuts: dict[tuple[str, str, int, int, float], Shares] = {}
     errors: dict[str, None] = {}
     for e in experiments:
         if e.data not in sets:
             sets[e.data] = data.load(e.data, root=data_root, download=download)
-        key = (e.data, str(e.partition), e.clients, e.seed)
+        dataset = data.set_aside(sets[e.data], e.server.validation, seed=e.seed)
+        key = (e.data, str(e.partition), e.clients, e.seed, e.server.validation)
         if key not in cuts:
-            cuts[key] = _cut(e, sets[e.data])
-        errors |= dict.fromkeys(wrong(e, sets[e.data], cuts[key]))
+            cuts[key] = _cut(e, dataset)
+        errors |= dict.fromkeys(wrong(e, dataset, cuts[key]))
     if errors:
         raise ConfigError(list(errors))
 
@@ -65,12 +68,29 @@ def wrong(experiment: Experiment, dataset: Dataset, shares: Shares) -> list[str]
     if errors:
         return errors
     try:
+        _weights(experiment, shares)
         _attack(experiment, dataset, shares)
         if _foreign(experiment) or not dataset.holds_images:
             rehearse(experiment, dataset)
     except InputError as error:
         errors.append(str(error))
     return errors
+
+
+def _weights(e: Experiment, shares: Shares) -> None:
+    """Check that the rule bears the sizes of the shares, where these are the clients' weights.
+
+    Raises
+    ------
+    SpecError
+        With the weight of the heaviest clients.
+    """
+    if e.weights["name"] != "attested" or "table" in e.weights or e.participation < 1:
+        return
+    table = {str(client): float(len(share)) for client, share in enumerate(shares)}
+    weigh = weighing(e.weights | {"table": table}, rule=e.rule, pre=e.pre)
+    given = weigh(range(e.clients), [None] * e.clients)
+    rehearse_rule(e.rule, n=e.clients, pre=e.pre, weights=given)
 
 
 def _task(e: Experiment, dataset: Dataset) -> list[str]:
@@ -134,7 +154,9 @@ def rehearse(e: Experiment, dataset: Dataset) -> None:
         value = loss_of(e.loss)(module, x, y)
         value.backward()  # a scalar, of a graph
     held = outputs.detach() if isinstance(outputs, Tensor) else outputs
-    for name in e.metrics:
+    if any(METRICS[name].by_client for name in e.metrics):
+        data.examples_of(e, dataset)
+    for name in (name for name in e.metrics if not METRICS[name].by_client):
         with _told(f"metric {name!r} does not take {given}"):
             number(name, METRICS[name].compute(held, y))
 

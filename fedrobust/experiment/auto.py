@@ -11,7 +11,7 @@ from fedrobust.attacks.members import is_auto, members
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.simulation import stragglers
 from fedrobust.spec import SpecError
-from fedrobust.training.tasks import ACCURACY, headline
+from fedrobust.training.tasks import ACCURACY, promised
 
 Build = Callable[[Mapping[str, Any]], Experiment]
 
@@ -35,7 +35,7 @@ def expanded(document: Mapping[str, Any], build: Build) -> list[Experiment]:
     plain = build({**document, "attack": "none"})
     if plain.mode != "federated":
         raise _unsupported(plain.mode)
-    if (shown := headline(plain.loss, plain.metrics)) != ACCURACY:
+    if (shown := promised(plain.loss, plain.metrics)) != ACCURACY:
         raise ConfigError([f"attack 'auto' compares accuracies, this task has {shown.column}"])
     if not plain.byzantine:
         raise ConfigError(["attack 'auto' needs byzantine of at least 1, got 0"])

@@ -27,6 +27,7 @@ from fedrobust.simulation.sampled import implied_f
 from fedrobust.spec import parse_spec, parse_value, suggest
 
 __all__ = [
+    "document_of",
     "expand",
     "from_dict",
     "from_run_config",
@@ -294,13 +295,18 @@ def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
     ``experiment`` holds a whole TOML text; every other non-empty key overrides one field, with
     dots for tables. Keys of the runtime itself (``RUNTIME_KEYS``) are not part of the experiment.
     """
+    return from_dict(document_of(run_config))
+
+
+def document_of(run_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the experiment's document in Flower's flat run configuration, unchecked."""
     document = read(text) if (text := str(run_config.get("experiment", ""))) else {}
     given = {
         key: value
         for key, value in run_config.items()
         if key != "experiment" and key not in RUNTIME_KEYS and value != ""
     }
-    return from_dict(override(document, given))
+    return override(document, given)
 
 
 RUNTIME_KEYS = ("device", "hosts", "data-root", "output", "resume", "nodes", "use")

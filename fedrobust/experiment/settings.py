@@ -136,7 +136,10 @@ class Server:
         Training images that the server holds itself, for rules that trust it (fltrust, zeno, rsa).
     optimizer
         A spec of ``fedrobust.training.SERVER_OPTIMIZERS``: "sgd" (``momentum`` is its), "lalr",
-        "lars" or "layerwise".
+        "lars", "layerwise", or FedOpt's "adagrad", "adam" and "yogi".
+    validation
+        Share of the training examples that no client gets: rows then tell of them too, under
+        ``validation_loss``, ``validation_accuracy``, ..., so that the test set need decide nothing.
     schedule, warmup
         A spec of ``fedrobust.training.SCHEDULES`` and the steps of linear warm-up before it.
     times
@@ -158,6 +161,7 @@ class Server:
     warmup: AtLeast0 = 0
     times: Flag = False
     bandwidth: NotNegative = 0.0
+    validation: BelowOne = 0.0
 
 
 def _bits(value: int) -> int:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
 
+import torch
+
 from fedrobust import adversarial, aggregation, attacks
 from fedrobust.adversarial.rehearsal import rehearse
 from fedrobust.attacks import threat_model
@@ -20,7 +22,7 @@ from fedrobust.simulation import stragglers
 from fedrobust.simulation.sampled import check_cohort
 from fedrobust.spec import SpecError, parameters, resolve, split, suggest
 from fedrobust.training import METRICS, SCHEDULES, TASK_LOSSES
-from fedrobust.training.steps import resolve_optimizer
+from fedrobust.training.steps import StepState, resolve_optimizer, take_step
 from fedrobust.training.tasks import classifies
 
 BATCHNORM = ("average", "local", "dual")
@@ -217,7 +219,23 @@ def _perturbations(e: Experiment) -> None:
 
 def _server(e: Experiment) -> None:
     resolve_optimizer(e.server.optimizer)
+    _one_step(e)
     resolve(SCHEDULES, e.server.schedule, kind="schedule", supplied=("lr",))
+
+
+def _one_step(e: Experiment) -> None:
+    """Take one step of one coordinate: what an optimizer checks of its settings it checks there."""
+    take_step(
+        torch.zeros(1),
+        torch.ones(1),
+        StepState(),
+        optimizer=e.server.optimizer,
+        lr=e.server.lr,
+        momentum=e.server.momentum,
+        schedule="constant",
+        warmup=0,
+        shapes=[(1,)],
+    )
 
 
 def _batchnorm(e: Experiment) -> None:

@@ -1,8 +1,9 @@
-"""The private doors of Flower that we go through, all of them, and the versions they were tried in.
+"""The private doors of Flower that we go through, and the versions they were tried in.
 
 Whatever is imported from ``flwr.supercore``, ``flwr.superlink``, ``flwr.supernode`` or
 ``flwr.proto`` may be renamed by the next release: it is imported here and nowhere else, and
-``tests/test_compat.py`` says which door is shut.
+``tests/test_compat.py`` says which door is shut. The doors behind which other people's apps run
+(the simulation engine, the older API, an app's configuration) stand in ``_compat_apps``.
 """
 
 from __future__ import annotations

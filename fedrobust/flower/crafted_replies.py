@@ -91,6 +91,11 @@ def attack_replies(
     knowledge
         "omniscient": the attack sees the updates of all other nodes; "colluding" or "own": those
         of the Byzantine nodes.
+
+    Raises
+    ------
+    ValueError
+        What the attack itself raises in the first round; later its nodes answer honestly.
     """
     own = [node for node in byzantine if node in replies]
     if not callable(attack) and split(attack)[0] in BROKEN:
@@ -112,12 +117,19 @@ def attack_replies(
     starts = starts_of(readable, layout, sent)
     view, honest = matrix_of(seen, layout, starts), matrix_of(mine, layout, starts)
     n, f = max(n, len(mine)), len(mine)
-    if callable(attack):
-        rows = attack(view, n=n, f=f)
-    else:
-        rows = attacks.craft(
-            view, attack, n=n, f=f, round=server_round, generator=generator, own=honest
-        )
+    try:
+        if callable(attack):
+            rows = attack(view, n=n, f=f)
+        else:
+            rows = attacks.craft(
+                view, attack, n=n, f=f, round=server_round, generator=generator, own=honest
+            )
+    except SpecError:
+        raise
+    except ValueError as error:  # a later round may be too small for an attack: it waits
+        if not server_round:
+            raise
+        return Crafted({}, {reply.node: str(error) for reply in mine})
     return _written(rows, honest, mine, layout, starts, sent)
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
 from typing import Any
 
 from flwr.app import Message
 from flwr.app.message_type import MessageType
-from flwr.compat.common import recorddict_compat as compat
-from flwr.server import server as older
 
-_patching = Lock()
+from fedrobust.flower._compat_apps import fit_to_record, fitted, replaced_fit_clients
 
 
 @contextmanager
@@ -25,13 +22,8 @@ def whole_rounds() -> Iterator[None]:
         with whole_rounds():
             ServerApp(server_fn=server_fn)(RobustGrid(grid, rule="median"), context)
     """
-    with _patching:
-        original = older.fit_clients
-        older.fit_clients = _fit_together
-        try:
-            yield
-        finally:
-            older.fit_clients = original
+    with replaced_fit_clients(_fit_together):
+        yield
 
 
 def _fit_together(
@@ -44,7 +36,7 @@ def _fit_together(
     proxies = {proxy.node_id: proxy for proxy, _ in client_instructions}
     messages = [
         Message(
-            compat.fitins_to_recorddict(instruction, keep_input=True),
+            fit_to_record(instruction),
             proxy.node_id,
             MessageType.TRAIN,
             ttl=timeout,
@@ -62,7 +54,7 @@ def _fit_together(
         try:
             if reply.has_error():
                 raise ValueError(f"error reply: {reply.error.reason}")
-            result = compat.recorddict_to_fitres(reply.content, keep_input=False)
+            result = fitted(reply.content)
             results.append((proxy, result))
         except Exception as error:  # as Flower's own: whatever a reply breaks is one failure
             failures.append(error)

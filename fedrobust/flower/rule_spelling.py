@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +31,11 @@ def read_rule(rule: Rule, pre: Sequence[Spec] = ()) -> tuple[Rule, tuple[Spec, .
     ------
     SpecError
         For text that cannot be read, or something that is neither text, table nor function.
+
+    Notes
+    -----
+    Names that are not ours are looked for in the files of ``fedrobust.plugins.use``, then among the
+    plug-ins of installed packages.
     """
     before = tuple(_unfold(one)[-1] for one in pre)
     if isinstance(rule, str):
@@ -79,9 +84,19 @@ def _unfold(spec: Spec) -> list[dict[str, Any]]:
     if not isinstance(spec, str):
         return [_table(spec)]
     parts = [read_spec(text.strip(), "rule") for text in spec.split("+")]
+    _provide(part["name"] for part in parts)
     shared = {key: value for part in parts for key, value in part.items() if key == "f"}
     tables = [PREAGGREGATORS] * (len(parts) - 1) + [{**PREAGGREGATORS, **RULES}]
     return [_with_f(part, shared, table) for part, table in zip(parts, tables, strict=True)]
+
+
+def _provide(names: Iterable[str]) -> None:
+    """Look in the files of ``plugins.use`` and in packages for rules that are not ours."""
+    for name in names:
+        if name not in RULES and name not in PREAGGREGATORS:
+            from fedrobust import plugins  # models and data sets come along
+
+            plugins.provide({"rule": name})
 
 
 def _value(text: str) -> Any:

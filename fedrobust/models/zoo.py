@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fedrobust.data import Dataset
 from fedrobust.models.cifar import CIFAR_ZOO
 from fedrobust.models.small import SMALL
+from fedrobust.models.text import TEXT
 from fedrobust.seeds import derive, global_generators
 from fedrobust.spec import InputError, suggest
 
@@ -218,13 +219,14 @@ MODELS: dict[str, Callable[[Any, int], nn.Module]] = {
     "tiny_cnn": tiny_cnn,
     "bn_cnn": bn_cnn,
     **SMALL,
+    **TEXT,
     **CIFAR_ZOO,
 }
 
 
 # What takes inputs of any shape, and what takes sequences of tokens; all others take images.
 ANY_SHAPE = ("linear", "mlp", "wide_mlp")
-OF_TOKENS: tuple[str, ...] = ()
+OF_TOKENS = tuple(TEXT)
 
 
 def build(
@@ -245,6 +247,8 @@ def build(
     """
     if name not in MODELS:
         raise ModelError(f"unknown model {name!r}; {suggest(name, list(MODELS))}")
+    if name in OF_TOKENS and len(shape) != 1:
+        raise ModelError(f"model {name!r} takes sequences of tokens, these inputs are {shape}")
     if isinstance(MODELS[name], GivenModel) or name in OF_TOKENS:
         with seeded(seed):
             return MODELS[name](shape, classes)

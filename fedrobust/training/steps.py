@@ -1,4 +1,4 @@
-"""The server's step with an aggregate: SGD or a layer-wise step on the flat model.
+"""The server's step with an aggregate: SGD, an adaptive or a layer-wise step on the flat model.
 
 Where clients keep replicas of the model, every client takes the same step from the same bytes, and
 all replicas stay equal bit for bit.
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedrobust.spec import Spec, SpecError, resolve, split
+from fedrobust.spec import Spec, SpecError, parameters, resolve, split
+from fedrobust.training import fedopt
 from fedrobust.training.lalr import lamb, lars, layerwise, step_layers
 from fedrobust.training.schedules import lr_at
 from fedrobust.training.transforms import Transform
@@ -104,6 +105,77 @@ def server_layerwise(
     return _step_layers(transform, model, aggregate, state, shapes)
 
 
+def adagrad(
+    model: Tensor,
+    aggregate: Tensor,
+    state: StepState,
+    *,
+    lr: float,
+    beta1: float = 0.0,
+    tau: float = 1e-3,
+) -> tuple[Tensor, StepState]:
+    """FedAdagrad: ``v = v + g^2``, ``w = w - lr m / (sqrt(v) + tau)``, m the running mean of g.
+
+    References
+    ----------
+    Reddi et al., Adaptive Federated Optimization, ICLR 2021, Algorithm 2; beta1 = 0 as there.
+    """
+    return _adaptive(fedopt.adagrad_square, model, aggregate, state, lr, beta1, 0.0, tau)
+
+
+def adam(
+    model: Tensor,
+    aggregate: Tensor,
+    state: StepState,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    tau: float = 1e-3,
+) -> tuple[Tensor, StepState]:
+    """FedAdam: ``v = beta2 v + (1 - beta2) g^2``, ``w = w - lr m / (sqrt(v) + tau)``.
+
+    References
+    ----------
+    Reddi et al., Adaptive Federated Optimization, ICLR 2021, Algorithm 2: no bias correction.
+    """
+    return _adaptive(fedopt.adam_square, model, aggregate, state, lr, beta1, beta2, tau)
+
+
+def yogi(
+    model: Tensor,
+    aggregate: Tensor,
+    state: StepState,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    tau: float = 1e-3,
+) -> tuple[Tensor, StepState]:
+    """FedYogi: ``v = v - (1 - beta2) g^2 sign(v - g^2)``, ``w = w - lr m / (sqrt(v) + tau)``.
+
+    References
+    ----------
+    Reddi et al., Adaptive Federated Optimization, ICLR 2021, Algorithm 2.
+    """
+    return _adaptive(fedopt.yogi_square, model, aggregate, state, lr, beta1, beta2, tau)
+
+
+def _adaptive(
+    square: fedopt.Square,
+    model: Tensor,
+    aggregate: Tensor,
+    state: StepState,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    tau: float,
+) -> tuple[Tensor, StepState]:
+    settings = {"beta1": beta1, "beta2": beta2, "tau": tau}
+    way, moments = fedopt.direction(aggregate, state.moments, square, **settings)
+    return model - lr * way, StepState(state.step + 1, moments)
+
+
 def _step_layers(
     transform: Transform, model: Tensor, aggregate: Tensor, state: StepState, shapes: Shapes
 ) -> tuple[Tensor, StepState]:
@@ -119,6 +191,9 @@ SERVER_OPTIMIZERS: dict[str, Callable[..., tuple[Tensor, StepState]]] = {
     "lalr": lalr,
     "lars": server_lars,
     "layerwise": server_layerwise,
+    "adagrad": adagrad,
+    "adam": adam,
+    "yogi": yogi,
 }
 _FORMER_DIRECTIONS = {"lamb": "lalr", "lars": "lars", "gradient": "layerwise"}
 
@@ -179,7 +254,8 @@ def take_step(
     """
     function, settings = resolve_optimizer(optimizer)
     rate = lr_at(state.step, lr=lr, schedule=schedule, warmup=warmup)
-    own: dict[str, Any] = {"momentum": momentum} if function is sgd else {"shapes": shapes}
+    offered: dict[str, Any] = {"momentum": momentum, "shapes": shapes}
+    own = {key: value for key, value in offered.items() if key in parameters(function)}
     stepped, state = function(model, aggregate, state, lr=rate, **own, **settings)
     if fixed:
         stepped = torch.cat([model[:fixed], stepped[fixed:]])

@@ -7,7 +7,7 @@ stand in the same tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -58,6 +58,7 @@ TASK_LOSSES: dict[str, OutputLoss] = {
     "huber": huber,
 }
 OF_CLASSES = ("cross_entropy",)  # what needs one class an example
+OF_VALUES = ("mse", "huber", "binary_cross_entropy")  # what has no classes at all
 
 
 def fitting(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -89,10 +90,14 @@ class Metric:
         ``(outputs, targets) -> number`` or a list of numbers, of the whole set, on the CPU.
     best
         Whether more is better ("max") or less ("min"): which attack is the worst follows from it.
+    by_client
+        ``compute`` also takes how much each test example counts for each client, (n, N): rows sum
+        to one.
     """
 
-    compute: Callable[[Any, Tensor], Any]
+    compute: Callable[..., Any]
     best: Literal["max", "min"] = "max"
+    by_client: bool = False
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
@@ -110,6 +115,19 @@ def class_accuracy(outputs: Tensor, targets: Tensor) -> list[float]:
 def worst_class(outputs: Tensor, targets: Tensor) -> float:
     """The least of the accuracies by class, of the classes that are there."""
     return min(value for value in class_accuracy(outputs, targets) if value == value)
+
+
+def client_accuracy(outputs: Tensor, targets: Tensor, counts: Tensor) -> list[float]:
+    """Accuracy for each client, in order: on test examples like its own; see ``examples_of``."""
+    known = targets != IGNORED
+    found = ((outputs.argmax(-1) == targets) & known).flatten(1 if targets.dim() > 1 else 0)
+    right = found.double() if targets.dim() == 1 else found.double().mean(1)
+    return [float(value) for value in (counts.double() @ right)]
+
+
+def worst_client(outputs: Tensor, targets: Tensor, counts: Tensor) -> float:
+    """The least of the accuracies by client."""
+    return min(client_accuracy(outputs, targets, counts))
 
 
 def label_accuracy(outputs: Tensor, targets: Tensor) -> float:
@@ -142,6 +160,8 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric(accuracy),
     "class_accuracy": Metric(class_accuracy),
     "worst_class": Metric(worst_class),
+    "client_accuracy": Metric(client_accuracy, by_client=True),
+    "worst_client": Metric(worst_client, by_client=True),
     "label_accuracy": Metric(label_accuracy),
     "exact_match": Metric(exact_match),
     "mae": Metric(mae, "min"),
@@ -150,7 +170,16 @@ METRICS: dict[str, Metric] = {
 }
 
 
-SHARES = ("accuracy", "worst_class", "label_accuracy", "exact_match")  # in [0, 1]
+SHARES = ("accuracy", "worst_class", "worst_client", "label_accuracy", "exact_match")  # in [0, 1]
+
+
+def promised(loss: Spec, metrics: tuple[str, ...]) -> Headline:
+    """Return what rows will be shown by, as far as the settings say: before there is one.
+
+    A loss of a user's own is taken for one of classes.
+    """
+    classes = split(loss)[0] not in OF_VALUES
+    return headline(metrics, ("accuracy",) if not metrics and classes else metrics)
 
 
 def output_loss(spec: Spec) -> OutputLoss:
@@ -200,9 +229,9 @@ class Headline:
 ACCURACY = Headline()
 
 
-def headline(loss: Spec, metrics: tuple[str, ...]) -> Headline:
-    """Return the accuracy where it is measured, else the first metric, else the loss."""
-    if "accuracy" in metrics or (not metrics and classifies(loss)):
+def headline(metrics: tuple[str, ...], columns: Container[str]) -> Headline:
+    """Return the accuracy where rows have that column, else the first metric, else the loss."""
+    if "accuracy" in columns:
         return ACCURACY
     if not metrics:
         return Headline("loss", "min", False)
@@ -223,6 +252,7 @@ def measured(
     *,
     loss: Spec,
     metrics: tuple[str, ...] = (),
+    counts: Callable[[], Tensor] | None = None,
 ) -> Mapping[str, Number]:
     """Measure the loss and the metrics of a model on a set.
 
@@ -233,15 +263,27 @@ def measured(
     loss
         A spec of ``TASK_LOSSES``.
     metrics
-        Names of ``METRICS``; none: the accuracy, where the loss is of classes.
+        Names of ``METRICS``; none: the accuracy, where outputs and targets are of classes.
+    counts
+        How much each example counts for each client, (n, N), made when it is first asked for.
     """
     if classifies(loss) and metrics in ((), ("accuracy",)) and split(loss)[1] == {}:
         score = evaluate(module, inputs, targets)
         return {"accuracy": score.accuracy, "loss": score.loss}
     outputs, held = outputs_of(module, inputs), targets.cpu()
-    names = metrics or (("accuracy",) if classifies(loss) else ())
-    found: dict[str, Number] = {n: number(n, METRICS[n].compute(outputs, held)) for n in names}
+    names = metrics or (("accuracy",) if _of_classes(outputs, held) else ())
+    found: dict[str, Number] = {}
+    for name in names:
+        beside = (counts(),) if METRICS[name].by_client and counts is not None else ()
+        found[name] = number(name, METRICS[name].compute(outputs, held, *beside))
     return found | {"loss": number("loss", output_loss(loss)(outputs, held))}
+
+
+def _of_classes(outputs: Any, targets: Tensor) -> bool:
+    """Whether outputs have one value for each class that a target may be."""
+    if not isinstance(outputs, Tensor) or targets.is_floating_point():
+        return False
+    return outputs.shape[:-1] == targets.shape and outputs.shape[-1] > int(targets.max())
 
 
 def number(name: str, value: Any) -> Number:

@@ -1,0 +1,170 @@
+"""Protocol 1 of ``fedrobust benchmark``: which federations, how many attackers, what is tuned.
+
+A change of anything here that can change a number is a new protocol: rows of different ones are
+never put into one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+PROTOCOL = 1
+Table = Mapping[str, Any]
+MIXED = {"name": "dirichlet", "alpha": 0.5}
+GRADIENT = {"mode": "gradient", "batch_size": 32}
+LOCAL = {"mode": "update", "batch_size": 32, "steps": 5}
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A kind of federation; ``settings`` lie over the budget's.
+
+    Attributes
+    ----------
+    tuned
+        The one key that is tuned, without an attack, on a validation split of the training set.
+    grid
+        Its values: the tuning budget is their number, one run each.
+    """
+
+    name: str
+    says: str
+    settings: Table
+    tuned: str = "server.lr"
+    grid: tuple[float, ...] = (0.3, 1.0, 3.0)
+
+    @property
+    def heterogeneity(self) -> str:
+        """Return "iid" or "mixed"."""
+        return "iid" if self.settings["partition"] == "iid" else "mixed"
+
+
+def _federation(name: str, says: str, **settings: Any) -> Federation:
+    return Federation(name, says, {"clients": 20, "training": GRADIENT, **settings})
+
+
+IID = _federation("iid", "IID, gradients", partition="iid", worker_momentum=0.9)
+HETEROGENEOUS = _federation(
+    "mixed", "Dirichlet 0.5, gradients, worker momentum", partition=MIXED, worker_momentum=0.9
+)
+PLAIN = _federation("plain", "Dirichlet 0.5, gradients, no momentum", partition=MIXED)
+EPOCHS = Federation(
+    "local",
+    "Dirichlet 0.5, five local steps",
+    {
+        "clients": 20,
+        "partition": MIXED,
+        "training": LOCAL,
+        "server": {"lr": 1.0},
+        "data": "second",
+    },
+    tuned="training.lr",
+    grid=(0.1, 0.3, 1.0),
+)
+SAMPLED = _federation(
+    "sampled", "half of 40 clients asked a round", partition=MIXED, clients=40, participation=0.5
+)
+FEW = _federation(
+    "few", "a tenth of 120 clients asked a round", partition=MIXED, clients=120, participation=0.1
+)
+FEDERATIONS = {f.name: f for f in (IID, HETEROGENEOUS, PLAIN, EPOCHS, SAMPLED, FEW)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One federation with so many attackers among its clients."""
+
+    federation: Federation
+    byzantine: int
+
+    @property
+    def name(self) -> str:
+        """``mixed 4/20``."""
+        return f"{self.federation.name} {self.byzantine}/{self.federation.settings['clients']}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of the protocol is run.
+
+    Attributes
+    ----------
+    data
+        The image set of most federations, and the second one.
+    left_out
+        What a row of this budget does not say, in words: part of the row.
+    """
+
+    name: str
+    data: tuple[str, str]
+    rounds: int
+    seeds: tuple[int, ...]
+    cells: tuple[Cell, ...]
+    left_out: tuple[str, ...] = field(default=())
+
+
+EVERY_SHARE = tuple(
+    Cell(f, round(share * f.settings["clients"]))
+    for f in (IID, HETEROGENEOUS, PLAIN, EPOCHS, SAMPLED)
+    for share in (0.0, 0.1, 0.2, 0.4)
+)
+NOT_YET = (
+    "text or tabular data",
+    "per-class and worst-client accuracy",
+    "bytes",
+    "knowledge other than omniscient",
+)
+FULL = Budget(
+    "full",
+    ("fashionmnist", "cifar10"),
+    150,
+    (1, 2, 3),
+    (*EVERY_SHARE, Cell(FEW, 0), Cell(FEW, 1)),
+    NOT_YET,
+)
+QUICK = Budget(
+    "quick",
+    ("digits", "fashionmnist-sample"),
+    30,
+    (1,),
+    (
+        Cell(HETEROGENEOUS, 0),
+        Cell(IID, 4),
+        Cell(HETEROGENEOUS, 2),
+        Cell(HETEROGENEOUS, 4),
+        Cell(HETEROGENEOUS, 8),
+        Cell(PLAIN, 4),
+        Cell(EPOCHS, 4),
+        Cell(SAMPLED, 4),
+        Cell(FEW, 1),
+    ),
+    (
+        "seeds: there is one, so there are no intervals",
+        "convergence: 30 rounds end before it",
+        "full image sets: the digits and the FashionMNIST sample are small",
+        "models beyond a hidden layer of 32",
+        "other shares of attackers than 10, 20 and 40 % for mixed data, and one each elsewhere",
+        *NOT_YET,
+    ),
+)
+BUDGETS = {budget.name: budget for budget in (QUICK, FULL)}
+
+
+def document(cell: Cell, budget: Budget, rule: str, *, seed: int) -> dict[str, Any]:
+    """Return the settings of one cell without an attack; the tuned key lies on top later."""
+    given = dict(cell.federation.settings)
+    second = given.pop("data", "first") == "second"
+    server = {"momentum": 0.0, "evaluate_every": max(1, budget.rounds // 6)}
+    return {
+        "data": budget.data[second],
+        "model": "pooled_mlp",
+        "byzantine": cell.byzantine,
+        "rounds": budget.rounds,
+        "seed": seed,
+        "rule": rule,
+        "attack": "none",
+        **given,
+        "server": {"lr": 0.3, **server, **given.get("server", {})},
+    }

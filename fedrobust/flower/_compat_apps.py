@@ -1,0 +1,132 @@
+"""The private doors of Flower behind which whole apps run: its engine, its older API, its settings.
+
+The others stand in ``_compat``. ``tests/test_compat.py`` holds both files to the versions that were
+tried, ``_compat.TRIED``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from flwr.common.config import flatten_dict, fuse_dicts, get_project_config
+from flwr.serverapp import ServerApp
+
+from fedrobust.flower._compat import DoorError, version
+
+__all__ = [
+    "DOORS", "check_doors", "engine", "fit_to_record", "fitted", "flatten_dict", "fuse_dicts",
+    "get_project_config", "older_averages", "replaced_fit_clients", "simulate_app",
+]  # fmt: skip
+
+ENGINE, OLDER = "flwr.simulation.run_simulation", "flwr.server.server"
+RECORDS, AVERAGES = "flwr.compat.common.recorddict_compat", "flwr.server.strategy.aggregate"
+# Module -> function -> the parameters that it is called with.
+DOORS: dict[str, dict[str, tuple[str, ...]]] = {
+    ENGINE: {
+        "_run_simulation": ("num_supernodes", "exit_event", "client_app_attr", "server_app",
+                            "backend_config", "app_dir", "run", "is_app"),
+        "generate_rand_int_from_bytes": ("num_bytes",),
+    },
+    OLDER: {"fit_clients": ("client_instructions", "max_workers", "timeout", "group_id")},
+    RECORDS: {
+        "fitins_to_recorddict": ("fitins", "keep_input"),
+        "recorddict_to_fitres": ("recorddict", "keep_input"),
+    },
+}  # fmt: skip
+_patching = Lock()
+
+
+def check_doors() -> None:
+    """Check that every function of ``DOORS`` is there and takes what it is called with.
+
+    Raises
+    ------
+    DoorError
+        Naming the first that does not.
+    """
+    for module, functions in DOORS.items():
+        for name, wanted in functions.items():
+            function = getattr(importlib.import_module(module), name, None)
+            known = set(inspect.signature(function).parameters) if function else set()
+            if missing := [one for one in wanted if one not in known]:
+                raise DoorError(f"flwr {version()}: {module}.{name} does not take {missing[0]}")
+
+
+def engine() -> Any:
+    """Return the module of Flower's simulation engine; imports Ray's part of Flower."""
+    return importlib.import_module(ENGINE)
+
+
+def simulate_app(
+    server: ServerApp,
+    client: str,
+    *,
+    folder: Path,
+    nodes: int,
+    run_config: Mapping[str, Any],
+) -> None:
+    """Run a server against an app's clients in Flower's simulation engine.
+
+    The public ``run_simulation`` gives the clients an empty run configuration, and takes the client
+    app by value; here the engine's actors load it themselves, as ``flwr run`` lets them.
+
+    Parameters
+    ----------
+    client
+        The reference of the client app, ``"module:name"``.
+    folder
+        Where that module lies.
+    """
+    held = engine()
+    run_id = held.generate_rand_int_from_bytes(held.RUN_ID_NUM_BYTES)
+    run = held.Run.create_empty(run_id=run_id)
+    run.primary_task_id = held.generate_rand_int_from_bytes(held.TASK_ID_NUM_BYTES)
+    run.federation_id = held.NOOP_FEDERATION_ID
+    run.override_config = dict(run_config)
+    identity = held.TaskIdentity
+    identity.task_id, identity.run_id = run.primary_task_id, run_id
+    identity.node_id = held.SUPERLINK_NODE_ID
+    held._run_simulation(
+        num_supernodes=nodes,
+        exit_event=held.EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
+        client_app_attr=client,
+        server_app=server,
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+        app_dir=str(folder),
+        run=run,
+        is_app=True,
+    )
+
+
+@contextmanager
+def replaced_fit_clients(function: Callable[..., Any]) -> Iterator[None]:
+    """Let servers of the older API call another ``fit_clients`` inside the block, one at a time."""
+    older: Any = importlib.import_module(OLDER)
+    with _patching:
+        original = older.fit_clients
+        older.fit_clients = function
+        try:
+            yield
+        finally:
+            older.fit_clients = original
+
+
+def fit_to_record(instruction: Any) -> Any:
+    """Return the records of an older ``FitIns``."""
+    return importlib.import_module(RECORDS).fitins_to_recorddict(instruction, keep_input=True)
+
+
+def fitted(content: Any) -> Any:
+    """Return the older ``FitRes`` that records hold."""
+    return importlib.import_module(RECORDS).recorddict_to_fitres(content, keep_input=False)
+
+
+def older_averages() -> Any:
+    """Return the module of the older API's averages and rules, for comparisons."""
+    return importlib.import_module(AVERAGES)

@@ -1,0 +1,1 @@
+../shared/digits_task.py
