@@ -76,6 +76,7 @@ def test_auto_goes_with_sweeps_and_other_attacks_and_repeats_none(tmp_path):
         ({"attack": {"name": "auto", "knowledge": "own"}}, "no parameters, got knowledge"),
         ({"byzantine": 0}, "attack 'auto' needs byzantine of at least 1, got 0"),
         ({"redundancy": {"name": "aspis", "replication": 3}}, "not for redundancy mode yet"),
+        ({"metrics": ["worst_class"]}, "compares accuracies, this task has worst_class"),
         ({"rule": "krumm"}, "did you mean 'krum'"),
         ({"attack": "atuo"}, "did you mean 'auto'"),
     ],

@@ -92,7 +92,7 @@ def test_validation_images_come_from_the_training_images_alone():
 
 
 FILE = '''
-def middle(updates, *, f):
+def board_middle(updates, *, f):
     """Average what is left of each coordinate without its f extremes on either side."""
     if len(updates) <= 2 * f:
         raise ValueError("too few")
@@ -111,7 +111,7 @@ def test_a_rule_of_ten_lines_in_a_file_gets_its_row(tmp_path, monkeypatch):
     file.write_text(FILE)
     empty = measure.Bench("", TINY, tmp_path / "out", workers=1)
     bench = measure.bench_of(str(file), empty)
-    assert (bench.rule, bench.origin.split()[0]) == ("middle", "mine.py")
+    assert (bench.rule, bench.origin.split()[0]) == ("board_middle", "mine.py")
     small = protocol.Budget("tiny", TINY.data, 2, (1,), TINY.cells[:2], TINY.left_out)
     monkeypatch.setitem(protocol.BUDGETS, "tiny", small)
     bench = measure.bench_of(str(file), measure.Bench("", small, tmp_path / "out", workers=1))

@@ -29,7 +29,7 @@ def show(audit: Audit, console: Console) -> None:
     console.print(Text(head, style=COLOURS[made.word]))
     console.print(Text(f"{audit.application.nodes} nodes{shape}; {audit.seconds:.0f} s"))
     if made.score is None:
-        console.print(Text(made.sentence), soft_wrap=True)
+        _line(console, made.sentence)
     _metric(audit, console)
     rows = audit.outcome.of(BROKEN_REPLY, ATTACK)
     if rows:
@@ -38,14 +38,19 @@ def show(audit: Audit, console: Console) -> None:
     _repeats(audit, console)
     for what, why in audit.outcome.not_tried:
         if why != "--quick":
-            console.print(Text(f"not tried: {plain(what)}: {plain(why)}"), soft_wrap=True)
+            _line(console, f"not tried: {plain(what)}: {plain(why)}")
     left = [what for what, why in audit.outcome.not_tried if why == "--quick"]
     if left:
-        console.print(Text(f"not tried with --quick: {', '.join(left)}"), soft_wrap=True)
+        _line(console, f"not tried with --quick: {', '.join(left)}")
     for note in audit.outcome.notes:
-        console.print(Text(f"note: {plain(note)}"), soft_wrap=True)
+        _line(console, f"note: {plain(note)}")
     same = "unchanged" if audit.hashes[0] == audit.hashes[1] else "CHANGED"
     console.print(Text(f"folder {same}, sha256 {audit.hashes[1][:16]}"))
+
+
+def _line(console: Console, text: str) -> None:
+    """Print plain text; a terminal wraps it itself, a picture needs it wrapped."""
+    console.print(Text(text), soft_wrap=not console.record)
 
 
 def picture(audit: Audit) -> str:
@@ -62,12 +67,10 @@ def _metric(audit: Audit, console: Console) -> None:
         return
     b = judge.baseline
     was = "" if b.before is None else f" ({b.before:.3g} before training)"
-    console.print(
-        Text(
-            f"judged by {judge.metric.text}: clean {b.mean:.3f} +- {b.spread:.3f}{was}; "
-            f"a fall beyond {b.tolerated:.3g} breaks"
-        ),
-        soft_wrap=True,
+    _line(
+        console,
+        f"judged by {judge.metric.text}: clean {b.mean:.3f} +- {b.spread:.3f}{was}; "
+        f"a fall beyond {b.tolerated:.3g} breaks",
     )
 
 
@@ -102,11 +105,11 @@ def _defences(audit: Audit, console: Console) -> None:
         cost = "" if d.cost is None else f", costs {max(0.0, d.cost):.3f} without an attack"
         slower = "" if d.slower is None else f", {d.slower:.1f} x the time"
         told = f"{d.name} ({d.seam}): saves {d.saved} of {d.tried}{cost}{slower}"
-        console.print(Text(told + (f"; {plain(d.why)}" if d.why else "")), soft_wrap=True)
+        _line(console, told + (f"; {plain(d.why)}" if d.why else ""))
     if audit.remedy:
         console.print(Text("measured with, and to be pasted:", style="bold"))
         for line in audit.remedy.splitlines():
-            console.print(Text(f"    {line}"), soft_wrap=True)
+            _line(console, f"    {line}")
 
 
 def _repeats(audit: Audit, console: Console) -> None:
