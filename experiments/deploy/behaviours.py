@@ -18,7 +18,7 @@ from fedrobust.flower.salt import SALT
 
 FLOOD = 20 * 2**20  # bytes that a flooder pushes beside its reply
 WIDE = 200_000
-KEYS = 1_000_000
+LARGE = 16 * 2**20
 GUESSES = 5  # microseconds around its own message in which a forger looks for the others'
 
 
@@ -29,20 +29,31 @@ def silent(node: RawNode, message: Message) -> None:
 
 
 def malformed(node: RawNode, message: Message) -> None:
-    """Answer with names that are a line of a log, a colour, a formula, and no update."""
+    """Answer with an update, and records named as a line of a log, a colour, a formula."""
     names = ["a\nINFO :      round 9; accuracy 1.0", "\x1b[31mred", "=HYPERLINK(1)", "<script>"]
-    if message.metadata.message_type.startswith("query"):
+    reply = node.answer(message)
+    if reply is None or message.metadata.message_type.startswith("query"):
         return honest(node, message)
-    records = {name: MetricRecord({name: 1.0}) for name in names}
+    records = {**reply.content, **{name: MetricRecord({name: 1.0}) for name in names}}
     node.push(Message(RecordDict(records), reply_to=message))
 
 
 def talkative(node: RawNode, message: Message) -> None:
-    """Answer with a million metrics: a reply that is announced and never comes whole."""
-    if message.metadata.message_type.startswith("query"):
+    """Answer with an object of 16 MiB beside the update, as a million numbers by name have."""
+    reply = node.answer(message)
+    if reply is None or message.metadata.message_type.startswith("query"):
         return honest(node, message)
-    numbers = MetricRecord({f"{i}": 1 for i in range(KEYS)})
-    node.push(Message(RecordDict({"metrics": numbers}), reply_to=message))
+    large = flower.chunk_content(bytes(LARGE))
+    extra = {hashlib.sha256(large).hexdigest(): large}
+    node.push(reply, tree=with_children(reply, extra), extra=extra)
+
+
+def with_children(reply: Message, names: Iterable[str]) -> Any:
+    """Return the tree of a reply with objects that are not its own beside them."""
+    flower.objects_of(reply)  # gives the reply its id
+    tree = flower.tree_of(reply)
+    tree.children.extend(flower.ObjectTree(object_id=name) for name in names)
+    return tree
 
 
 def flooder(node: RawNode, message: Message) -> None:

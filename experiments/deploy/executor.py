@@ -1,7 +1,7 @@
 """The warm process of a node: it has everything imported, and forks a child for each message.
 
-``experiments.deploy.supernode`` starts it as ``executor ADDRESS DESCRIPTOR``, with the secret on
-its standard input; a byte on the descriptor says that there is a message, its end that the node has
+``experiments.deploy.supernode`` forks it before it has threads, and shares what is imported with
+it. A byte on its descriptor says that there is a message, the descriptor's end that the node has
 ended. A child is what Flower's own client process is: it takes one message, answers it, and ends.
 What it allocates, breaks or remembers ends with it. The parent computes nothing, so that it has no
 threads that a fork would lose.
@@ -17,7 +17,6 @@ import os
 import select
 import signal
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,15 +46,27 @@ FORKABLE = {"jemalloc_bg_thd"}  # of Arrow's allocator, which holds it still whi
 KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
-def main() -> None:
-    """Import, then answer messages until the node ends."""
-    address, words = sys.argv[1], int(sys.argv[2])
-    secret = sys.stdin.buffer.read()
+def run(address: str, secret: bytes, words: int) -> NoReturn:
+    """Be the warm process until the node ends; never return into the node's code."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the node itself ends on it, and this with it
-    began = time.monotonic()
-    preload()
-    sys.stderr.write(f"executor: warm after {time.monotonic() - began:.1f} s\n")
-    serve(address, words, flower.executor_client(address, secret))
+    code = 1
+    try:
+        serve(address, words, flower.executor_client(address, secret))
+        code = 0
+    except SystemExit:
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End a forked process without what its parent would do at its own end."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def preload() -> None:
@@ -141,17 +152,10 @@ def child(address: str, token: str, parent: int) -> NoReturn:
     except BaseException:
         traceback.print_exc()
     finally:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 1)
+        leave(code if isinstance(code, int) else 1)
 
 
 def limit(message: Message) -> None:
     """End this process when its message has expired: nobody would read the reply."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, max(message.metadata.ttl, 0.001))
-
-
-if __name__ == "__main__":
-    main()

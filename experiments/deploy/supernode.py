@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from experiments.deploy import executor
 from fedrobust.flower import _compat as flower
 
 HOST = "127.0.0.1"
@@ -71,14 +70,13 @@ class Pauses:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Start the executor, then become Flower's SuperNode."""
+    """Fork the executor, then become Flower's SuperNode."""
     given, rest = _parser().parse_known_args(arguments)
-    words, tell = os.pipe()
     secret = secrets.token_bytes(32)
-    executor = start_executor(f"{HOST}:{given.port}", secret, words)
+    process, tell = start_executor(f"{HOST}:{given.port}", secret)
 
     def check() -> None:
-        if executor.poll() is not None:
+        if os.waitpid(process, os.WNOHANG)[0]:
             flower.leave(GONE)
 
     own = ["--isolation", "process", "--superexec-auth-secret-file", f"/dev/fd/{readable(secret)}"]
@@ -90,14 +88,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
 
-def start_executor(address: str, secret: bytes, words: int) -> subprocess.Popen[bytes]:
-    """Start the warm process; it ends when this one does, because ``words`` does."""
-    command = [sys.executable, "-P", "-m", "experiments.deploy.executor", address, str(words)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(words,))
+def start_executor(address: str, secret: bytes) -> tuple[int, int]:
+    """Fork the warm process, while this one has no threads; return its id, and where to tell it.
+
+    It ends when this process does, because the other end of its pipe is gone then.
+    """
+    executor.preload()
+    words, tell = os.pipe()
+    if not (process := os.fork()):
+        os.close(tell)
+        executor.run(address, secret, words)
     os.close(words)
-    with process.stdin as told:  # type: ignore[union-attr]
-        told.write(secret)
-    return process
+    return process, tell
 
 
 def readable(secret: bytes) -> int:
