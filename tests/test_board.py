@@ -237,6 +237,11 @@ def test_recommend_reads_the_cells_that_speak_for_a_federation():
     assert "-o byzantine=4 -o rule=cge -s attack=none,auto" in lines[3]
 
 
+def test_recommend_finds_the_cell_with_the_very_share_asked_for():
+    (one,) = recommend.recommend([row()], clients=120, byzantine=1)
+    assert one.cell == "few 1/120"
+
+
 def test_recommend_says_that_none_holds_and_what_it_does_not_know():
     board = [row("krum", **{"mixed 8/20": {"auto": 0.3}})]
     found = recommend.recommend(board, clients=20, byzantine=8)

@@ -78,8 +78,8 @@ def recommend(
     _check(clients, byzantine, heterogeneity)
     share = byzantine / clients
     known = [
-        c["share"] for row in rows for c in row["cells"]
-        if c["byzantine"] and c["heterogeneity"] == heterogeneity and c["share"] >= share - 1e-9
+        _share(c) for row in rows for c in row["cells"]
+        if c["byzantine"] and c["heterogeneity"] == heterogeneity and _share(c) >= share - 1e-9
     ]  # fmt: skip
     if not known:
         raise ConfigError(
@@ -90,13 +90,18 @@ def recommend(
     for row in rows:
         cells = [
             c for c in row["cells"]
-            if c["heterogeneity"] == heterogeneity and c["share"] == nearest and c["byzantine"]
+            if c["heterogeneity"] == heterogeneity and abs(_share(c) - nearest) < 1e-9
         ]  # fmt: skip
         cheap = most_ms is None or row["aggregation_ms"]["ms"] <= most_ms
         ran = cells and not any("refused" in c for c in cells)
         if ran and cheap and _takes(row, clients, byzantine):
             found.append(_evidence(row, cells))
     return sorted(found, key=lambda one: (-one.kept, one.ms))
+
+
+def _share(cell: dict[str, Any]) -> float:
+    """Return the share of attackers, unrounded."""
+    return float(cell["byzantine"] / cell["clients"])
 
 
 def _check(clients: int, byzantine: int, heterogeneity: str) -> None:
