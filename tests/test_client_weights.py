@@ -289,7 +289,12 @@ def test_the_coefficient_in_blocks_is_that_of_the_whole():
     mean = exact.mean(0)
     spread = float((exact - mean).square().sum()) / 3
     expected = float((aggregate.double() - mean).square().sum()) / spread
-    assert measured(aggregate, honest) == pytest.approx(expected, rel=1e-9)
+    assert measured(aggregate, honest) == pytest.approx(expected, rel=1e-6)
+    assert measured(aggregate.double(), honest.double()) == pytest.approx(expected, rel=1e-9)
+    huge = torch.tensor([[1e30, 0.0], [-1e30, 0.0]])
+    assert measured(huge[0], huge) == pytest.approx(1.0), "squares beyond float32"
+    tiny = torch.tensor([[1e-25, 0.0], [-1e-25, 0.0]])
+    assert measured(tiny[0], tiny) == pytest.approx(1.0), "squares below float32"
 
 
 # What is said before the start

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
+
+BLOCK = 1 << 17  # values at a time: they stay in the cache
 
 MIXING = "Allouah et al., Fixing by Mixing, AISTATS 2023, Table 1 and appendix 8"
 TRILEMMA = (
@@ -76,13 +79,26 @@ def measured(aggregate: Tensor, honest: Tensor) -> float:
     float
         0 where the aggregate is the mean; infinite where it is not and the updates are all equal.
     """
-    away = spread = 0.0
-    width = max(1, (1 << 20) // len(honest))
-    for rows, part in zip(honest.split(width, 1), aggregate.split(width), strict=True):
-        block = rows.double()
-        mean = block.mean(0)
-        away += float((part.double() - mean).square().sum())
-        spread += float((block - mean).square().sum()) / len(block)
+    away, spread = _squares(aggregate, honest, torch.float32)
+    if honest.dtype == torch.float64 or not (away < math.inf and 0 < spread < math.inf):
+        away, spread = _squares(aggregate, honest, torch.float64)
     if spread > 0:
         return away / spread
     return 0.0 if away == 0 else math.inf
+
+
+def _squares(aggregate: Tensor, honest: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """Return the squared distance of the aggregate from the mean, and the rows' variance.
+
+    Block by block, so that no second matrix is made. What the mean of each block misses by rounding
+    is taken from the offsets: the rows may lie close together and far from zero.
+    """
+    away = spread = 0.0
+    width = max(1, BLOCK // len(honest))
+    for rows, part in zip(honest.split(width, 1), aggregate.split(width), strict=True):
+        centre = rows.to(dtype).mean(0)
+        offsets = rows.to(dtype) - centre
+        rest = offsets.mean(0)
+        spread += float((offsets - rest).square_().sum(dtype=torch.float64)) / len(rows)
+        away += float((part.double() - centre.double() - rest.double()).square().sum())
+    return away, spread
