@@ -101,7 +101,8 @@ def test_two_packages_with_one_name_are_both_named(acme, tmp_path, monkeypatch):
         from_dict(read(SETTING))
 
 
-def test_the_command_line_runs_it_and_runs_it_once(acme, tmp_path):
+@pytest.mark.slow
+def test_the_command_line_runs_it(acme, tmp_path):
     (tmp_path / "wine.toml").write_text(SETTING)
     done = fedrobust("run", "wine.toml", "--workers", "1", "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
