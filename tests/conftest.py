@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from fedrobust.plugins.room import ROOM
 
 SMALL: dict[str, Any] = {
     "data": "digits",
@@ -60,6 +63,17 @@ def data_root() -> str:
     if not root or not Path(root).is_dir():
         pytest.skip("needs the full data sets: set FEDROBUST_DATA")
     return root
+
+
+@pytest.fixture(autouse=True)
+def _plugins_of_one_test() -> Iterator[None]:
+    """Take out what a test has put in for good, by ``plugins.use`` or ``--use``."""
+    before, files = set(ROOM.parts), set(ROOM.files)
+    yield
+    for kind, name in set(ROOM.parts) - before:
+        ROOM.take(kind, name)
+    for file in set(ROOM.files) - files:
+        del ROOM.files[file]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -385,17 +385,8 @@ def other(updates, *, f):
 """
 
 
-@pytest.fixture
-def room(monkeypatch):
-    """An empty room of plug-ins, and the tables as they were."""
-    monkeypatch.setattr(plugins, "ROOM", plugins._Room())
-    yield
-    for kind, name in list(plugins.ROOM.parts):
-        plugins.ROOM.take(kind, name)
-
-
 @pytest.mark.parametrize("name", ["middle", "marked"])
-def test_the_lines_of_a_rule_of_ones_own_run_as_they_are(tmp_path, monkeypatch, room, name):
+def test_the_lines_of_a_rule_of_ones_own_run_as_they_are(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rules.py").write_text(MIDDLE)
     made = audit_of(tmp_path)
@@ -417,7 +408,7 @@ def test_the_lines_of_a_rule_of_ones_own_run_as_they_are(tmp_path, monkeypatch, 
     torch.testing.assert_close(found, aggregate(rows, {"name": "trimmed_mean", "f": 2}))
 
 
-def test_a_rule_that_nobody_has_is_told_before_anything_runs(room):
+def test_a_rule_that_nobody_has_is_told_before_anything_runs():
     with pytest.raises(SpecError, match=r"unknown rule 'midle'"):
         check_options(Options(defences=["midle:f=2"]), 10)
     with pytest.raises(ValueError, match="put a rule of your own into a file"):

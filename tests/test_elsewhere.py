@@ -125,7 +125,7 @@ def test_a_run_of_a_byzfl_file(tmp_path):
     ("where", "value", "sentence"),
     [
         (("aggregator",), [{"name": "TrMen"}], "did you mean 'TrMean'"),
-        (("model", "dataset_name"), "mnist", "unknown data set 'mnist'"),
+        (("model", "dataset_name"), "imagenet", "unknown data set 'imagenet'"),
         (("model", "milestones"), [100], "constant here"),
         (("benchmark_config", "training_algorithm"),
          {"name": "FedAvg", "parameters": {"proportion_selected_clients": 0.5,

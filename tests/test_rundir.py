@@ -68,7 +68,7 @@ def test_what_a_kill_left_aside_is_not_displaced_by_nothing(done):
     rows = folder.rows()
     killed = RunFolder(folder.path.parent, e)
     killed._set_aside()
-    killed._start(None)  # here the power went off
+    killed._start(None, {})  # here the power went off
     with pytest.raises(ProtocolError), RunFolder(folder.path.parent, e).recording():
         raise ProtocolError("again")
     assert read_rows(folder.path / PREVIOUS / "rounds.jsonl.old") == rows

@@ -34,8 +34,8 @@ def foresee(honest, *, f, round=0):
 
 def with_liars(small, **more):
     """Run DnC on a part of the coordinates against liars that know the experiment."""
-    with plugged({"attack": foresee}) as (named, _):
-        table = {"attack": named["attack"] | {"knowledge": "omniscient"}}
+    with plugged({"attack": foresee}) as plug:
+        table = {"attack": plug.named["attack"] | {"knowledge": "omniscient"}}
         e = from_dict(small | table | {"seed": SEED, "rule": DNC, "rounds": 8})
         return run_one(e, **more)
 
