@@ -150,7 +150,8 @@ def test_auto_runs_from_python_on_a_rule_of_ones_own():
 
     results = simulate(SETTING, rounds=2, rule=middle)
     (one,) = results.worst_cases
-    assert len(results.runs) == 16 and one.defence == "middle"
+    assert len(results.runs) == 16
+    assert one.defence.partition("#")[0] == "middle", "numbered where others had that name"
     assert one.winner in {flags.label(s) for s in members()}
     assert all(one.accuracy <= rows[-1]["accuracy"] for _, rows in results.runs)
     assert "there is no run without an attack" in " ".join(one.flags)
