@@ -15,6 +15,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from experiments.tables import final
 from fedrobust.aggregation.tables import PREAGGREGATOR_RECORDS, RULES, rule_record
 from fedrobust.attacks.members import is_searched
 from fedrobust.attacks.searched import SIZES
@@ -32,11 +33,6 @@ MARGIN = 0.01  # what one attack must do more than another to count
 OFTEN = 0.5  # of the rounds
 FORESEEN = 1e-2  # relative: more than transport and rounding make of a deviation
 WEAK = 2.0  # times chance
-
-
-def final(rows: Sequence[Row]) -> float:
-    """Return the last measured accuracy; NaN before the first."""
-    return next((r["accuracy"] for r in reversed(rows) if "accuracy" in r), float("nan"))
 
 
 def rising(rows: Sequence[Row]) -> str:

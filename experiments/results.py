@@ -8,12 +8,14 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 
 from experiments import tables
+from experiments.tables import final
 from fedrobust.experiment.load import from_dict, read
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.plugins import Part, installed
@@ -67,15 +69,15 @@ class Results:
     @property
     def accuracy(self) -> float:
         """Final clean accuracy in [0, 1], mean over the runs."""
-        return statistics.fmean(final_value(rows) for _, rows in self.runs)
+        return statistics.fmean(final(rows) for _, rows in self.runs)
 
     @property
     def score(self) -> float:
         """Final value of what tables show, see ``headline``: mean over the runs."""
         column = self.headline.column
-        return statistics.fmean(final_value(rows, column) for _, rows in self.runs)
+        return statistics.fmean(final(rows, column) for _, rows in self.runs)
 
-    @property
+    @cached_property
     def headline(self) -> Headline:
         """What tables and pictures show: the accuracy, or else the first run's first metric."""
         measured = {key for _, rows in self.runs for row in rows for key in row}
@@ -312,7 +314,7 @@ class Results:
     def _finals(self) -> pd.DataFrame:
         column = self.headline.column
         return pd.DataFrame(
-            {**names, "seed": e.seed, "value": final_value(rows, column)}
+            {**names, "seed": e.seed, "value": final(rows, column)}
             for (e, rows), names in zip(self.runs, self.names, strict=True)
         )
 
@@ -419,9 +421,3 @@ def load(folders: Iterable[Path]) -> Results:
             for path in folders
         )
     )
-
-
-def final_value(rows: list[dict[str, Any]], column: str = "accuracy") -> float:
-    """Return the last measured value of a run; NaN before the first, and for a list of numbers."""
-    last = next((row[column] for row in reversed(rows) if column in row), float("nan"))
-    return last if isinstance(last, int | float) else float("nan")

@@ -26,7 +26,7 @@ from fedrobust import plugins
 from fedrobust import secret as hidden
 from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.honoured import MODEL, RESUME, STOCK, refused_feature
-from fedrobust.experiment.load import expand, override, read
+from fedrobust.experiment.load import expand, names_a_file, override, read
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import InProcessGrid, tensor_of
 from fedrobust.plugins import Part
@@ -96,10 +96,8 @@ def resolve(
     """Turn any notation of an experiment into resolved experiments."""
     if isinstance(source, Experiment):
         source = source.to_dict()
-    if isinstance(source, str) and "\n" not in source and "=" not in source:
-        source = Path(source)  # a file or a name, not the text of a TOML file
-    if isinstance(source, Path):
-        source = located(source)
+    if isinstance(source, str | Path) and names_a_file(source):
+        source = located(Path(source))
     document = read(source) if isinstance(source, str | Path) else dict(source)
     return expand(override(document, overrides))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,6 +15,12 @@ from fedrobust.spec import suggest
 from fedrobust.text import printable
 
 CONFIDENCE = 0.95
+
+
+def final(rows: Sequence[Mapping[str, Any]], column: str = "accuracy") -> float:
+    """Return the last measured value of a run; NaN before the first, and for a list of numbers."""
+    last = next((row[column] for row in reversed(rows) if column in row), float("nan"))
+    return last if isinstance(last, int | float) else float("nan")
 
 
 def half_width(values: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.serverapp.strategy import Strategy
@@ -20,7 +20,7 @@ from fedrobust import aggregation, attacks, plugins
 from fedrobust.data import Dataset, as_dataset
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.plugins import Part
-from fedrobust.spec import InputError, by_keyword
+from fedrobust.spec import InputError
 
 __all__ = ["Plugged", "is_own", "name_of", "own_objects", "plugged"]
 ORIGIN = "an object of yours"
@@ -97,16 +97,16 @@ def _rule(given: Any) -> tuple[dict[str, Any], list[Part]]:
         given = aggregation.RULES["mean"]  # what an attacker can rehearse
     if not isinstance(given, aggregation.Rule):
         _refuse_what_is_no_function("rule", given)
-        given = aggregation.Rule(name=spec["name"], compute=by_keyword(_taking(given, spec)))
-    return spec, [Part("rule", spec["name"], replace(given, name=spec["name"]), ORIGIN)]
+        given = _taking(given, spec)
+    return spec, [Part("rule", spec["name"], given, ORIGIN)]
 
 
 def _attack(given: Any) -> tuple[dict[str, Any], list[Part]]:
     spec = spec_of(given)
     if not isinstance(given, attacks.Attack):
         _refuse_what_is_no_function("attack", given)
-        given = attacks.Attack(name=spec["name"], craft=by_keyword(_taking(given, spec)))
-    return spec, [Part("attack", spec["name"], replace(given, name=spec["name"]), ORIGIN)]
+        given = _taking(given, spec)
+    return spec, [Part("attack", spec["name"], given, ORIGIN)]
 
 
 def _model(given: Any) -> tuple[str, list[Part]]:

@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 
 from experiments import flags, tables
-from experiments.flags import Run, final, label
+from experiments.flags import Run, label
+from experiments.tables import final
 from fedrobust import data
 from fedrobust.attacks.members import is_searched
 from fedrobust.data import DataError

@@ -19,6 +19,7 @@ from fedrobust.flower.model_replies import (
     array_values,
     difference,
     layout_of,
+    readable_arrays,
 )
 from fedrobust.flower.wrapping import WrappedGrid
 
@@ -184,14 +185,7 @@ def arrays_of(content: RecordDict) -> list[np.ndarray]:
 
 def layout_in(content: RecordDict) -> Layout:
     """Return keys and shapes of the arrays that can be read."""
-    values = {}
-    for record, arrays in content.array_records.items():
-        for name, array in arrays.items():
-            try:
-                values[record, name] = array_values(array)
-            except Refused:
-                continue
-    return layout_of(values, {})
+    return layout_of(readable_arrays(content), {})
 
 
 def _unlike(layouts: list[Layout]) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from experiments.board.protocol import PROTOCOL, Budget, Cell, document
-from experiments.flags import final
 from experiments.results import load
 from experiments.sweep import Sweep
+from experiments.tables import final
 from experiments.worst_case import WorstCase
 from fedrobust import aggregation, plugins
 from fedrobust.attacks.members import VERSION as MEMBERS

@@ -82,12 +82,7 @@ def gradient_search(
     """
     centre, std = moments(honest)
     gradient = instantaneous(centre, state, momentum)
-    sigma = torch.linalg.vector_norm(std)
-    directions = {
-        "-gradient": -unit(gradient) * sigma,
-        "-sign(gradient) std": -gradient.sign() * std,
-        "-mean": -unit(centre) * sigma,
-    }
+    directions = downhill(centre, std, gradient)
     search = _searcher(honest, f, rule, "gradient_search", refinements)
     best, calls = search(centre, directions, lambda output: -float(output @ gradient))
     return Crafted(
@@ -128,16 +123,10 @@ def drift_search(
     """
     centre, std = moments(honest)
     gradient = instantaneous(centre, state, momentum)
-    sigma = torch.linalg.vector_norm(std)
     drift = torch.zeros_like(centre) if state is None else state["drift"].to(centre)
-    directions = {
-        "-gradient": -unit(gradient) * sigma,
-        "-sign(gradient) std": -gradient.sign() * std,
-        "-mean": -unit(centre) * sigma,
-        "-std": -std,
-    }
+    directions = downhill(centre, std, gradient) | {"-std": -std}
     if state is not None:
-        directions["drift"] = unit(drift) * sigma
+        directions["drift"] = unit(drift) * torch.linalg.vector_norm(std)
     goal = drift - centre
     search = _searcher(honest, f, rule, "drift_search", refinements)
     best, calls = search(
@@ -173,6 +162,16 @@ def gradient_shift(
     gradient = instantaneous(centre, state, momentum)
     sent = centre - z * torch.linalg.vector_norm(std) * unit(gradient)
     return Crafted(repeat(sent, f, honest), {"mean": centre.float()})
+
+
+def downhill(centre: Tensor, std: Tensor, gradient: Tensor) -> Directions:
+    """Return directions (d,) against the gradient and the mean, each as long as ``std``."""
+    sigma = torch.linalg.vector_norm(std)
+    return {
+        "-gradient": -unit(gradient) * sigma,
+        "-sign(gradient) std": -gradient.sign() * std,
+        "-mean": -unit(centre) * sigma,
+    }
 
 
 def instantaneous(centre: Tensor, state: State, momentum: float) -> Tensor:

@@ -22,12 +22,16 @@ class SimilarityPartitioner:
 
     def load_partition(self, partition_id: int) -> Any:
         """Return one client's rows."""
-        labels = np.asarray(self.dataset["label"])
-        alike = int(len(labels) * self._gamma)
-        rest = alike + np.argsort(labels[alike:], kind="stable")
-        first = np.array_split(np.arange(alike), self._parts)[partition_id]
-        second = np.array_split(rest, self._parts)[partition_id]
-        return self.dataset.select(np.concatenate([first, second]))
+        piles = as_they_come_and_by_label(self.dataset["label"], self._gamma)
+        parts = [np.array_split(pile, self._parts)[partition_id] for pile in piles]
+        return self.dataset.select(np.concatenate(parts))
+
+
+def as_they_come_and_by_label(labels: Any, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first share ``gamma`` of the rows in their order, and the rest sorted by label."""
+    labels = np.asarray(labels)
+    alike = int(len(labels) * gamma)
+    return np.arange(alike), alike + np.argsort(labels[alike:], kind="stable")
 
 
 def similarity(*, gamma: float, clients: int, seed: int) -> SimilarityPartitioner:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedrobust.data.sets import DataError
+from fedrobust.data.similarity import as_they_come_and_by_label
 
 
 class SizesPartitioner:
@@ -24,10 +25,8 @@ class SizesPartitioner:
 
     def load_partition(self, partition_id: int) -> Any:
         """Return one client's rows."""
-        labels = np.asarray(self.dataset["label"])
-        alike = int(len(labels) * self._gamma)
-        rest = alike + np.argsort(labels[alike:], kind="stable")
-        parts = [self._part(rows, partition_id) for rows in (np.arange(alike), rest)]
+        piles = as_they_come_and_by_label(self.dataset["label"], self._gamma)
+        parts = [self._part(pile, partition_id) for pile in piles]
         return self.dataset.select(np.concatenate(parts))
 
     def _part(self, rows: np.ndarray, place: int) -> np.ndarray:

@@ -205,7 +205,7 @@ def read(source: str | Path) -> dict[str, Any]:
     ConfigError
         If the file is not there or the TOML is malformed (with line and column).
     """
-    is_file = isinstance(source, Path) or ("\n" not in source and "=" not in source)
+    is_file = names_a_file(source)
     name = str(source) if is_file else "the given text"
     try:
         text = Path(source).read_text(encoding="utf-8") if is_file else str(source)
@@ -214,6 +214,11 @@ def read(source: str | Path) -> dict[str, Any]:
         raise ConfigError([f"cannot read {name!r}: {error.strerror}"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([f"malformed TOML in {name!r}: {error}"]) from error
+
+
+def names_a_file(source: str | Path) -> bool:
+    """Whether this is a file's path, not TOML text."""
+    return isinstance(source, Path) or ("\n" not in source and "=" not in source)
 
 
 def override(document: Mapping[str, Any], assignments: Mapping[str, Any]) -> dict[str, Any]:

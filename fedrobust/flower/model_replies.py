@@ -138,7 +138,7 @@ class Sent:
         for node, message in listed.items():
             content = message.content
             if id(content) not in noted:
-                noted[id(content)] = _same(_trusted_arrays(content), noted)
+                noted[id(content)] = _same(readable_arrays(content), noted)
             arrays[node] = noted[id(content)]
         return cls(listed, arrays)
 
@@ -224,8 +224,8 @@ def start_of(key: Key, shape: tuple[int, ...], sent: Mapping[Key, np.ndarray]) -
     return named[0] if len(named) == 1 and named[0].shape == shape else None
 
 
-def _trusted_arrays(content: RecordDict) -> Values:
-    """Read what the app itself sends; what is no array of numbers is nobody's start."""
+def readable_arrays(content: RecordDict) -> Values:
+    """Read the arrays of a message; what is no array of numbers is nobody's start, and left out."""
     values: Values = {}
     for record, arrays in content.array_records.items():
         for name, array in arrays.items():
