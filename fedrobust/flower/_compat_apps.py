@@ -81,7 +81,7 @@ def simulate_app(
     client
         The reference of the client app, ``"module:name"``.
     folder
-        Where that module lies.
+        Where that module is.
     """
     held = engine()
     run_id = held.generate_rand_int_from_bytes(held.RUN_ID_NUM_BYTES)
