@@ -226,8 +226,8 @@ def auto_attack(
     except ImportError as error:
         raise ImportError("auto_attack needs the package 'autoattack', not installed") from error
     with frozen(model):
+        # Without a seed AutoAttack takes the time of day, and no run could be repeated.
         runner = AutoAttack(
-            # Without a seed AutoAttack takes the time of day, and no run could be repeated.
             model, norm=names[norm], eps=eps, seed=0, verbose=False, device=str(images.device)
         )
         return runner.run_standard_evaluation(images, y, bs=batch_size)
