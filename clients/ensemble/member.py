@@ -114,7 +114,7 @@ def recall(
     """
     if STATE not in context.state:
         raise RuntimeError("this member has not been trained")
-    facts = json.loads(str(context.state[FACTS]["facts"]))  # type: ignore[index]
+    facts = json.loads(str(context.state[FACTS]["facts"]))
     settings = NodeSettings(**facts["node"])
     tensors = {k: read_tensor(context.state, STATE, k) for k in context.state[STATE]}
     return settings, training.unpack(node.module(settings, client), settings, tensors, facts)

@@ -59,7 +59,7 @@ def look(
         raise ValueError("a transfer attack needs at least 1 surrogate, got 0")
     images = as_images(x, y)
     return View(
-        group,  # type: ignore[arg-type]
+        group,
         images,
         as_labels(y),
         eps,

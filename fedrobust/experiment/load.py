@@ -71,7 +71,7 @@ def _lifted(document: dict[str, Any], errors: list[str]) -> dict[str, Any]:
     if not isinstance(inner := document.get("federated", {}), Mapping):
         errors.append(f"federated: needs a table, got {inner!r}")
         inner = {}
-    moved = {field.name for field in fields(FederatedAdversarial)}  # type: ignore[arg-type]
+    moved = {field.name for field in fields(FederatedAdversarial)}
     for key in inner:
         if key in moved:
             errors.append(f"[federated] {key} is now [adversarial.federated] {key}")
@@ -170,7 +170,7 @@ def _build(values: dict[str, Any], broken: set[str]) -> Experiment:
         return Experiment(**values)
     # Past the constructor: the checks of all other keys have to run without those that are broken.
     experiment = object.__new__(Experiment)
-    for field in fields(Experiment):  # type: ignore[arg-type]
+    for field in fields(Experiment):
         if field.name in values:
             object.__setattr__(experiment, field.name, values[field.name])
         elif field.default_factory is not MISSING and field.name not in broken:

@@ -41,7 +41,7 @@ def table_at(location: Location) -> type | None:
 def keys_at(location: Location) -> list[str]:
     """Return the keys that a table may hold."""
     table = table_at(location)
-    own = [field.name for field in fields(table)] if table else []  # type: ignore[arg-type]
+    own = [field.name for field in fields(table)] if table else []
     return [*own, *RECIPE_KEYS] if _pattern(location) == ("groups", "*") else own
 
 
