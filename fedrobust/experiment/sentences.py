@@ -64,6 +64,7 @@ def _sentence(found: Mapping[str, Any], location: Location) -> str:
         text = str(found["ctx"]["error"])
         return f"{path} {text}" if text.startswith("needs ") else f"{path}: {text}"
     if kind == "literal_error":
+        # The empty name stands for "off" and is nothing to suggest.
         allowed = [name for name in get_args(_field(location).annotation) if name]
         return f"unknown {path} {value!r}; {suggest(str(value), allowed)}"
     if kind in KINDS:

@@ -113,6 +113,8 @@ def cut(array: Array, ends: Sequence[int]) -> Array:
     """Say at which bytes an array's chunks end when it is sent; returns the array."""
     view, starts = memoryview(array.data), [0, *ends[:-1]]
     chunks = [ArrayChunk(view[start:end]) for start, end in zip(starts, ends, strict=True)]
+    # Where Flower keeps an array's chunks once it has cut it: what stands there it does not cut
+    # anew.
     array.__dict__["_chunks"] = [(chunk.object_id, chunk) for chunk in chunks]
     return array
 
