@@ -65,7 +65,11 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    return value.get("name", "none") if isinstance(value, dict) else str(value)
+    """Write a value of a setting; of a spec its name and its settings: ``dirichlet alpha=0.3``."""
+    if not isinstance(value, dict):
+        return str(value)
+    told = [f"{k}={v}" for k, v in value.items() if k != "name"] if "name" in value else []
+    return " ".join([value.get("name", "none"), *told])
 
 
 def distinct(chains: list[list[dict[str, Any]]]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +17,8 @@ from experiments.comparisons import End, Merged, differences, first_rounds, stea
 from experiments.labels import names_of
 from experiments.tables import final
 from fedrobust.experiment.load import from_dict, read
-from fedrobust.experiment.schema import ConfigError, Experiment
-from fedrobust.plugins import Part, installed
+from fedrobust.experiment.schema import Experiment
+from fedrobust.plugins import Part
 from fedrobust.runs.folder import read_rows
 from fedrobust.training.tasks import ACCURACY, Headline, headline
 
@@ -54,10 +53,9 @@ class Results:
     @property
     def frame(self) -> pd.DataFrame:
         """One line per run and round, with the run's attack, defence and seed beside it."""
-        named = self.names
         return pd.DataFrame(
             {"run": e.run_id, **names, "seed": e.seed, **row}
-            for (e, rows), names in zip(self.runs, named, strict=True)
+            for (e, rows), names in zip(self.runs, self.names, strict=True)
             for row in rows
         )
 
@@ -69,8 +67,7 @@ class Results:
     @property
     def score(self) -> float:
         """Final value of what tables show, see ``headline``: mean over the runs."""
-        column = self.headline.column
-        return statistics.fmean(final(rows, column) for _, rows in self.runs)
+        return statistics.fmean(final(rows, self.headline.column) for _, rows in self.runs)
 
     @cached_property
     def headline(self) -> Headline:
@@ -104,8 +101,8 @@ class Results:
         means = self._pivot("mean").assign(worst=self.order.worst)
         if format is None:
             return means
-        percent = self.headline.is_share
-        return tables.render(means, self.interval(), format=format, percent=percent)
+        shares = self.headline.is_share
+        return tables.render(means, self.interval(), format=format, percent=shares)
 
     def spread(self) -> pd.DataFrame:
         """Standard deviation over seeds (ddof 1) of each cell; NaN for a single seed."""
@@ -125,9 +122,7 @@ class Results:
     def auto(self) -> pd.DataFrame:
         """The worst case of each defence that ran under every member of ``attack = "auto"``.
 
-        One line a defence, the lowest first: ``clean``, ``accuracy`` and ``interval`` under the
-        ``winner``, the best published attack (``fixed``, ``fixed_accuracy``), ``seeds``, ``runs``,
-        ``seconds``, and ``flags``: sentences on why the number may be wrong. Empty without any.
+        One line a defence, the lowest first, with ``WorstCase``'s fields; empty without any.
         """
         from experiments.worst_case import frame
 
@@ -182,12 +177,7 @@ class Results:
         return differences(self._finals(), baseline)
 
     def stability(self, last: int = 5) -> pd.DataFrame:
-        """Say how steady each run ended: of its last evaluations the mean, the spread, the ends.
-
-        Parameters
-        ----------
-        last
-            How many evaluations count.
+        """Say how steady each run ended: of its ``last`` evaluations the mean, spread and ends.
 
         Returns
         -------
@@ -228,17 +218,9 @@ class Results:
         ConfigError
             If the models were not kept.
         """
-        from experiments.export import state_dict
+        from experiments.export import of_run
 
-        if not self.models:
-            raise ConfigError(["no models were kept: simulate(..., keep_models=True)"])
-        running = self.running[run] if self.running else None
-        with ExitStack() as stack:
-            for part in self.parts:
-                stack.enter_context(installed(part))
-            return state_dict(
-                self.runs[run][0], self.models[run], statistics=running, data_root=data_root
-            )
+        return of_run(self, run, data_root=data_root)
 
     def plot(self, *, rounds: bool = False) -> Figure:
         """Draw the heat map of the table for several runs; for one, or with ``rounds``, curves.
@@ -255,12 +237,10 @@ class Results:
     def report(self, path: str | Path | None = None, *, data_root: str | None = None) -> str:
         """Return the report, one HTML page that needs nothing else; write it to ``path`` if given.
 
-        Parameters
-        ----------
-        data_root
-            Folder of the full data sets, for the section on who holds which data.
+        ``data_root`` holds the full data sets, for the section on who holds which data.
         """
-        from experiments.report.page import Gathered, render
+        from experiments.report.contents import Gathered
+        from experiments.report.page import render
 
         page = render(Gathered.of(self), data_root=data_root)
         if path is not None:
@@ -273,7 +253,7 @@ class Results:
         ``fedrobust report`` and ``experiments.results.load`` read the run folders back; where the
         runs used objects of yours, only with the file that holds them (``--use``).
         """
-        from experiments.export import keep
+        from experiments.keeping import keep
 
         return keep(self, Path(folder), data_root=data_root)
 
@@ -295,13 +275,12 @@ class Results:
 
     @cached_property
     def order(self) -> tables.Order:
-        """In which order defences and attacks are shown."""
+        """In which order defences and attacks are shown, and the worst cases."""
         return tables.order(tables.pivot(self._finals(), "mean"), self.headline.best)
 
     def _pivot(self, statistic: Any) -> pd.DataFrame:
-        order = self.order
-        table = tables.pivot(self._finals(), statistic)
-        return table.reindex(index=order.defences, columns=order.attacks)
+        found = tables.pivot(self._finals(), statistic)
+        return found.reindex(index=self.order.defences, columns=self.order.attacks)
 
     @property
     def names(self) -> list[dict[str, str]]:

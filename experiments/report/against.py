@@ -1,4 +1,4 @@
-"""Sections that set the result against something: the attackers' number, heterogeneity, the cost."""
+"""Sections that set the result against the attackers' number, heterogeneity, and the cost."""
 
 from __future__ import annotations
 
@@ -90,9 +90,7 @@ def _without_f(stage: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in stage.items() if key != "f"}
 
 
-def _drawn(
-    gathered: Gathered, ends: pd.DataFrame, what: str, words: str, x: plots.Axis
-) -> Section:
+def _drawn(gathered: Gathered, ends: pd.DataFrame, what: str, words: str, x: plots.Axis) -> Section:
     shown = gathered.results.headline
     factor = 100 if shown.is_share else 1
     label = shown.column.replace("_", " ") + (" (%)" if shown.is_share else "")

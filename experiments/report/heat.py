@@ -61,7 +61,8 @@ def heat_table(
         ]
         row += [_gap(float(gaps.iat[i, j]), unit, digits) for j in range(len(others))]  # type: ignore[union-attr]
         of = escape(str(name))
-        lines.append(f"<tr data-d='{of}'><th scope='row'>{of}</th>{''.join(row)}</tr>")
+        shown = of.replace("+", "+<wbr>")
+        lines.append(f"<tr data-d='{of}'><th scope='row'>{shown}</th>{''.join(row)}</tr>")
     return (
         "<table class='heat' style='border-collapse:collapse'>"
         f"<thead><tr><th></th>{''.join(head)}</tr></thead><tbody>{''.join(lines)}</tbody></table>"

@@ -34,6 +34,10 @@ class Section:
         Folded on the screen, and left out of print.
     wide
         Whether the figures take the whole width.
+    legend
+        Colours and what they mean.
+    choices
+        Names and matrices of other runs, which the page's script draws in the place of the first.
     """
 
     title: str
@@ -45,6 +49,8 @@ class Section:
     csv: str = ""
     minor: bool = False
     wide: bool = False
+    legend: tuple[tuple[str, str], ...] = ()
+    choices: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 
 def table_of(frame: pd.DataFrame) -> Markup:

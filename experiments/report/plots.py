@@ -1,7 +1,8 @@
 """Pictures of the report as plain SVG, with the numbers in them that a pointer shows.
 
 Every picture is drawn without the script; the script adds what is shown under a pointer, and hides
-what a reader switches off: what belongs to a defence says so in ``data-d``, to an attack in ``data-a``.
+what a reader switches off: ``data-d`` says to which defence a thing belongs, ``data-a`` to which
+attack.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ def fitted(label: str, values: Sequence[float], *, log: bool = False, zero: bool
     return Axis(label, low if zero and low == 0 else low - room, high + room)
 
 
-def chart(lines: Sequence[Line], x: Axis, y: Axis, *, unit: str = "", joined: bool = True) -> Markup:
+def chart(
+    lines: Sequence[Line], x: Axis, y: Axis, *, unit: str = "", joined: bool = True
+) -> Markup:
     """Draw lines, or with ``joined`` false points with their names.
 
     Parameters
@@ -170,7 +173,8 @@ def _axes(x: Axis, y: Axis) -> Markup:
     middle = (LEFT + WIDTH - RIGHT) / 2
     text = '<text class="label" x="{:.0f}" y="{}" text-anchor="middle">{}</text>'
     parts.append(Markup(text).format(middle, HEIGHT - 4, x.label))
-    text = '<text class="label" transform="translate(11 {:.0f}) rotate(-90)" text-anchor="middle">{}</text>'
+    turned = 'transform="translate(11 {:.0f}) rotate(-90)" text-anchor="middle"'
+    text = f'<text class="label" {turned}>{{}}</text>'
     parts.append(Markup(text).format((TOP + floor) / 2, y.label))
     return Markup('<g class="axes">') + Markup("").join(parts) + Markup("</g>")
 
@@ -202,7 +206,9 @@ class Matrix:
     label: str
 
 
-def matrix(one: Matrix, colours: dict[str, str], *, width: float = 640, kind: str = "matrix") -> Markup:
+def matrix(
+    one: Matrix, colours: dict[str, str], *, width: float = 640, kind: str = "matrix"
+) -> Markup:
     """Draw a matrix, each colour as one path."""
     step = (width - NAMES - 4) / max(1, len(one.columns))
     height = CELL * len(one.names)
@@ -239,4 +245,3 @@ def _cells(rows: Sequence[str], letter: str, step: float) -> str:
             parts.append(f"{at}H{NAMES + j * step:.1f}z")
             j = row.find(letter, end)
     return "".join(parts)
-

@@ -39,7 +39,7 @@ def final(gathered: Gathered) -> Section:
     lead += "The score of a defence is its worst column, right of the line."
     if lost is not None:
         lead += (
-            " Then what is lost: to the worst attack, and without one, against the defence that is"
+            " Then what it loses: to its worst attack, and without one, against the defence that is"
             " best there."
         )
     heat = heat_table(means, halves, gaps=lost, **scale(shown, means))
@@ -57,7 +57,7 @@ def gaps(means: pd.DataFrame, best: str) -> pd.DataFrame | None:
         return None
     sign, clean = (1 if best == "max" else -1), means["none"]
     top = clean.max() if best == "max" else clean.min()
-    lost = {"to the worst": means["worst"] - clean, "without attack": clean - top}
+    lost = {"lost to worst": means["worst"] - clean, "lost without": clean - top}
     return pd.DataFrame({name: sign * column for name, column in lost.items()})
 
 
@@ -227,8 +227,10 @@ def letters(counts: pd.DataFrame, most: int) -> list[str]:
     return ["".join(str(-(-4 * int(v) // top)) for v in row) for row in counts.to_numpy()]
 
 
-def time_and_bytes(frame: pd.DataFrame, defences: Sequence[str]) -> Section:
+def time_and_bytes(frame: pd.DataFrame, defences: Sequence[str]) -> Section | None:
     """Say what a round costs."""
+    if "seconds" not in frame:
+        return None
     table = costs(frame)
     table = table.reindex([name for name in defences if name in table.index])
     return Section(

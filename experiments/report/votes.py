@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +22,7 @@ COLOURS = {
     "3": "#0b4f8a",
     "c": "#9db4bf",
     "r": "#d55e00",
+    "u": "#d8cfe6",
     ".": "#e9edec",
 }
 LEGEND = (
@@ -30,6 +32,7 @@ LEGEND = (
     ("3", "more than 1.5 of it"),
     ("c", "counted (the rule has no weights by client)"),
     ("r", "refused: malformed"),
+    ("u", "asked or not: the row does not say"),
     (".", "not asked, or no answer"),
 )
 
@@ -39,20 +42,19 @@ def section(gathered: Gathered) -> Section | None:
     chosen = runs_shown(gathered)
     if not chosen:
         return None
-    first = matrix_of(*gathered.results.runs[chosen[0]])
-    used = {letter for i in chosen for row in matrix_of(*gathered.results.runs[i]).cells for letter in row}
+    drawn = [matrix_of(*gathered.results.runs[i]) for i in chosen]
+    first, used = drawn[0], {letter for one in drawn for row in one.cells for letter in row}
     experiment = gathered.experiments[chosen[0]]
     left = len(first.names) < experiment.clients or len(gathered.results.runs) > len(chosen)
+    picture = plots.matrix(first, COLOURS, kind="matrix votes")
     return Section(
         "Clients and rounds",
         "Whose reply counted: a row is a client, a column a round; ◆ and red: Byzantine. "
         + ("Not every client, round and run is shown; all are in the rows. " if left else ""),
-        panels=(Panel(title(gathered, chosen[0]), plots.matrix(first, COLOURS, kind="matrix votes")),),
+        panels=(Panel(title(gathered, chosen[0]), picture),),
         legend=tuple((COLOURS[k], words) for k, words in LEGEND if k in used),
         wide=True,
-        choices=tuple(
-            (title(gathered, i), asdict(matrix_of(*gathered.results.runs[i]))) for i in chosen
-        ),
+        choices=tuple((title(gathered, i), asdict(m)) for i, m in zip(chosen, drawn, strict=True)),
     )
 
 
@@ -85,9 +87,8 @@ def matrix_of(experiment: Experiment, rows: list[Row]) -> plots.Matrix:
     """Return a run's clients x rounds; Byzantine clients first, where they stay the same ones."""
     trained = [row for row in rows if row.get("round", 0) > 0 and "replies" in row]
     trained = trained[:: max(1, -(-len(trained) // MOST_ROUNDS))]
-    bad = set(byzantine(experiment))
-    for row in trained:
-        bad |= set(row.get("byzantine", []))
+    told = [row["byzantine"] for row in trained if "byzantine" in row]
+    bad = set().union(*told) if told else set(byzantine(experiment))
     clients = sorted(range(experiment.clients), key=lambda c: (c not in bad, c))[:MOST_CLIENTS]
     columns = [_letters(row, experiment.clients) for row in trained]
     return plots.Matrix(
@@ -103,12 +104,12 @@ def _letters(row: Row, clients: int) -> str:
     """Write one round, a letter a client."""
     weights = row.get("weights")
     if isinstance(weights, list) and len(weights) == clients:
-        total = sum(w for w in weights if w is not None) or 1.0
-        share = total / max(1, sum(w is not None for w in weights))
-        found = ["." if w is None else _shade(w / share) for w in weights]
+        known = [w if isinstance(w, int | float) and math.isfinite(w) else None for w in weights]
+        share = sum(w or 0.0 for w in known) / max(1, sum(w is not None for w in known))
+        found = ["." if w is None else _shade(w / share if share else 0.0) for w in known]
     else:
-        whole = row.get("replies") == clients or "rejected" in row
-        found = ["c" if whole else "."] * clients
+        answered = row["replies"] + len(row.get("rejected") or [])
+        found = ["c" if answered == clients else "u"] * clients
     for refused in row.get("rejected") or []:
         client = refused.get("client")
         if isinstance(client, int) and 0 <= client < clients:
