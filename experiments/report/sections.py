@@ -154,7 +154,7 @@ def attackers_got(gathered: Gathered, frame: pd.DataFrame) -> Section | None:
         "<div class='pair'><div><h3>Bypass</h3><p>The attackers' share of the weight: 0, all "
         "rejected; their share of the clients, all let through. Not for rules that take values "
         f"apart from their senders.</p>{heat_table(bypass, low=0, high=1, unit=1, digits=2)}</div>"
-        "<div><h3>Deviation</h3><p>How far the aggregate lies from the honest mean, in honest "
+        "<div><h3>Deviation</h3><p>How far the aggregate is from the honest mean, in honest "
         f"spreads.</p>{heat_table(deviation, low=0, high=far, unit=1, digits=2)}</div></div>"
     )
     return Section(
