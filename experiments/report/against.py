@@ -44,7 +44,9 @@ def cost_against_worst(gathered: Gathered, frame: pd.DataFrame) -> Section | Non
     """Draw each defence's worst case against the seconds of its rounds."""
     results, shown = gathered.results, gathered.results.headline
     trained = frame[frame["round"] > 0]
-    seconds = trained.groupby("defence")["seconds"].median() if "seconds" in trained else []
+    if "seconds" not in trained:
+        return None
+    seconds = trained.groupby("defence")["seconds"].median()
     order = [name for name in results.order.defences if name in seconds]
     worst = results.order.worst
     if len(order) < 2 or worst[order].notna().sum() < 2:

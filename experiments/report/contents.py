@@ -14,7 +14,7 @@ from fedrobust import data
 from fedrobust.attacks import threat_model
 from fedrobust.data import DataError
 from fedrobust.experiment.schema import Experiment
-from fedrobust.runs.folder import environment
+from fedrobust.runs.environment import environment
 
 # Columns of a row that have a place of their own; every other number is drawn over the rounds.
 KNOWN = {"run", "attack", "defence", "seed", "round", "accuracy", "loss", "replies", "train_loss",
@@ -55,7 +55,7 @@ class Gathered:
 def widen(frame: pd.DataFrame) -> pd.DataFrame:
     """Give the numbers inside nested values columns of their own: ``bytes_by_stage/commit``."""
     extra: dict[str, list[float]] = {}
-    for column in frame.select_dtypes("object").columns:
+    for column in (c for c in frame.columns if frame[c].dtype == object):
         nested = [v if isinstance(v, dict) else {} for v in frame[column]]
         keys = dict.fromkeys(k for v in nested for k, x in v.items() if type(x) in (int, float))
         for key in keys:

@@ -130,9 +130,10 @@ def _line(
 ) -> plots.Line:
     groups = part.groupby("round")[column]
     mean, low, high = groups.mean() * factor, groups.min() * factor, groups.max() * factor
-    apart = bool((high > low).any())
-    band = (low.tolist(), high.tolist()) if apart else ((), ())
-    return plots.Line(name, place, mean.index.tolist(), mean.tolist(), *band, mark=mark)
+    x, y = mean.index.tolist(), mean.tolist()
+    if not bool((high > low).any()):
+        return plots.Line(name, place, x, y, mark=mark)
+    return plots.Line(name, place, x, y, low.tolist(), high.tolist(), mark)
 
 
 def attackers_got(gathered: Gathered, frame: pd.DataFrame) -> Section | None:
