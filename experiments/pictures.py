@@ -32,7 +32,8 @@ def heat_map(
         table = table[["none", *(name for name in table if name != "none")]]
     factor = 100 if shown.is_share else 1
     rows, columns = table.shape
-    figure = Figure(figsize=(1.6 + 1.1 * columns, 1.4 + 0.55 * rows), layout="constrained")
+    names = 0.08 * max(map(len, map(str, table.index)), default=0)  # inches, about
+    figure = Figure(figsize=(1 + names + 1.1 * columns, 1.4 + 0.55 * rows), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(
         table.to_numpy() * factor,
