@@ -254,6 +254,7 @@ class Results:
         sign = 1 if self.headline.best == "max" else -1
         lines = []
         for e, names, found in self._ends(None):
+            # A rolling window stands at its last evaluation: it is moved to its first.
             good = (sign * found >= sign * target).rolling(hold).sum().shift(1 - hold) == hold
             first = good[good].index.min() if good.any() else pd.NA
             lines.append({**names, "seed": e.seed, "round": first})
@@ -323,6 +324,7 @@ class Results:
         table = finals.pivot_table(
             index="defence", columns="attack", values="value", aggfunc=statistic, dropna=False
         )
+        # Pandas sorts by name: tables have the order of the runs.
         return table.reindex(
             index=list(dict.fromkeys(finals["defence"])),
             columns=list(dict.fromkeys(finals["attack"])),
@@ -386,6 +388,7 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
             value = {k: v for k, v in value.items() if k in ("replication", "tolerance", "window")}
         if experiment.mode == key == "ensemble":
             value = {k: v for k, v in value.items() if k != "paradigm"}  # it names the defence
+        # A table with a name is a spec, and so one value; any other holds settings.
         nested = value if isinstance(value, dict) and "name" not in value else {"": value}
         flat |= {f"{key}.{name}".rstrip("."): v for name, v in nested.items()}
     return flat
@@ -406,6 +409,7 @@ def distinct(chains: list[list[dict[str, Any]]]) -> list[str]:
         parts = []
         for place, spec in enumerate(chain):
             others = [other[place] for other in group]
+            # No setting is equal to ``...``: one that a namesake lacks counts as different.
             varied = [k for k in spec if any(o.get(k, ...) != spec[k] for o in others)]
             parts.append(" ".join([spec["name"], *(f"{k}={spec[k]}" for k in varied)]))
         return "+".join(parts)

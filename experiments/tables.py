@@ -149,5 +149,6 @@ def _no_formula(value: Any) -> Any:
     try:
         float(words)
     except ValueError:
+        # A sign by itself is no formula.
         return f"'{words}" if len(words) > 1 and words.startswith(FORMULAS) else words
     return words
