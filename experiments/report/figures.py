@@ -18,8 +18,9 @@ from matplotlib.ticker import MaxNLocator
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#14201E", "#8A6D3B")
 DASHES = ("-", "--", ":", "-.")
 PANEL = (4.4, 2.9)
-MOST_CLIENTS = 60
+MOST_CLIENTS = 60  # bars; more of them could not be told apart
 STYLE: Any = {
+    # Text stays text: it can be searched and read aloud, and takes the page's own font.
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,

@@ -59,6 +59,8 @@ def build(folders: Sequence[Path], *, data_root: str | None = None) -> str:
         _costs(gathered, frame),
     ]
     template = jinja2.Environment(
+        # Escaped, since names and reasons come from clients; strict, since a misspelt name would be
+        # blank.
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     ).from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
@@ -139,6 +141,7 @@ def _final(gathered: Gathered) -> Section:
 
 def _curves(gathered: Gathered, frame: pd.DataFrame) -> list[Section]:
     """Draw accuracy over rounds, then every other measure that the rows hold."""
+    # A regression has no accuracy.
     first = [column for column in ("accuracy",) if column in frame] or ["loss"]
     return [_over_rounds(frame, column) for column in (*first, *measures(frame))]
 

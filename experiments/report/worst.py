@@ -18,6 +18,7 @@ def worst_cases(gathered: Gathered) -> Section | None:
     if not found and not said:
         return None
     table = table_of(worst_case.words(found).reset_index()) if found else Markup("")
+    # ``format`` of a Markup escapes what it puts in: flags hold names of users' own.
     listed = Markup("").join(Markup("<li>{}</li>").format(line) for line in said)
     runs, seconds = sum(one.runs for one in found), sum(one.seconds for one in found)
     lead = "What may be wrong with these numbers."
