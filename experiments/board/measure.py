@@ -157,6 +157,8 @@ def _candidates(bench: Bench, cell: Cell) -> list[tuple[float, Experiment]]:
     base |= {"rule": bench.spec(), "data": base["data"] + VALIDATION}
     try:
         return [
+            # Without an attack ``expand`` gives one run; the tuned key goes over what the cell
+            # sets.
             (value, expand(override(base, {cell.federation.tuned: value}))[0])
             for value in cell.federation.grid
         ]

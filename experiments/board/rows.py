@@ -87,6 +87,8 @@ def read(folder: Path | None = None) -> list[Row]:
         For a row that is not valid, with the file and everything that is wrong.
     """
     rows, errors = [], []
+    # By name: a folder's own order differs from machine to machine, and rows of one score would
+    # swap.
     for path in sorted((folder or HERE).glob("*.json")):
         try:
             row = json.loads(path.read_text(encoding="utf-8"))

@@ -58,9 +58,9 @@ def build(folders: Sequence[Path], *, data_root: str | None = None) -> str:
         _shares(gathered, data_root),
         _costs(gathered, frame),
     ]
+    # Escaped, since names and reasons come from clients; strict, since a misspelt name would be
+    # blank.
     template = jinja2.Environment(
-        # Escaped, since names and reasons come from clients; strict, since a misspelt name would be
-        # blank.
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     ).from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
