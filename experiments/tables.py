@@ -58,8 +58,8 @@ def order(means: pd.DataFrame, best: str) -> Order:
 
 def pivot(finals: pd.DataFrame, statistic: Any) -> pd.DataFrame:
     """Bring lines of defence, attack and value into a table, in the order in which they came."""
+    # Nothing is dropped: an attack under which nothing was measured keeps its column.
     table = finals.pivot_table(
-        # Nothing is dropped: an attack under which nothing was measured keeps its column.
         index="defence", columns="attack", values="value", aggfunc=statistic, dropna=False
     )
     # Pandas has sorted both by name.
