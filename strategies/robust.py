@@ -249,6 +249,8 @@ class RobustStrategy(RecordedStrategy):
         if len(read) < parts.min_replies:
             raise Refusal(f"min_replies asks for {parts.min_replies}, got {len(read)}")
         updates = sent.matrix.gather([reply.update for reply in read])
+        if parts.form is not None:
+            updates = parts.form.seen(updates, sent.model.vector)
         rule = parts.fitting(len(read), malformed) if parts.fitting else parts.rule
         nodes = [node for _, node in accepted]
         given = parts.counted(nodes, clients, read)
@@ -273,7 +275,10 @@ class RobustStrategy(RecordedStrategy):
     def _stepped(self, sent: Round, aggregated: Aggregated) -> tuple[Tensor, Memory]:
         """Take the server's step with the aggregate, as the clients' replicas will take it."""
         parts, outcome, start = self._parts, aggregated.outcome, sent.model.vector
-        aggregate, packet = parts.transport.as_sent(outcome.aggregate, sent.number)
+        found = outcome.aggregate
+        if parts.form is not None:
+            found = parts.form.sent(found, start)
+        aggregate, packet = parts.transport.as_sent(found, sent.number)
         aggregate = aggregate.to(start.device)
         vector, state = parts.step(start, aggregate, self._memory.step, sent.number)
         parts.transport.stepped(state.step, packet)

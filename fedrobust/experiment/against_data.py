@@ -69,6 +69,11 @@ def wrong(experiment: Experiment, dataset: Dataset, shares: Shares) -> list[str]
         return errors
     try:
         _weights(experiment, shares)
+        if experiment.adapters != models.adapters.FACTORS:
+            models.form_of(
+                experiment.adapters,
+                models.build_for(experiment.model, dataset, seed=experiment.seed),
+            )
         _attack(experiment, dataset, shares)
         if _foreign(experiment) or not dataset.holds_images:
             rehearse(experiment, dataset)

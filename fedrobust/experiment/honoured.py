@@ -16,7 +16,7 @@ HONOURED: dict[str, tuple[str, ...]] = {
     "federated": (
         *_EVERYWHERE,
         "pre", "weights", "partition", "loss", "metrics", "training", "server", "adversarial",
-        "worker_momentum", "participation", "groups", "batchnorm", "compression",
+        "adapters", "worker_momentum", "participation", "groups", "batchnorm", "compression",
         "semi", "pretrain",
         "ensemble",  # with the paradigm "fedavg" only: the baseline that averages one model
     ),
@@ -34,8 +34,8 @@ HONOURED: dict[str, tuple[str, ...]] = {
     "ensemble": (*_EVERYWHERE, "partition", "ensemble"),  # [ensemble] says how members train
 }  # fmt: skip
 ONLY_FEDERATED = (
-    "weights", "worker_momentum", "participation", "groups", "batchnorm", "compression", "semi",
-    "pretrain",
+    "weights", "adapters", "worker_momentum", "participation", "groups", "batchnorm",
+    "compression", "semi", "pretrain",
 )  # fmt: skip
 # What the commands and ``simulate`` offer beside an experiment's keys -> the modes that honour it.
 RESUME, MODEL, STOCK = "--resume", "keeping the final model", "a stock Flower strategy"

@@ -252,6 +252,14 @@ def _batchnorm(e: Experiment) -> None:
     aggregation.check(given.get("rule", "median"), n=e.clients)
 
 
+def _adapters(e: Experiment) -> Iterator[str]:
+    if e.adapters == "product" and e.training.mode != "update":
+        yield (
+            "adapters = 'product' needs training.mode = 'update': a gradient at the global model has"
+            " no product"
+        )
+
+
 def _compression(e: Experiment) -> Iterator[str]:
     if e.compression.replicas and e.participation < 1:
         yield "compression.sides = 'both' needs participation = 1"
@@ -287,5 +295,5 @@ def _slack(e: Experiment) -> Iterator[str]:
 CHECKS: tuple[Check, ...] = (
     _data, _model, _task, _byzantine, _partition, _placement, _attack_name, _attack, _rule, _pre,
     _operands, _weights, _root, _ensemble, _groups, _losses, _perturbations, _server, _batchnorm,
-    _compression, _phases, _slack,
+    _adapters, _compression, _phases, _slack,
 )  # fmt: skip
