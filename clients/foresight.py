@@ -54,8 +54,8 @@ class Foresight:
     view: Tensor
     clients: tuple[int, ...] | None
     memory: Any
-    form: Products | None = None
-    start: Tensor = torch.empty(0)
+    form: Products | None
+    start: Tensor
 
     def seen(self, rows: Tensor) -> Tensor:
         """Return rows (m, d) as the rule is shown them."""
@@ -103,7 +103,7 @@ def foresee(
     view: Tensor,
     context: Context,
     *,
-    form: Products | None = None,
+    form: Products | None,
     start: Tensor,
 ) -> Foresight:
     """Return the rule as the colluders know it before they craft."""

@@ -1,9 +1,9 @@
 """What to aggregate of adapters: A and B apart, or their product; rules under three attacks.
 
 ``python -m experiments.benchmarks.adapters --json`` prints one JSON line per run of
-``experiments/tasks/adapters.toml`` in both forms, ``--table`` reads such lines and prints the page's
-tables. The two forms of one seed share data, initial weights, batches and attackers: differences
-are taken seed by seed.
+``experiments/tasks/adapters.toml`` in both forms; ``--table FILE`` reads such lines and prints the
+page's table. The two forms of one seed share data, initial weights, batches and attackers:
+differences are taken seed by seed.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Line = dict[str, Any]
 Cell = tuple[str, str]  # attack, rule
 
 
-def runs(seeds: int) -> Iterator[Line]:
+def runs(seeds: Iterable[int]) -> Iterator[Line]:
     """Run the task's sweep in both forms, without an attack too."""
     plugins.use(TASK.with_suffix(".py"))
     document = read(TASK)
     axes = document.pop("sweep")
-    for seed in range(1, seeds + 1):
+    for seed in seeds:
         for attack in ["none", *axes["attack"]]:
             for rule in axes["rule"]:
                 for form in FORMS:
@@ -79,7 +79,7 @@ def main() -> None:
     """Print one JSON line per run, or the table of such lines."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON line per run (always)")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--table", metavar="FILE", help="lines of an earlier call, - for stdin")
     given = parser.parse_args()
     if given.table:

@@ -85,6 +85,8 @@ def _task(e: Experiment) -> Iterator[str]:
     for name in e.metrics:
         if name not in METRICS:
             yield _lacking("metric", name, list(METRICS))
+        elif e.mode == "ensemble" and METRICS[name].by_client:
+            yield f"metric {name!r} is of one global model, and an ensemble has none"
     if not classifies(e.loss):
         told = e.loss["name"]
         yield from (f"{key} needs the loss {CLASSES!r}, got {told!r}" for key in _of_classes(e))
@@ -99,7 +101,7 @@ def _of_classes(e: Experiment) -> Iterator[str]:
         "adversarial.federated.calibration": variant.calibration,
         "[semi]": e.semi.mode != "none",
         "[pretrain]": e.pretrain.rounds,
-        "[transfer]": e.transfer.attacks,
+        "[transfer]": e.transfer.attacks and e.mode != "ensemble",  # there is a vote on classes
         f"attack {e.attack['name']!r}": threat_model.kind(e.attack["name"])
         in ("poison", "trained"),
     }
@@ -255,8 +257,8 @@ def _batchnorm(e: Experiment) -> None:
 def _adapters(e: Experiment) -> Iterator[str]:
     if e.adapters == "product" and e.training.mode != "update":
         yield (
-            "adapters = 'product' needs training.mode = 'update': a gradient at the global model has"
-            " no product"
+            "adapters = 'product' needs training.mode = 'update': a gradient at the global model"
+            " has no product"
         )
 
 
