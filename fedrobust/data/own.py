@@ -99,7 +99,7 @@ def _read(path: Path, name: str, public: Dataset) -> Examples:
             raise
         raise DataError(f"cannot read {str(path)!r}: {type(error).__name__}: {error}") from error
     raise DataError(
-        f"{str(path)!r} is no csv, parquet or npz file and no folder, and no plug-in of {name!r} reads"
+        f"{str(path)!r} is no csv, parquet or npz file, no folder, and no plug-in of {name!r} reads"
         " it: its function takes no path"
     )
 

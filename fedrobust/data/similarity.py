@@ -19,12 +19,14 @@ class SimilarityPartitioner:
         self._parts = num_partitions
         self._by = by
         self._gamma = gamma
+        self._piles: tuple[np.ndarray, ...] = ()
         self.dataset: Any = None
 
     def load_partition(self, partition_id: int) -> Any:
         """Return one client's rows."""
-        piles = as_they_come_and_by_label(self.dataset[self._by], self._gamma)
-        parts = [np.array_split(pile, self._parts)[partition_id] for pile in piles]
+        if not self._piles:
+            self._piles = as_they_come_and_by_label(self.dataset[self._by][:], self._gamma)
+        parts = [np.array_split(pile, self._parts)[partition_id] for pile in self._piles]
         return self.dataset.select(np.concatenate(parts))
 
 

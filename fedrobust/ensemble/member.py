@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from fedrobust.ensemble.practice import OURS, Practice, Progress
 from fedrobust.experiment.schema import CLASSES, NodeSettings
 from fedrobust.seeds import generator
-from fedrobust.training.local import Recipe, gradient_steps
 from fedrobust.spec import Spec
+from fedrobust.training.local import Recipe, gradient_steps
 from fedrobust.training.optimizers import optimizer_over
 from fedrobust.training.tasks import loss_of, measured
 from fedrobust.vector import FlatModel

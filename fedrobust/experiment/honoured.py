@@ -31,7 +31,8 @@ HONOURED: dict[str, tuple[str, ...]] = {
         "adversarial.eval_steps", "adversarial.eval_images", "adversarial.eval_restarts",
         "adversarial.eval_attacks", "adversarial.probe_images",
     ),
-    "ensemble": (*_EVERYWHERE, "partition", "loss", "metrics", "ensemble"),  # [ensemble] says how members train
+    # [ensemble] says how members train
+    "ensemble": (*_EVERYWHERE, "partition", "loss", "metrics", "ensemble"),
 }  # fmt: skip
 ONLY_FEDERATED = (
     "weights", "adapters", "worker_momentum", "participation", "groups", "batchnorm",

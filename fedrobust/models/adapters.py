@@ -180,8 +180,10 @@ def _factorised(target: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     rank = len(like)
     _, values, right = torch.linalg.svd(target, full_matrices=False)
     held = int((values[:rank] > NULL * values[0]).sum())
+    taken = right[:held]
     # Directions that hold nothing are A's own: with B = 0 they are where learning goes on.
-    basis = torch.linalg.qr(torch.cat([right[:held], like]).T).Q.T[:rank]
+    own = torch.linalg.svd(like - like @ taken.T @ taken, full_matrices=False)[2][: rank - held]
+    basis = torch.linalg.qr(torch.cat([taken, own]).T).Q.T
     left, _, turn = torch.linalg.svd(like @ basis.T, full_matrices=False)
     scale = torch.linalg.vector_norm(like) / rank**0.5
     near = (left @ turn @ basis) * (scale if scale > 0 else 1.0)
