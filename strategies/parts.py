@@ -82,6 +82,9 @@ class Form(Protocol):
     def sent(self, aggregate: Tensor, start: Tensor) -> Tensor:
         """Return an aggregate (d',) as a step (d,) of the model ``start``."""
 
+    def offered(self, server: Server | None, start: Tensor) -> Server | None:
+        """Return what a rule may ask of the server's own data, in that form."""
+
 
 def node_weights(aggregated: Aggregated) -> Row:
     """Return how much each node counted, in the rule and before it, where either is known."""
@@ -168,5 +171,5 @@ def sgd(
         momentum=momentum,
         schedule="constant",
         warmup=0,
-        shapes=(),
+        shapes=(),  # only layer-wise steps read them
     )

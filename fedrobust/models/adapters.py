@@ -15,10 +15,11 @@ averaging the factors apart gets wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,27 @@ class Products:
             step = found[a].view(len(up), -1)
             found[a], found[b] = (one.reshape(-1) for one in _step_of_factors(step, down, up))
         return torch.cat([found[i] for i in range(len(self.shapes))])
+
+    def offered(
+        self, server: Mapping[str, Callable[[], Any]] | None, start: Tensor
+    ) -> Mapping[str, Callable[[], Any]] | None:
+        """Return what a rule may ask of the server's own data, of products.
+
+        The root update becomes the products' as a client's does; the loss after a step of products
+        is that of the factors which the step leads to.
+        """
+        if server is None:
+            return None
+
+        def root() -> Tensor:
+            return self.seen(server["root"]().unsqueeze(0), start)[0]
+
+        def loss() -> Callable[[Tensor], float]:
+            after = server["loss"]()
+            return lambda step: after(self.sent(step, start))
+
+        forms = {"root": root, "loss": loss}
+        return {key: forms.get(key, given) for key, given in server.items()}
 
     def _factors(self, own: Sequence[Tensor], a: int, b: int) -> tuple[Tensor, Tensor]:
         rank = self.shapes[a][0]

@@ -163,6 +163,13 @@ def test_an_attacker_foresees_the_rule_as_it_is_shown_the_updates(tuned):
         assert row["impact"]["deviation"] > 0.1
 
 
+@pytest.mark.parametrize("rule", ["fltrust", {"name": "zeno", "f": 2}, "foolsgold", "flame"])
+def test_rules_with_data_of_the_servers_or_a_memory_see_products(tuned, rule):
+    tuned["server"] |= {"root_images": 100}
+    rows = simulate(tuned, adapters="product", rule=rule, attack="sign_flip").runs[0][1]
+    assert rows[-1]["loss"] < rows[0]["loss"] and "kept" not in rows[-1]
+
+
 def test_where_products_mean_nothing_a_sentence_says_so(tuned, small):
     with pytest.raises(ConfigError, match=r"needs training\.mode = 'update'"):
         simulate(small, adapters="product", model=net)
