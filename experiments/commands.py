@@ -10,7 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli_output, sampled_cohorts, stacked_clients, tables, weight_shares
+from experiments import (
+    cli_output,
+    keeping,
+    sampled_cohorts,
+    stacked_clients,
+    tables,
+    weight_shares,
+)
 from experiments.cli_inputs import experiments_of
 from experiments.coefficients import published, vectors
 from experiments.outcomes import expecting_steps
@@ -69,7 +76,7 @@ def run(
     sweep = Sweep(experiments, output / file.stem, grid, data_root, **settings)
     results = _run(sweep, errors if as_json else console, track, quiet=quiet, strict=strict)
     with expecting_steps(results, errors):
-        written = cli_output.write_summary(results, sweep.output)
+        written = keeping.write_tables(results, sweep.output)
         if study.applies(results):
             written += study.write(results, sweep.output)
         if as_json:
@@ -109,7 +116,7 @@ def sweep_over(
     sweep = Sweep(experiments, output / file.stem, "in_process", data_root, **settings)
     resolve_one(table, list(tables.FORMATS), "format")
     results = _run(sweep, errors, track, quiet=quiet, strict=strict)  # only a table on stdout
-    written = cli_output.write_summary(results, sweep.output)
+    written = keeping.write_tables(results, sweep.output)
     from experiments.report import write as write_report  # matplotlib takes its time
 
     page = write_report(sweep.folders(), sweep.output / "report.html", data_root=data_root)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from fedrobust import data, models
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.models.batchnorm import load_statistics
+from fedrobust.plugins import installed
 from fedrobust.vector import FlatModel
 from fedrobust.version import __version__
 
@@ -44,6 +47,18 @@ def state_dict(
     if statistics is not None:
         load_statistics(model.module, statistics)
     return {k: v.detach().clone().contiguous() for k, v in model.module.state_dict().items()}
+
+
+def of_run(results: Any, run: int, *, data_root: str | None = None) -> dict[str, Tensor]:
+    """Return the final model of one run of ``Results``; see ``Results.state_dict``."""
+    if not results.models:
+        raise ConfigError(["no models were kept: simulate(..., keep_models=True)"])
+    running = results.running[run] if results.running else None
+    experiment, vector = results.runs[run][0], results.models[run]
+    with ExitStack() as stack:
+        for part in results.parts:
+            stack.enter_context(installed(part))
+        return state_dict(experiment, vector, statistics=running, data_root=data_root)
 
 
 def write(path: Path, experiment: Experiment, state: dict[str, Tensor]) -> Path:

@@ -12,7 +12,6 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from experiments.results import Results
     from fedrobust.experiment.schema import Experiment
 
 Row = dict[str, Any]
@@ -36,8 +35,8 @@ def stuck(experiment: Experiment, rows: list[Row]) -> str:
 
 
 @contextmanager
-def expecting_steps(results: Results, terminal: Console) -> Iterator[None]:
-    """End the command with exit code 1, after its output, if a run took no step at all."""
+def expecting_steps(results: Any, terminal: Console) -> Iterator[None]:
+    """End the command with exit code 1, after its output, if a run of ``Results`` took no step."""
     yield
     lines = [line for experiment, rows in results.runs if (line := stuck(experiment, rows))]
     for line in lines:

@@ -13,7 +13,8 @@ import tomli_w
 
 from experiments import listing
 from experiments.cli import main
-from experiments.results import Results, distinct, load
+from experiments.labels import distinct
+from experiments.results import Results, load
 from fedrobust import aggregation, attacks, plugins
 from fedrobust.experiment.load import expand, from_dict, read
 from fedrobust.runs.folder import FolderError, RunFolder
