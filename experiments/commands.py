@@ -10,7 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli_output, keeping, sampled_cohorts, tables, weight_shares
+from experiments import (
+    cli_output,
+    keeping,
+    sampled_cohorts,
+    stacked_clients,
+    tables,
+    weight_shares,
+)
 from experiments.cli_inputs import experiments_of
 from experiments.coefficients import published, vectors
 from experiments.outcomes import expecting_steps
@@ -159,7 +166,8 @@ def check(
 
         console.print(expected(experiments, data_root=data_root), soft_wrap=True)
     told = sampled_cohorts.sentences(experiments, delta=delta)
-    for line in [*told, *weight_shares.sentences(experiments, data_root=data_root)]:
+    told += weight_shares.sentences(experiments, data_root=data_root)
+    for line in [*told, *stacked_clients.sentences(experiments, data_root=data_root)]:
         console.print(line, highlight=False, soft_wrap=True)
     for nodes in node_tables.tables(experiments, data_root):
         console.print(nodes)
