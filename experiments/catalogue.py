@@ -107,6 +107,7 @@ def needs(name: str, kind: str) -> str:
     fewest = [_fewest(name, kind, f) for f in (1, 2)]
     if None in fewest or fewest[0] == fewest[1]:
         return f"at least {fewest[0]} update(s)" if fewest[0] else "see its settings"
+    # Two values of f are enough: what rules ask for is linear in it.
     slope = fewest[1] - fewest[0]  # type: ignore[operator]
     return f"n >= {slope} f + {fewest[0] - slope}"  # type: ignore[operator]
 

@@ -51,6 +51,7 @@ EXIT_CODES = (
 )
 app = typer.Typer(
     no_args_is_help=True,
+    # Typer's own tracebacks print local variables: data, and secrets among them.
     pretty_exceptions_enable=False,
 )
 errors = Console(stderr=True)
@@ -283,7 +284,7 @@ def main() -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         errors.print("interrupted; finished runs are kept and will not be run again")
-        raise SystemExit(130) from None
+        raise SystemExit(130) from None  # 128 + SIGINT, as shells have it
 
 
 if __name__ == "__main__":

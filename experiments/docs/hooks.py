@@ -95,6 +95,7 @@ def commands(_: str) -> str:
 def file(path: str) -> str:
     """Take in another Markdown file of the repository, its links made plain words."""
     text = (ROOT / path).read_text(encoding="utf-8")
+    # Their targets are paths of the repository, which the site does not have.
     return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"\1", text)
 
 
@@ -112,6 +113,7 @@ def _code(settings: str) -> str:
 
 
 def _cell(words: str) -> str:
+    # A bar would end the cell, and a bracket begin a tag.
     return words.replace("|", "\\|").replace("<", "&lt;")
 
 
