@@ -23,6 +23,7 @@ from fedrobust.experiment.schema import Experiment
 from fedrobust.failures import REFUSALS
 from fedrobust.flower import array_of
 from fedrobust.flower.node_state import tensor_in
+from fedrobust.model_layers import Layers
 from fedrobust.seeds import generator
 from fedrobust.simulation import stragglers
 
@@ -42,6 +43,8 @@ class Foresight:
     memory
         What the rule remembers from the rounds before; None where it remembers nothing, or where
         the colluders do not see what it saw.
+    layers, start
+        The model's tensors, and the global model that they were sent.
     """
 
     experiment: Experiment
@@ -49,6 +52,8 @@ class Foresight:
     view: Tensor
     clients: tuple[int, ...] | None
     memory: Any
+    layers: Layers = ()
+    start: Tensor | None = None
 
     def outcome(self, rows: Tensor) -> Outcome:
         """Run the rule on rows (m, d), honest ones first, in the order of their clients.
@@ -66,6 +71,8 @@ class Foresight:
             server={
                 "root": lambda: middle,
                 "loss": lambda: lambda step: -float(step.to(middle) @ middle),
+                "layers": lambda: self.layers,
+                "start": lambda: self.start,
             },
         )
 
@@ -85,7 +92,15 @@ class Foresight:
         return [ids[place] for place in order], order
 
 
-def foresee(experiment: Experiment, server_round: int, view: Tensor, context: Context) -> Foresight:
+def foresee(
+    experiment: Experiment,
+    server_round: int,
+    view: Tensor,
+    context: Context,
+    *,
+    layers: Layers,
+    start: Tensor,
+) -> Foresight:
     """Return the rule as the colluders know it before they craft."""
     asked = stragglers.participants(experiment, server_round)
     bad = set(threat_model.members(experiment, round=server_round))
@@ -93,7 +108,7 @@ def foresee(experiment: Experiment, server_round: int, view: Tensor, context: Co
     known = sees_all(experiment) and len(honest) == len(view)
     ids = (*honest, *(c for c in asked if c in bad)) if known else None
     memory = _recalled(context) if known else None
-    return Foresight(experiment, server_round, view, ids, memory)
+    return Foresight(experiment, server_round, view, ids, memory, layers, start)
 
 
 def sees_all(experiment: Experiment) -> bool:

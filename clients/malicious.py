@@ -131,7 +131,9 @@ def _crafted_from(
 ) -> tuple[Tensor, Notes]:
     experiment = node.experiment
     record = attack_record(experiment.attack["name"])
-    rule = foresee(experiment, task.server_round, view, context)
+    rule = foresee(
+        experiment, task.server_round, view, context, layers=node.model.layers, start=task.vector
+    )
     crafted = step(
         view,
         experiment.attack,
@@ -143,6 +145,8 @@ def _crafted_from(
         previous=_last_step(experiment, task, context),
         momentum=_same_clients_momentum(experiment),
         state=_recalled(context),
+        layers=node.model.layers,
+        start=task.vector,
     )
     if crafted.state is not None:
         context.state[STATE] = array_of(**crafted.state)

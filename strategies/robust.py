@@ -257,7 +257,11 @@ class RobustStrategy(RecordedStrategy):
             self._memory.rule,
             generator(parts.seed, "rule", round=sent.number),
             clients=clients,
-            server=parts.offers(sent.model.vector, sent.number),
+            server={
+                "layers": lambda: parts.transport.layers,
+                "start": lambda: sent.model.vector,
+                **(parts.offers(sent.model.vector, sent.number) or {}),
+            },
             weights=given,
         )
         return Aggregated(
