@@ -43,7 +43,7 @@ class Foresight:
     memory
         What the rule remembers from the rounds before; None where it remembers nothing, or where
         the colluders do not see what it saw.
-    layers, start
+    layers, model
         The model's tensors, and the global model that they were sent.
     """
 
@@ -53,7 +53,7 @@ class Foresight:
     clients: tuple[int, ...] | None
     memory: Any
     layers: Layers = ()
-    start: Tensor | None = None
+    model: Tensor | None = None
 
     def outcome(self, rows: Tensor) -> Outcome:
         """Run the rule on rows (m, d), honest ones first, in the order of their clients.
@@ -72,7 +72,7 @@ class Foresight:
                 "root": lambda: middle,
                 "loss": lambda: lambda step: -float(step.to(middle) @ middle),
                 "layers": lambda: self.layers,
-                "start": lambda: self.start,
+                "model": lambda: self.model,
             },
         )
 
@@ -99,7 +99,7 @@ def foresee(
     context: Context,
     *,
     layers: Layers,
-    start: Tensor,
+    model: Tensor,
 ) -> Foresight:
     """Return the rule as the colluders know it before they craft."""
     asked = stragglers.participants(experiment, server_round)
@@ -108,7 +108,7 @@ def foresee(
     known = sees_all(experiment) and len(honest) == len(view)
     ids = (*honest, *(c for c in asked if c in bad)) if known else None
     memory = _recalled(context) if known else None
-    return Foresight(experiment, server_round, view, ids, memory, layers, start)
+    return Foresight(experiment, server_round, view, ids, memory, layers, model)
 
 
 def sees_all(experiment: Experiment) -> bool:

@@ -29,6 +29,7 @@ from fedrobust.attacks import (
     threat_model,
 )
 from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
+from fedrobust.attacks.data import boosted
 from fedrobust.experiment.schema import Experiment
 from fedrobust.failures import blamed
 from fedrobust.flower import array_of, read_setting, read_tensor
@@ -64,6 +65,9 @@ def answer(node: Node, task: Task, message: Message, context: Context) -> Messag
                 generator=generator(node.experiment.seed, "poison", client=task.client),
             )
     trained = honest.train(node, task, context, images, labels)
+    if kind == "poison":
+        boost = boosted(node.experiment.attack)[1]
+        trained = trained if boost == 1 else replace(trained, update=boost * trained.update)
     if kind == "fault":
         return FAULTY[name](message, trained)
     if kind in ("craft", "trained") and order != "rehearse":
@@ -132,7 +136,7 @@ def _crafted_from(
     experiment = node.experiment
     record = attack_record(experiment.attack["name"])
     rule = foresee(
-        experiment, task.server_round, view, context, layers=node.model.layers, start=task.vector
+        experiment, task.server_round, view, context, layers=node.model.layers, model=task.vector
     )
     crafted = step(
         view,
@@ -146,7 +150,7 @@ def _crafted_from(
         momentum=_same_clients_momentum(experiment),
         state=_recalled(context),
         layers=node.model.layers,
-        start=task.vector,
+        model=task.vector,
     )
     if crafted.state is not None:
         context.state[STATE] = array_of(**crafted.state)

@@ -19,7 +19,7 @@ from fedrobust.attacks.crafting import SUPPLIED as CRAFTING
 
 PLAIN = (bool, int, float, str)
 # What a spec may not carry under this name: the run hands it in, or the spec means something else.
-RESERVED = {"name", "knowledge", *SUPPLIED, *ASKED, *CRAFTING} - {"f"}
+RESERVED = {"name", "knowledge", "boost", *SUPPLIED, *ASKED, *CRAFTING} - {"f"}
 
 
 class Numbers:

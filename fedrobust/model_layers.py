@@ -1,6 +1,6 @@
 """Where the tensors of a model lie in the vector of its parameters, for plug-ins that ask.
 
-A rule or an attack asks by a keyword-only parameter: ``layers``, or ``start`` for the parameters
+A rule or an attack asks by a keyword-only parameter: ``layers``, or ``model`` for the parameters
 themselves. Whoever runs it hands in what it knows of the model.
 """
 
@@ -62,7 +62,7 @@ def checked_layers(given: Any, d: int, who: str) -> Layers:
     return layers
 
 
-def checked_start(given: Any, d: int, who: str) -> Tensor:
+def checked_model(given: Any, d: int, who: str) -> Tensor:
     """Return the parameters that updates are measured from, (d,).
 
     Raises
@@ -70,7 +70,7 @@ def checked_start(given: Any, d: int, who: str) -> Tensor:
     ValueError
         For another length, or values that are not finite.
     """
-    start = vector(given, f"{who}: start")
-    if len(start) != d or not bool(torch.isfinite(start).all()):
-        raise ValueError(f"{who} needs a finite start of shape ({d},), got {tuple(start.shape)}")
-    return start
+    found = vector(given, f"{who}: model")
+    if len(found) != d or not bool(torch.isfinite(found).all()):
+        raise ValueError(f"{who} needs a finite model of shape ({d},), got {tuple(found.shape)}")
+    return found

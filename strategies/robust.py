@@ -259,7 +259,7 @@ class RobustStrategy(RecordedStrategy):
             clients=clients,
             server={
                 "layers": lambda: parts.transport.layers,
-                "start": lambda: sent.model.vector,
+                "model": lambda: sent.model.vector,
                 **(parts.offers(sent.model.vector, sent.number) or {}),
             },
             weights=given,

@@ -104,7 +104,7 @@ class ByzantineWorkers:
             rule=e.rule,
             generator=source,
             layers=self._layers,
-            start=torch.cat([self._honest.place.vector, self._honest.place.statistics]),
+            model=torch.cat([self._honest.place.vector, self._honest.place.statistics]),
         )
         return rows[0].clone()
 

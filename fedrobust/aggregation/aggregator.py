@@ -36,7 +36,7 @@ MISSING = {
     "loss": OWN_DATA,
     "layers": "(names and shapes of the model's tensors), which a run hands in: elsewhere put"
     " layers=[[name, shape], ...] in the spec",
-    "start": "(the parameters that the updates are measured from), which a run hands in: elsewhere"
+    "model": "(the parameters that the updates are measured from), which a run hands in: elsewhere"
     " put them in the spec",
 }
 Given = dict[str, Callable[[], Any]]
@@ -57,7 +57,7 @@ class Aggregator:
         ``(updates, state=None, generator=None, *, clients=None, server=None, weights=None) ->
         Outcome``. Rules that remember each client's past need ``clients``, the rows' clients, where
         rows may be missing. ``server`` maps names to functions that compute what a rule asks for:
-        "root" and "loss" from data of the server's own, "layers" and "start" of the model.
+        "root" and "loss" from data of the server's own, "layers" and "model" of the model.
         ``weights`` (n,) are how much each client counts: the operator's, never a claim (see
         ``weighting.truncated``).
     """

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedrobust.aggregation.columns import averaged, sign_sums
 from fedrobust.aggregation.distances import clipping, middle, norms, products_with
-from fedrobust.model_layers import Layers, checked_layers, checked_start, columns
+from fedrobust.model_layers import Layers, checked_layers, checked_model, columns
 from fedrobust.ranges import real
 
 WEIGHTS = (2, 4)  # dimensions of a tensor that holds weights of connections, dense or convolution
@@ -112,7 +112,7 @@ def _usual(block: Tensor, norm_radius: float, sign_radius: float) -> Tensor:
 def alignins_weights(
     updates: Tensor,
     *,
-    start: Tensor,
+    model: Tensor,
     share: float = 0.3,
     sign_radius: float = 1.0,
     direction_radius: float = 1.0,
@@ -121,13 +121,14 @@ def alignins_weights(
 
     Two numbers of each update are compared with their medians: its cosine with the global model,
     and how many of the signs of its largest values are those of most clients. Whoever is a radius
-    of standard deviations away is out; the others are cut to their median length and averaged. Where
-    nobody is left the model stays. Against backdoors: attackers who are near half of the clients
-    are the usual ones. Values that are all alike have deviation 0 here; there nobody is kept.
+    of standard deviations away is out; the others are cut to their median length and averaged.
+    Where nobody is left the model stays. Against backdoors: attackers who are near half of the
+    clients are the usual ones. Values that are all alike have deviation 0 here; there nobody is
+    kept.
 
     Parameters
     ----------
-    start
+    model
         The global model (d,): a run hands it in.
     share
         Of the coordinates, those largest in magnitude, whose signs are looked at, in (0, 1]; of
@@ -150,10 +151,10 @@ def alignins_weights(
     real(share, "alignins", "share", above=0, high=1)
     real(sign_radius, "alignins", "sign_radius", above=0)
     real(direction_radius, "alignins", "direction_radius", above=0)
-    model = checked_start(start, updates.shape[1], "alignins").to(updates)
+    centre = checked_model(model, updates.shape[1], "alignins").to(updates)
     lengths = norms(updates)
     kept = deviations(agreement(updates, share)) < sign_radius
-    kept &= deviations(_cosines(updates, lengths, model)) < direction_radius
+    kept &= deviations(_cosines(updates, lengths, centre)) < direction_radius
     weights = torch.zeros(len(updates), dtype=torch.float64)
     if bool(kept.any()):
         factors = clipping(lengths, lengths[kept].median())

@@ -17,7 +17,7 @@ from fedrobust.seeds import generator as seeded
 def filtering(
     updates: Tensor, *, f: int, variance: float, expansion: float = 20.0, chunk: int = 1000
 ) -> Tensor:
-    """Weigh updates down along the main direction until their variance is one that honest ones have.
+    """Weigh updates down along the main direction until their variance is one of honest updates.
 
     Each group of ``chunk`` coordinates is filtered by itself, as the authors do to bear the cost.
     An attacker that adds as much in each group as its filter lets through moves the result by

@@ -5,9 +5,9 @@ A rule is written as one function. It returns the aggregate (d,), or what each u
 term that is no update); ``kind`` says which. The rule ``(n, d) -> (d,)`` itself is derived.
 
 A rule asks for more by the names of its keyword-only parameters: ``generator``, ``memory``,
-``clients``, ``weights``; ``root`` and ``loss``, from data of the server's own; ``layers`` (the names
-and shapes of the model's tensors, see ``fedrobust.model_layers``) and ``start`` (the parameters that
-the updates are measured from). Whoever runs it hands them in; one with a default is optional.
+``clients``, ``weights``; ``root`` and ``loss``, from data of the server's own; ``layers`` (names
+and shapes of the model's tensors, see ``fedrobust.model_layers``) and ``model`` (the parameters
+that updates are measured from). Whoever runs it hands them in; one with a default is optional.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedrobust.spec import parameters
 
 Settings = dict[str, Any]
 FROM_SERVER = ("root", "loss")  # what a rule may ask of data of the server's own
-FROM_RUN = ("layers", "start")  # and of the model that is trained
+FROM_RUN = ("layers", "model")  # and of the model that is trained
 ASKED = (*FROM_SERVER, *FROM_RUN)
 SUPPLIED = ("generator", "memory", "clients", "weights")  # what the system hands in, not the spec
 
@@ -114,9 +114,7 @@ class Rule:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What it cannot do without: the server's own "root" or "loss", the model's "layers" or
-        "start".
-        """
+        """What it cannot do without: "root", "loss" of the server's own, "layers", "model"."""
         given = self.settings
         return tuple(k for k in ASKED if k in given and given[k].default is inspect._empty)
 

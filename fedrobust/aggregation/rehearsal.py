@@ -39,7 +39,7 @@ def rehearse(
         "root": lambda: centre,
         "loss": lambda: lambda step: -float(step.to(centre) @ centre),
         "layers": lambda: (("weight", (WIDTH // 2, 2)),),
-        "start": lambda: centre,
+        "model": lambda: centre,
     }
     try:
         build(spec, pre=pre).apply(updates, None, source, server=server, weights=weights)

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation import RULES, rule_record
 from fedrobust.attacks import alie
+from fedrobust.attacks.of_model import informed, of_model
 from fedrobust.attacks.probe import Rule
 from fedrobust.attacks.record import KNOWLEDGE, Crafted
 from fedrobust.attacks.tables import ATTACKS, attack_record
 from fedrobust.failures import blamed
 from fedrobust.matrix import EXACT, computable, matrix, narrowed, vector
-from fedrobust.model_layers import Layers, checked_layers, checked_start
+from fedrobust.model_layers import Layers
 from fedrobust.ranges import whole
 from fedrobust.returned import check_returned
 from fedrobust.seeds import generator as seeded
@@ -24,7 +24,7 @@ from fedrobust.spec import Spec, SpecError, parameters, resolve, split, suggest
 
 SUPPLIED = (
     "n", "f", "round", "rule", "generator", "previous", "own", "momentum", "state", "craft",
-    "layers", "start",
+    "layers", "model",
 )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def craft(
     own: Tensor | None = None,
     momentum: float = 0.0,
     layers: Layers | None = None,
-    start: Tensor | None = None,
+    model: Tensor | None = None,
 ) -> Tensor:
     """Craft what the f attackers send this round: (h, d) -> (f, d), same dtype and device.
 
@@ -119,7 +119,7 @@ def craft(
     layers
         (name, shape) of each tensor of the model, in the order of the coordinates, for attacks and
         rules that ask for them; None where nobody knows.
-    start
+    model
         The global model (d,) that the updates are subtracted from.
 
     Returns
@@ -138,7 +138,7 @@ def craft(
     """
     return step(
         honest, spec, n=n, f=f, round=round, rule=rule, generator=generator,
-        previous=previous, own=own, momentum=momentum, layers=layers, start=start,
+        previous=previous, own=own, momentum=momentum, layers=layers, model=model,
     ).updates  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def step(
     own: Tensor | None = None,
     momentum: float = 0.0,
     layers: Layers | None = None,
-    start: Tensor | None = None,
+    model: Tensor | None = None,
 ) -> Crafted:
     """Craft as ``craft`` does, from the attack's memory; the new memory is returned.
 
@@ -172,14 +172,14 @@ def step(
     previous = None if previous is None else computable(vector(previous, f"{name}: previous"))
     own = None if own is None else computable(matrix(own, f"{name}: own"))
     check(view, name, n, f, previous, own)
-    known = _of_model(name, function, layers, start, view.shape[1])
     if f == 0:
         return Crafted(view.new_empty((0, view.shape[1])), state)
+    known = of_model(name, function, layers, model, view.shape[1])
     supplied = {
         "n": n,
         "f": f,
         "round": round,
-        "rule": _informed(rule, layers, start),
+        "rule": informed(rule, layers, model),
         "generator": generator,
         "previous": previous,
         "own": own,
@@ -192,32 +192,6 @@ def step(
     sent = function(computable(view), **given, **{k: v for k, v in supplied.items() if k in wanted})
     crafted = sent if isinstance(sent, Crafted) else Crafted(sent)
     return replace(crafted, updates=_finished(crafted.updates, view, name, f))
-
-
-def _of_model(
-    name: str, function: Callable[..., Any], layers: Any, start: Any, d: int
-) -> dict[str, Any]:
-    """Return what an attack asks of the model, checked; raises where it is needed and unknown."""
-    wanted = parameters(function)
-    given = {"layers": layers, "start": start}
-    for key, value in given.items():
-        if value is None and key in wanted and wanted[key].default is wanted[key].empty:
-            raise ValueError(f"{name} needs {key!r} of the model: pass {key}=..., got None")
-    checks = {"layers": checked_layers, "start": checked_start}
-    return {
-        key: value if value is None or key not in wanted else checks[key](value, d, name)
-        for key, value in given.items()
-    }
-
-
-def _informed(rule: Rule | None, layers: Layers | None, start: Tensor | None) -> Rule | None:
-    """Tell a rule that is a spec what it asks of the model, so that an attack can ask the rule."""
-    if rule is None or callable(rule) or split(rule)[0] not in RULES:
-        return rule
-    spec, wanted = split(rule)[1], parameters(rule_record(split(rule)[0]).compute)
-    given = {"layers": layers, "start": start}
-    told = {key: value for key, value in given.items() if key in wanted and value is not None}
-    return {"name": split(rule)[0], **told, **spec}
 
 
 def _view(honest: Any, name: str) -> Tensor:
@@ -277,7 +251,7 @@ def rehearse(name: str, function: Callable[..., Tensor], given: dict[str, Any], 
     supplied = {**given_by_run, **who, "rule": lambda rows: rows[0], "craft": craft}
     wanted = parameters(function)
     view = honest.expand(-1, width)
-    supplied |= {"layers": (("rehearsal", (width,)),), "start": view[0] + 1}
+    supplied |= {"layers": (("rehearsal", (width,)),), "model": view[0] + 1}
     known = {"previous": view[0], "own": view[:1].expand(who["f"], -1), "round": 1}
     for more in ({}, known):  # some settings are read only once there is something to look back on
         offered = {k: v for k, v in (supplied | more).items() if k in wanted}

@@ -2,7 +2,7 @@
 
 An attack is one function ``(honest, *, n, f, **settings) -> (f, d)``. One with memory also takes
 ``state`` (None at first) and returns ``Crafted``; what it remembers is a value, never modified. One
-that takes ``layers`` is told the names and shapes of the model's tensors, one that takes ``start``
+that takes ``layers`` is told the names and shapes of the model's tensors, one that takes ``model``
 the global model (d,) that updates are subtracted from.
 """
 
@@ -85,10 +85,10 @@ class Attack:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What it cannot do without of the model: "layers", "start"."""
+        """What it cannot do without of the model: "layers", "model"."""
         given = self.settings
         return tuple(
-            k for k in ("layers", "start") if k in given and given[k].default is inspect._empty
+            k for k in ("layers", "model") if k in given and given[k].default is inspect._empty
         )
 
     @property

@@ -142,7 +142,7 @@ def _crafted(attack: Spec, view: Tensor, own: Tensor, known: Known, **given: Any
     """
     wanted = parameters(ATTACKS[split(attack)[0]])
     told = {key: compute() for key, compute in known.items() if key in wanted}
-    if "start" not in told:
+    if "model" not in told:
         return attacks.craft(view, attack, own=own, **given, **told)
     return -attacks.craft(-view, attack, own=-own, **given, **told)
 

@@ -67,14 +67,16 @@ def known_of(layout: Layout, starts: dict[int, dict[Key, np.ndarray]]) -> Known:
             for record, name in keys
         )
 
-    return {"layers": layers, "start": lambda: _start(keys, starts)}
+    return {"layers": layers, "model": lambda: _start(keys, starts)}
 
 
 def _start(keys: list[Key], starts: dict[int, dict[Key, np.ndarray]]) -> Tensor:
     """Return the one vector that all replies continue."""
     different = {id(start): start for start in starts.values()}
     if len(different) != 1:
-        raise Refusal("the rule needs one model that all nodes start from, and they were sent several")
+        raise Refusal(
+            "the rule needs one model that all nodes start from, and they were sent several"
+        )
     (start,) = different.values()
     if missing := [name for record, name in keys if (record, name) not in start]:
         raise Refusal(f"the rule needs the model that nodes start from; nobody sent {missing[0]!r}")

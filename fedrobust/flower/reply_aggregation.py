@@ -160,7 +160,7 @@ class ReplyAggregator:
         source = generator(self._seed, "rehearsal")
         server = {
             "layers": lambda: (("rehearsal", tuple(updates.shape[1:])),),
-            "start": lambda: torch.ones_like(updates[0]),
+            "model": lambda: torch.ones_like(updates[0]),
         }
         return self._built.apply(updates, self._built.init(), source, server=server).aggregate
 

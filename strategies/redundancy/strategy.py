@@ -329,7 +329,7 @@ class RedundantStrategy(RecordedStrategy):
             round=now.plan.round,
             known={
                 "layers": lambda: self._layout.layers,
-                "start": lambda: torch.cat(self._layout.read(now.arrays)),
+                "model": lambda: torch.cat(self._layout.read(now.arrays)),
             },
         )  # fmt: skip
         done = stage.apply(job, verdict, wrong=wrong, accept=accept)
