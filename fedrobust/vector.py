@@ -45,6 +45,7 @@ class FlatModel:
         offset = 0
         for p in parameters:
             stop = offset + p.numel()
+            # .data, not a new Parameter: whoever holds the module's parameters keeps the same ones.
             p.data = self.vector[offset:stop].view_as(p)
             p.grad = self.gradient[offset:stop].view_as(p)
             offset = stop
@@ -66,6 +67,7 @@ class FlatModel:
 
     def load(self, vector: Tensor) -> None:
         """Copy a vector of shape (d,) into the parameters."""
+        # Copied into: a new tensor would leave the parameters views of the old one.
         self.vector.copy_(vector)
 
 

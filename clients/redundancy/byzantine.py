@@ -106,6 +106,7 @@ class ByzantineWorkers:
             layers=self._layers,
             model=torch.cat([self._honest.place.vector, self._honest.place.statistics]),
         )
+        # A copy: a view would keep the other f - 1 rows in memory for as long as this one.
         return rows[0].clone()
 
     def _view(self) -> Tensor:

@@ -192,6 +192,7 @@ PREAGGREGATORS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+# Taken at import, before a user's rule can stand in the table.
 _BUILT_IN = frozenset(RULES)
 
 

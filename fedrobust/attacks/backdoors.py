@@ -253,4 +253,5 @@ def _drawn(
         raise ValueError(f"{who} needs a target among the classes, got {target}")
     source = generator or seeded(0, "poison")
     order = torch.randperm(len(images), generator=source, device=source.device)
+    # Rounded up: minus the floor of minus.
     return order[: -int(-share * len(images) // 1)].to(images.device)

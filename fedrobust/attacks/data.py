@@ -27,6 +27,7 @@ def reverse(labels: Tensor, classes: int, _: torch.Generator) -> Tensor:
 
 def randomised(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
     """Every label becomes one of the other classes, evenly."""
+    # 1 .. classes - 1, added: never the label itself, and every other class as often.
     step = torch.randint(1, classes, labels.shape, generator=generator, device=generator.device)
     return (labels + step.to(labels)) % classes
 

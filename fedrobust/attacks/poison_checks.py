@@ -55,12 +55,15 @@ def check_poison(spec: Spec, victim: Victim = Victim()) -> None:
         ``backdoor needs a whole target within 0..9, got 12``.
     """
     name, given = split(spec)
+    # Defaults are checked as well: a pattern of 5 x 5 does not fit into every image.
     settings = settings_of({**POISONS, **TRAINED}[name]) | given
     for key, value in settings.items():
+        # A check of one poison's own setting goes before the one of that name for all.
         if (check := CHECKS.get((name, key)) or CHECKS.get(("", key))) is not None:
             check(value, name, victim)
     if name == "edge_case" and settings["source"] == settings["target"]:
         raise SpecError("edge_case needs a target other than its source")
+    # After the loop, which made sure that the size is a whole number.
     if "parts" in settings:
         pixels = settings["size"] ** 2
         whole(settings["parts"], name, f"parts (its pixels: {pixels})", low=1, high=pixels)

@@ -241,7 +241,7 @@ def test_features_that_a_mode_does_not_honour_are_refused(small, mode, tmp_path)
         ({"partition": "dirichlet"}, "needs the parameter 'alpha'"),
         ({"clients": "many"}, "clients: needs a whole number, got 'many'"),
         ({"clients": True}, "clients: needs a whole number"),
-        ({"byzantine": 10}, "byzantine must lie in 0..clients-1 = 0..9, got 10"),
+        ({"byzantine": 10}, "byzantine must be in 0..clients-1 = 0..9, got 10"),
         ({"rule": {"name": "krum", "f": 4}}, "krum with f=4 needs at least 11 updates, got 10"),
         ({"server": {"lr": -1.0}}, "server.lr needs a positive number"),
         ({"training": {"mode": "gradients"}}, "did you mean 'gradient'?"),

@@ -21,7 +21,7 @@ from fedrobust.flower.ensemble_replies import screen_answer, screen_progress
 from fedrobust.flower.in_process import identify, stamp
 from fedrobust.runs.folder import RunFolder, read_rows
 from fedrobust.text import printable, printables
-from strategies.handshake import ProtocolError, roll_call
+from strategies.handshake import ProtocolError, await_clients
 from strategies.server_app import sentence
 
 identify()
@@ -85,7 +85,7 @@ def test_the_roll_call_quotes_no_control_characters(evil):
 
     for app in (broken, foreign):
         with pytest.raises(ProtocolError) as refused:
-            roll_call(InProcessGrid(app, clients=2, run_config={}), expected=2, deadline=1)
+            await_clients(InProcessGrid(app, clients=2, run_config={}), expected=2, deadline=1)
         assert refused.value.args[0].isprintable() and len(str(refused.value)) < 700
 
 
