@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,7 +126,7 @@ def skewed(updates: Tensor, coordinates: int, generator: torch.Generator | None)
     if not part:
         return 1.0
     source = seeded(0, "fedrdf") if generator is None else generator
-    where = {"generator": source, "device": source.device}
+    where: dict[str, Any] = {"generator": source, "device": source.device}
     columns = torch.randperm(d, **where)[:coordinates].to(updates.device)
     failed = 0
     for values in updates[:, columns].T.double().cpu():

@@ -108,7 +108,7 @@ def patterns(spec: Mapping[str, Any], classes: int) -> list[dict[str, Any]]:
     name, given = split(spec)
     if name not in ("backdoor", "distributed_backdoor", "alie_backdoor", "many_triggers"):
         return []
-    shown = {key: given[key] for key in ("target", "size", "value") if key in given}
+    shown: dict[str, Any] = {k: given[k] for k in ("target", "size", "value") if k in given}
     if name != "many_triggers":
         return [shown]
     own = settings_of(POISONS[name]) | given
