@@ -24,6 +24,7 @@ from fedrobust.failures import REFUSALS
 from fedrobust.flower import array_of
 from fedrobust.flower.node_state import tensor_in
 from fedrobust.model_layers import Layers
+from fedrobust.models import Products
 from fedrobust.seeds import generator
 from fedrobust.simulation import stragglers
 
@@ -43,8 +44,12 @@ class Foresight:
     memory
         What the rule remembers from the rounds before; None where it remembers nothing, or where
         the colluders do not see what it saw.
-    layers, model
-        The model's tensors, and the global model that they were sent.
+    form
+        How the server's rule is shown updates, where it is not as they are sent.
+    start
+        The global model (d,) of the round.
+    layers
+        Name and shape of its tensors.
     """
 
     experiment: Experiment
@@ -52,8 +57,13 @@ class Foresight:
     view: Tensor
     clients: tuple[int, ...] | None
     memory: Any
-    layers: Layers = ()
-    model: Tensor | None = None
+    form: Products | None
+    start: Tensor
+    layers: Layers
+
+    def seen(self, rows: Tensor) -> Tensor:
+        """Return rows (m, d) as the rule is shown them."""
+        return rows if self.form is None else self.form.seen(rows, self.start)
 
     def outcome(self, rows: Tensor) -> Outcome:
         """Run the rule on rows (m, d), honest ones first, in the order of their clients.
@@ -61,8 +71,9 @@ class Foresight:
         The root update of the server is taken for the mean of the view, its loss for the linear
         part along it.
         """
-        e, middle = self.experiment, self.view.mean(0)
+        e, middle, rows = self.experiment, self.seen(self.view).mean(0), self.seen(rows)
         ids, order = self._order(len(rows))
+        known = {"layers": lambda: self.layers, "model": lambda: self.start}
         return build(e.rule, pre=e.pre).apply(
             rows if order is None else rows[order],
             self.memory,
@@ -73,14 +84,14 @@ class Foresight:
             server={
                 "root": lambda: middle,
                 "loss": lambda: lambda step: -float(step.to(middle) @ middle),
-                "layers": lambda: self.layers,
-                "model": lambda: self.model,
+                **(known if self.form is None else self.form.offered(known, self.start) or {}),
             },
         )
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return the rule's output alone, (d,)."""
-        return self.outcome(rows).aggregate
+        found = self.outcome(rows).aggregate
+        return found if self.form is None else self.form.sent(found, self.start)
 
     def _order(self, rows: int) -> tuple[Sequence[int] | None, list[int] | None]:
         """Return the rows' clients, and the order in which the server has them, where it counts."""
@@ -100,8 +111,9 @@ def foresee(
     view: Tensor,
     context: Context,
     *,
+    form: Products | None,
+    start: Tensor,
     layers: Layers,
-    model: Tensor,
 ) -> Foresight:
     """Return the rule as the colluders know it before they craft."""
     asked = stragglers.participants(experiment, server_round)
@@ -111,7 +123,7 @@ def foresee(
     known = sees_all(experiment) and len(honest) == len(view)
     ids = (*honest, *(c for c in asked if c in bad)) if known else None
     memory = _recalled(context) if known else None
-    return Foresight(experiment, server_round, view, ids, memory, layers, model)
+    return Foresight(experiment, server_round, view, ids, memory, form, start, layers)
 
 
 def sees_all(experiment: Experiment) -> bool:
@@ -136,7 +148,8 @@ def foreseen(rule: Foresight, sent: Tensor, context: Context) -> dict[str, float
     except REFUSALS:
         return {}
     _keep(outcome.state, context)
-    found = impact(outcome.aggregate, rule.view.mean(0), spread=spread(rule.view))
+    honest = rule.seen(rule.view)
+    found = impact(outcome.aggregate, honest.mean(0), spread=spread(honest))
     return {"deviation": round(min(found.deviation, FARTHEST), 6)}
 
 

@@ -35,6 +35,7 @@ from fedrobust.failures import blamed
 from fedrobust.flower import array_of, read_setting, read_tensor
 from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, NOTES, VIEW
 from fedrobust.flower.screening import TIMES
+from fedrobust.models import form_of
 from fedrobust.seeds import generator
 from fedrobust.simulation import stragglers
 from fedrobust.spec import parameters, resolve, split
@@ -139,8 +140,9 @@ def _crafted_from(
 ) -> tuple[Tensor, Notes]:
     experiment = node.experiment
     record = attack_record(experiment.attack["name"])
+    form, layers = form_of(experiment.adapters, node.model.module), node.model.layers
     rule = foresee(
-        experiment, task.server_round, view, context, layers=node.model.layers, model=task.vector
+        experiment, task.server_round, view, context, form=form, start=task.vector, layers=layers
     )
     crafted = step(
         view,
@@ -154,7 +156,7 @@ def _crafted_from(
         previous=_last_step(experiment, task, context),
         momentum=_same_clients_momentum(experiment),
         state=_recalled(context),
-        layers=node.model.layers,
+        layers=layers,
         model=task.vector,
     )
     if crafted.state is not None:

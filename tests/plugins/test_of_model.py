@@ -15,6 +15,8 @@ from fedrobust.attacks import installed as attack_installed
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.flower import Attackers, InProcessGrid, Robust, RobustGrid
 from fedrobust.model_layers import checked_layers, columns, layers_of
+from fedrobust.models import low_rank
+from fedrobust.models.adapters import Products
 from strategies import RobustStrategy
 
 TOLD = []
@@ -200,3 +202,26 @@ def test_flowers_own_simulation_on_ray_tells_the_same():
     here, there = simulate(setting), simulate(setting, grid="flower")
     assert here.frame["kappa"].tolist() == there.frame["kappa"].tolist()
     assert here.accuracy == there.accuracy
+
+
+def test_a_rule_that_is_shown_products_is_told_of_products():
+    form = Products(((7,), (5, 3), (3, 4)), ((2, 1),))
+    start = torch.randn(7 + 15 + 12, generator=torch.Generator().manual_seed(0))
+    known = {"layers": lambda: (("bias", (7,)), ("up", (5, 3)), ("down", (3, 4))),
+             "model": lambda: start}  # fmt: skip
+    told = form.offered(known, start)
+    assert told["layers"]() == (("bias", (7,)), ("down", (5, 4)))
+    product = start[7:22].view(5, 3) @ start[22:].view(3, 4)
+    assert torch.allclose(told["model"](), torch.cat([start[:7], product.flatten()]), atol=1e-6)
+
+
+@pytest.mark.parametrize("adapters", ["factors", "product"])
+@pytest.mark.parametrize("rule", ["lasa", "alignins"])
+def test_rules_that_ask_step_adapters(adapters, rule):
+    def net(shape, classes):
+        return low_rank(nn.Sequential(nn.Flatten(), nn.Linear(64, classes)), rank=2)
+
+    for attack in ("hidra", {"name": "opt_ipm", "evaluations": 3}):
+        results = simulate(SETTING, model=net, adapters=adapters, rule=rule, attack=attack)
+        frame = results.frame
+        assert "kept" not in frame or frame["kept"].isna().all()
