@@ -1,4 +1,4 @@
-"""The wheel, installed into an empty folder: what ships is whole, beside whatever a user has there."""
+"""The wheel, installed into an empty folder: whole, beside whatever a user has there."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 
 def run(*command, cwd, **environment):
