@@ -7,11 +7,11 @@ client weights it takes for equal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from flwr.app import Context
 from torch import Tensor
 
@@ -19,12 +19,15 @@ from fedrobust.aggregation import build
 from fedrobust.aggregation.outcome import Outcome
 from fedrobust.aggregation.tables import is_built_in, rule_record
 from fedrobust.attacks import impact, spread, threat_model
+from fedrobust.attacks.probe import joined
 from fedrobust.experiment.schema import Experiment
 from fedrobust.failures import REFUSALS
 from fedrobust.flower import array_of
 from fedrobust.flower.node_state import tensor_in
+from fedrobust.matrix import apart_from, permute_rows
 from fedrobust.seeds import generator
 from fedrobust.simulation import stragglers
+from fedrobust.spec import split
 
 MEMORY = "rule-memory"
 ALONE = "memory"  # the key of a memory that is one tensor
@@ -42,6 +45,9 @@ class Foresight:
     memory
         What the rule remembers from the rounds before; None where it remembers nothing, or where
         the colluders do not see what it saw.
+    room
+        The view with a free row for each colluder behind it, in one memory, for a rule of ours to
+        be asked with; None where there is no such memory, or the rule is a user's own.
     """
 
     experiment: Experiment
@@ -49,6 +55,7 @@ class Foresight:
     view: Tensor
     clients: tuple[int, ...] | None
     memory: Any
+    room: Tensor | None = None
 
     def outcome(self, rows: Tensor) -> Outcome:
         """Run the rule on rows (m, d), honest ones first, in the order of their clients.
@@ -58,20 +65,38 @@ class Foresight:
         """
         e, middle = self.experiment, self.view.mean(0)
         ids, order = self._order(len(rows))
-        return build(e.rule, pre=e.pre).apply(
-            rows if order is None else rows[order],
-            self.memory,
-            generator(e.seed, "probe", round=self.server_round),
-            clients=ids,
-            server={
-                "root": lambda: middle,
-                "loss": lambda: lambda step: -float(step.to(middle) @ middle),
-            },
-        )
+        rule = build(e.rule, pre=e.pre)
+        with self._ordered(rows, order) as asked:
+            outcome = rule.apply(
+                asked,
+                self.memory,
+                generator(e.seed, "probe", round=self.server_round),
+                clients=ids,
+                server={
+                    "root": lambda: middle,
+                    "loss": lambda: lambda step: -float(step.to(middle) @ middle),
+                },
+            )
+            # Rules that select a row may answer with a view of it.
+            return replace(outcome, **apart_from(rows, {"aggregate": outcome.aggregate}))
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return the rule's output alone, (d,)."""
         return self.outcome(rows).aggregate
+
+    @contextmanager
+    def _ordered(self, rows: Tensor, order: list[int] | None) -> Iterator[Tensor]:
+        """Hand out rows in an order: within the room itself, which is put back, else as a copy."""
+        if order is None or order == list(range(len(order))):
+            yield rows
+        elif self.room is None or rows.data_ptr() != self.room.data_ptr():
+            yield rows[order]
+        else:
+            permute_rows(rows, order)
+            try:
+                yield rows
+            finally:
+                permute_rows(rows, sorted(order, key=order.__getitem__))
 
     def _order(self, rows: int) -> tuple[Sequence[int] | None, list[int] | None]:
         """Return the rows' clients, and the order in which the server has them, where it counts."""
@@ -85,7 +110,13 @@ class Foresight:
         return [ids[place] for place in order], order
 
 
-def foresee(experiment: Experiment, server_round: int, view: Tensor, context: Context) -> Foresight:
+def foresee(
+    experiment: Experiment,
+    server_round: int,
+    view: Tensor,
+    context: Context,
+    room: Tensor | None = None,
+) -> Foresight:
     """Return the rule as the colluders know it before they craft."""
     asked = stragglers.participants(experiment, server_round)
     bad = set(threat_model.members(experiment, round=server_round))
@@ -93,7 +124,8 @@ def foresee(experiment: Experiment, server_round: int, view: Tensor, context: Co
     known = sees_all(experiment) and len(honest) == len(view)
     ids = (*honest, *(c for c in asked if c in bad)) if known else None
     memory = _recalled(context) if known else None
-    return Foresight(experiment, server_round, view, ids, memory)
+    ours = all(is_built_in(split(one)[0]) for one in (experiment.rule, *experiment.pre))
+    return Foresight(experiment, server_round, view, ids, memory, room if ours else None)
 
 
 def sees_all(experiment: Experiment) -> bool:
@@ -112,21 +144,21 @@ def foreseen(rule: Foresight, sent: Tensor, context: Context) -> dict[str, float
     """
     if rule.clients is None:
         return {}
-    rows = torch.cat([rule.view, sent.to(rule.view)])
+    rows = joined(rule.room, rule.view, sent.to(rule.view))
     try:
         outcome = rule.outcome(rows)
     except REFUSALS:
         return {}
-    _keep(outcome.state, context)
+    _keep(outcome.state, rows, context)
     found = impact(outcome.aggregate, rule.view.mean(0), spread=spread(rule.view))
     return {"deviation": round(min(found.deviation, FARTHEST), 6)}
 
 
-def _keep(state: Any, context: Context) -> None:
+def _keep(state: Any, rows: Tensor, context: Context) -> None:
     """Keep a rule's memory, a tensor or a table of tensors; any other kind is not understood."""
     table = {ALONE: state} if isinstance(state, Tensor) else state
     if isinstance(table, dict) and all(isinstance(value, Tensor) for value in table.values()):
-        context.state[MEMORY] = array_of(**table)
+        context.state[MEMORY] = array_of(**apart_from(rows, table))
 
 
 def _recalled(context: Context) -> Any:

@@ -22,6 +22,7 @@ from fedrobust.spec import Spec, SpecError, parameters, resolve, split, suggest
 
 SUPPLIED = (
     "n", "f", "round", "rule", "generator", "previous", "own", "momentum", "state", "craft",
+    "out",
 )  # fmt: skip
 
 
@@ -145,6 +146,7 @@ def step(
     previous: Tensor | None = None,
     own: Tensor | None = None,
     momentum: float = 0.0,
+    out: Tensor | None = None,
 ) -> Crafted:
     """Craft as ``craft`` does, from the attack's memory; the new memory is returned.
 
@@ -152,6 +154,9 @@ def step(
     ----------
     state
         The state that the last round returned, None in the first. Never modified.
+    out
+        Memory of (f, d) in the honest updates' type, for attacks that send different rows: what
+        they return may lie there.
     """
     name = split(spec)[0]
     plain, _ = knowledge(spec)
@@ -173,6 +178,7 @@ def step(
         "momentum": momentum,
         "state": state,
         "craft": craft,
+        "out": out if computable(view) is view else None,
     }
     wanted = parameters(function)
     sent = function(computable(view), **given, **{k: v for k, v in supplied.items() if k in wanted})

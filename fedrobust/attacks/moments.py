@@ -15,17 +15,24 @@ from torch import Tensor
 ENTRIES = 1 << 20
 
 
-def blocks(updates: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (columns, the (h, width) float64 block of these columns)."""
-    width = max(1, ENTRIES // max(1, updates.shape[0]))
+def blocks(updates: Tensor, rows: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (columns, the (h, width) float64 block of these columns); ``rows`` (h,) picks rows."""
+    h = updates.shape[0] if rows is None else len(rows)
+    width = max(1, ENTRIES // max(1, h))
     for start in range(0, updates.shape[1], width):
         columns = slice(start, min(start + width, updates.shape[1]))
-        yield columns, updates[:, columns].double()
+        block = updates[:, columns]
+        yield columns, (block if rows is None else block[rows]).double()
 
 
 def repeat(vector: Tensor, f: int, like: Tensor) -> Tensor:
     """Give all f attackers one vector: (f, d) in ``like``'s dtype, one new row in memory."""
     return vector.to(dtype=like.dtype, device=like.device, copy=True).expand(f, -1)
+
+
+def empty_rows(honest: Tensor, f: int, out: Tensor | None) -> Tensor:
+    """Return (f, d) memory of ``honest``'s type to write different rows into: ``out``, or new."""
+    return honest.new_empty(f, honest.shape[1]) if out is None else out
 
 
 def mean(honest: Tensor) -> Tensor:
