@@ -2,8 +2,8 @@
 
 Whatever is imported from ``flwr.supercore``, ``flwr.superlink``, ``flwr.supernode`` or
 ``flwr.proto`` may be renamed by the next release: it is imported here and nowhere else, and
-``tests/test_compat.py`` says which door is shut. The doors behind which other people's apps run
-(the simulation engine, the older API, an app's configuration) stand in ``_compat_apps``.
+``tests/flower/test_compat.py`` says which door is shut. The doors behind which other people's apps
+run (the simulation engine, the older API, an app's configuration) stand in ``_compat_apps``.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from experiments.simulation import resolve, run_one
 from fedrobust.experiment.load import expand, read
 from fedrobust.experiment.schema import ConfigError
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 # Other processors round otherwise, which 60 rounds amplify; an attack that holds or fails differs
 # by tens of points.
 APART = 0.06

@@ -25,7 +25,7 @@ from experiments.audit.quality import choose, values
 from experiments.audit.table import STRATEGIES
 from experiments.cli import app as command
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 APPS = ROOT / "tests" / "apps"
 FLIP = {"attack": "sign_flip:scale=4.0", "k": 2}
 RULE = "trimmed_mean:f=2"

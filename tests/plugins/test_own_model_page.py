@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sklearn.datasets import load_wine
 
-PAGE = Path(__file__).parents[1] / "experiments" / "docs" / "pages" / "howto" / "own_model.md"
+PAGE = Path(__file__).parents[2] / "experiments" / "docs" / "pages" / "howto" / "own_model.md"
 BLOCKS = re.findall(r"^```text\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
 
 

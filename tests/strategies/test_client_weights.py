@@ -24,8 +24,8 @@ from fedrobust.flower.reply_metrics import claim_of
 from fedrobust.secret import fresh
 from fedrobust.spec import SpecError
 from strategies.session import run
-from tests.test_robust_wrapper import app_of, lead, record
-from tests.test_strategies import reply, start
+from tests.flower.test_robust_wrapper import app_of, lead, record
+from tests.strategies.test_strategies import reply, start
 
 UNEVEN = {"partition": {"name": "dirichlet", "alpha": 0.5}}
 TABLE = {str(client): float(client + 1) for client in range(10)}

@@ -28,7 +28,7 @@ from strategies.session import run
 
 D = 650  # softmax regression on 8x8 digits
 REVERSED = {"name": "reversed_gradient", "scale": 100.0, "knowledge": "own"}
-PAPERS = Path(__file__).parents[1] / "experiments/papers/aspis"
+PAPERS = Path(__file__).parents[2] / "experiments/papers/aspis"
 
 
 def build(small, *, q=2, rounds=2, attack=REVERSED, rule="median", clients=7, **settings):

@@ -8,7 +8,7 @@ import pytest
 
 from fedrobust.flower import _compat, _compat_apps
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # What Flower documents stands in flwr.app, .clientapp, .serverapp, .common, .server, .simulation.
 DOORS = ("flwr.supercore", "flwr.superlink", "flwr.supernode", "flwr.proto", "flwr.compat",
          "flwr.common.", "flwr.server.", "flwr.simulation.")  # fmt: skip

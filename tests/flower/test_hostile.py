@@ -30,7 +30,7 @@ from fedrobust.flower.replies import SILENT, collect
 from fedrobust.flower.screening import Reply
 from strategies.handshake import roll_call
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_an_honest_reply_passes_the_wire():

@@ -37,7 +37,7 @@ from fedrobust.redundancy.assignment import from_blocks
 from fedrobust.redundancy.voting import check_second_stage, without
 from tests import textbook_redundancy as textbook
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TABLES = tomllib.loads((ROOT / "experiments/papers/aspis/tables.toml").read_text())
 
 

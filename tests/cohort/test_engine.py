@@ -94,7 +94,7 @@ def test_an_interrupt_ends_every_process(small, tmp_path, workers):
     command = [sys.executable, "-m", "experiments.cli", "run", str(file), "--workers", str(workers),
                "--output", str(tmp_path / "results"), "--quiet"]  # fmt: skip
     process = subprocess.Popen(
-        command, cwd=Path(__file__).parents[1], start_new_session=True,
+        command, cwd=Path(__file__).parents[2], start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         # In the background this process ignores SIGINT, and what it starts would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

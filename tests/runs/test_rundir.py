@@ -191,7 +191,7 @@ def test_reasons_and_refusals_are_one_line():
 
 
 def test_certificates_hold_addresses_of_both_kinds(tmp_path):
-    script = flower_run.Path(__file__).parents[1] / "experiments/deploy/make_certificates.sh"
+    script = flower_run.Path(__file__).parents[2] / "experiments/deploy/make_certificates.sh"
     names = ["fl.example.org", "192.0.2.1", "2001:db8::1", "::1", "fe80::1%eth0"]
     made = subprocess.run(["sh", str(script), str(tmp_path), *names[:4]], capture_output=True,
                           text=True, check=True)  # fmt: skip

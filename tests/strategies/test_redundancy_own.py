@@ -135,7 +135,7 @@ SIMULATE = """
 import os
 os.environ["REDUNDANCY_OUTPUT"] = {home!r}
 from flwr.simulation import run_simulation
-from tests.test_redundancy_own import client, server
+from tests.strategies.test_redundancy_own import client, server
 run_simulation(
     server_app=server,
     client_app=client,

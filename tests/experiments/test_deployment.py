@@ -24,7 +24,7 @@ from fedrobust.flower import CohortGrid, GuardedGrid, InProcessGrid, array_of, t
 from fedrobust.flower.in_process import identify, stamp
 from strategies.server_app import carry
 
-DEPLOY = Path(__file__).parents[1] / "experiments" / "deploy"
+DEPLOY = Path(__file__).parents[2] / "experiments" / "deploy"
 identify()
 
 

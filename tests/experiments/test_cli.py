@@ -18,7 +18,7 @@ from fedrobust import aggregation, attacks
 from fedrobust.experiment.load import expand, from_dict, read
 from fedrobust.runs.folder import FolderError, RunFolder
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def call(*arguments, cwd):

@@ -24,7 +24,7 @@ from fedrobust.runs.checkpoint import CheckpointError
 from fedrobust.runs.folder import CHECKPOINT, FolderError, RunFolder, WriteError
 from strategies.checkpointing import Checkpoints, continue_from, remembers
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FLOATS = st.floats(width=32)
 TENSORS = st.lists(FLOATS, max_size=5).map(torch.tensor)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | TENSORS

@@ -14,7 +14,7 @@ from fedrobust import aggregation, plugins, simulate
 from fedrobust.experiment.load import from_dict, read
 from fedrobust.runs.folder import timeless
 
-PACKAGE = Path(__file__).parent / "plugin_package"
+PACKAGE = Path(__file__).parents[1] / "plugin_package"
 SETTING = """
 data = "wines"
 model = "bottleneck"

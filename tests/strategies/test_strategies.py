@@ -21,7 +21,7 @@ from fedrobust.flower import InProcessGrid
 from fedrobust.spec import SpecError
 from strategies import RobustStrategy
 
-PAGE = Path(__file__).parents[1] / "experiments" / "docs" / "pages" / "howto" / "strategies.md"
+PAGE = Path(__file__).parents[2] / "experiments" / "docs" / "pages" / "howto" / "strategies.md"
 START = {
     "w": np.arange(4, dtype=np.float32).reshape(2, 2),
     "bn.running_mean": np.zeros(2, np.float32),
@@ -104,7 +104,7 @@ def test_the_app_of_the_page_learns_in_flowers_simulation(tmp_path, monkeypatch)
     (app / "pyproject.toml").write_text(
         tomli_w.dumps({"project": project, "tool": {"flwr": flower}})
     )
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     home = tmp_path / "home"
     home.mkdir()
     with flower_run._superlink(home) as environment:

@@ -36,7 +36,7 @@ from fedrobust.redundancy.worst_case import (
 from fedrobust.spec import SpecError
 from tests import textbook_redundancy as textbook
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TABLES = tomllib.loads((ROOT / "experiments/papers/aspis/tables.toml").read_text())
 K15, K25, K50 = TABLES["k15"], TABLES["k25"], TABLES["k50"]
 FITTING = {

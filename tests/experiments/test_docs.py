@@ -17,7 +17,7 @@ import pytest
 from experiments import cli, listing
 from fedrobust.experiment.load import expand, read
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "experiments" / "docs"
 PAGES = sorted((DOCS / "pages").rglob("*.md"))
 README = ROOT / "README.md"
