@@ -41,8 +41,8 @@ from fedrobust.flower import (
 )
 from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, NOTES, ROOM, VIEW
 from fedrobust.flower.screening import TIMES
-from fedrobust.seeds import generator
 from fedrobust.matrix import apart_from
+from fedrobust.seeds import generator
 from fedrobust.simulation import stragglers
 from fedrobust.spec import parameters, resolve, split
 from fedrobust.training import one_thread
@@ -79,7 +79,7 @@ def answer(
             )
     trained = honest.train(node, task, context, images, labels, matrix=matrix)
     if kind == "fault":
-        return FAULTY[name](message, trained)
+        return FAULTY[name](message, _in_its_row(node, task, trained, matrix))
     if kind in ("craft", "trained") and order != "rehearse":
         trained = _craft_alone(node, task, trained, images, labels, context)
         trained = _in_its_row(node, task, trained, matrix)
@@ -132,9 +132,7 @@ def _craft_alone(
     return replace(trained, update=rows[colluders.index(task.client)].clone())
 
 
-def _in_its_row(
-    node: Node, task: Task, trained: Trained, matrix: UpdateMatrix | None
-) -> Trained:
+def _in_its_row(node: Node, task: Task, trained: Trained, matrix: UpdateMatrix | None) -> Trained:
     """Let a crafted update travel in its client's row, where honest updates do."""
     if matrix is None or node.wire.codec is not None:
         return trained

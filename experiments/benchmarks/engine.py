@@ -9,6 +9,8 @@ Through Flower the reference is the same loop on one core. Grids:
 ``stacked``     the same with training.cohort = "vmap"
 ``cohorts``     Flower's simulation on Ray, two hosts that train their clients as cohorts
 ``stock``       Flower's simulation on Ray, one node a client: what Flower does by itself
+``attacked``    as ``in_process``, a fifth of the clients omniscient ALIE: the bare loop trains the
+                honest ones alone
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from clients.node import Host, Node, make_node
 from experiments.benchmarks.measuring import Row, peak_of
 from experiments.flower_run import run_on_flower
 from experiments.simulation import quiet
+from fedrobust.attacks import threat_model
 from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import InProcessGrid
@@ -37,7 +40,8 @@ from fedrobust.seeds import generator
 from fedrobust.training import one_thread, train_local
 from strategies.session import run
 
-GOALS = {"in_process": 1.10, "stacked": 1.10, "cohorts": 1.35, "stock": None}
+GOALS = {"in_process": 1.10, "stacked": 1.10, "cohorts": 1.35, "stock": None,
+         "attacked": 1.25}  # fmt: skip
 GROWTH_GOAL = 1.05
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 DATA = {
@@ -58,19 +62,22 @@ class Settings:
     data_root: str | None
 
 
-def experiment(model: str, clients: int, settings: Settings, cohort: str = "off") -> Experiment:
+def experiment(
+    model: str, clients: int, settings: Settings, cohort: str = "off", *, attacked: bool = False
+) -> Experiment:
     """Describe one case: IID, one gradient of 32 images a client and round, mean."""
     sample = settings.data_root is None
+    alie = {"name": "alie", "knowledge": "omniscient"}
     return from_dict(
         {
             "data": "fashionmnist-sample" if sample else DATA[model],
             "model": model,
             "clients": clients,
-            "byzantine": 0,
+            "byzantine": clients // 5 if attacked else 0,
             "rounds": settings.rounds,
             "seed": 1,
             "rule": "mean",
-            "attack": "none",
+            "attack": alie if attacked else "none",
             "training": {"cohort": cohort},
             "server": {"lr": 0.05, "evaluate_every": 10**6},
         }
@@ -100,12 +107,17 @@ class Stopwatch:
         self.bare_round(row["round"])
         self.mark = self.clock()
 
+    def _honest(self, number: int) -> list[int]:
+        """Return who trains in a round: crafted updates cost no training."""
+        bad = threat_model.members(self.case, round=number)
+        return [client for client in range(self.case.clients) if client not in bad]
+
     def bare_round(self, number: int) -> None:
         """Train every client in a plain loop and step."""
         start = self.clock()
         total = torch.zeros_like(self.vector)
         with one_thread():
-            for client in range(self.case.clients):
+            for client in self._honest(number):
                 images, labels = self.node.share(client)
                 source = generator(self.case.seed, "batches", round=number, client=client)
                 update, _ = train_local(
@@ -126,7 +138,8 @@ class Stopwatch:
 
 def in_process(model: str, clients: int, settings: Settings, grid: str) -> Row:
     """Measure the engine in this process."""
-    case = experiment(model, clients, settings, "vmap" if grid == "stacked" else "off")
+    cohort = "vmap" if grid == "stacked" else "off"
+    case = experiment(model, clients, settings, cohort, attacked=grid == "attacked")
     root = settings.data_root
     node = make_node(case, Host(data_root=root or "", device=settings.device))
     watch, own = Stopwatch(case, node, settings), federated(node)
@@ -149,7 +162,7 @@ def through_flower(model: str, clients: int, settings: Settings, grid: str) -> R
         raise RuntimeError(
             f"{grid} {model} N={clients}: {lost} replies lost, the rounds say nothing"
         )
-    watch = Stopwatch(case, {"experiment": case.to_toml(), "data-root": root or ""}, settings)
+    watch = Stopwatch(case, make_node(case, Host(data_root=root or "")), settings)
     for number in range(1, 5):
         watch.bare_round(number)
     return _line(grid, watch, [row["seconds"] for row in rows[2:-1]], None)
@@ -174,6 +187,7 @@ def _line(grid: str, watch: Stopwatch, rounds: list[float], peak: int | None) ->
 MEASURES = {
     "in_process": in_process,
     "stacked": in_process,
+    "attacked": in_process,
     "cohorts": through_flower,
     "stock": through_flower,
 }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fedrobust.attacks.moments import blocks, moments
+from fedrobust.attacks.moments import moments, own_blocks
 
 BLOCK = 1 << 20  # values of a block that is read at once
 LANES = 256  # columns: as many, or a multiple, are summed as in the whole matrix, to the bit
@@ -39,9 +38,7 @@ def spread(updates: Tensor, rows: Tensor | None = None) -> float:
         Which of the rows are honest, (h,); all unless given. No matrix of them is made.
     """
     h = updates.shape[0] if rows is None else len(rows)
-    total = sum(
-        float(b.sub_(b.mean(dim=0)).square_().sum()) for b in _own_blocks(updates, rows)
-    )
+    total = sum(float(b.sub_(b.mean(dim=0)).square_().sum()) for _, b in own_blocks(updates, rows))
     return (total / h) ** 0.5
 
 
@@ -49,12 +46,6 @@ def mean_of(updates: Tensor, rows: Tensor) -> Tensor:
     """Return the mean of some rows, (d,), as ``updates[rows].mean(0)`` without that matrix."""
     width = max(LANES, BLOCK // max(1, len(rows)) // LANES * LANES)
     return torch.cat([block[rows].mean(0) for block in updates.split(width, dim=1)])
-
-
-def _own_blocks(updates: Tensor, rows: Tensor | None) -> Iterator[Tensor]:
-    """Yield float64 blocks of columns that may be written."""
-    for _, block in blocks(updates, rows):
-        yield block.clone() if rows is None and updates.dtype == block.dtype else block
 
 
 def impact(aggregate: Tensor, honest_mean: Tensor, *, spread: float) -> Impact:

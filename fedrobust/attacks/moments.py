@@ -25,6 +25,13 @@ def blocks(updates: Tensor, rows: Tensor | None = None) -> Iterator[tuple[slice,
         yield columns, (block if rows is None else block[rows]).double()
 
 
+def own_blocks(updates: Tensor, rows: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the same, in memory that may be written."""
+    for columns, block in blocks(updates, rows):
+        own = rows is not None or updates.dtype != block.dtype
+        yield columns, block if own else block.clone()
+
+
 def repeat(vector: Tensor, f: int, like: Tensor) -> Tensor:
     """Give all f attackers one vector: (f, d) in ``like``'s dtype, one new row in memory."""
     return vector.to(dtype=like.dtype, device=like.device, copy=True).expand(f, -1)
@@ -58,9 +65,9 @@ def moments(honest: Tensor, *, ddof: int = 0) -> tuple[Tensor, Tensor]:
         raise ValueError(f"ddof={ddof} needs at least {need} updates, got {honest.shape[0]}")
     centre = honest.new_empty(honest.shape[1], dtype=torch.float64)
     std = torch.empty_like(centre)
-    for columns, block in blocks(honest):
+    for columns, block in own_blocks(honest):
         centre[columns] = block.mean(dim=0)
-        squares = (block - centre[columns]).square().sum(dim=0)
+        squares = block.sub_(centre[columns]).square_().sum(dim=0)
         std[columns] = (squares / (honest.shape[0] - ddof)).sqrt()
     return centre, std
 
