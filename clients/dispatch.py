@@ -30,7 +30,7 @@ def train_together(
     With ``training.cohort`` = "off" each client trains when its reply is asked for; otherwise those
     that train honestly do it first, together. A client that raises costs its own reply: where
     cohorts cannot be trained the clients train one by one, and each fails or not on its own. Where
-    a matrix is given, honest updates lie in its rows.
+    a matrix is given, honest updates stand in its rows.
     """
     with one_thread():
         ready = _trained(node, messages, contexts, matrix) if messages else {}
@@ -54,7 +54,7 @@ def train_one(
     results
         What honest local training gave, where it is done already.
     matrix
-        Where the client's update may lie.
+        Where the client's update may be written.
     """
     task = honest.read_task(node, message, context)
     if results is None and _malicious(node, task, message, context):
@@ -107,6 +107,7 @@ def _trained(
     if not places:
         return {}
     members = [_member(node, tasks[i], contexts[i], matrix) for i in places]
+    # One start for all: clients that keep replicas, whose starts may differ, are not stackable.
     start = tasks[places[0]].vector.to(node.model.vector.device)
     try:
         results = train_cohort(node.model, start, members, cohort=cohort)

@@ -25,6 +25,7 @@ from fedrobust.failures import REFUSALS
 from fedrobust.flower import array_of
 from fedrobust.flower.node_state import tensor_in
 from fedrobust.matrix import apart_from, permute_rows
+from fedrobust.models import Products
 from fedrobust.seeds import generator
 from fedrobust.simulation import stragglers
 from fedrobust.spec import split
@@ -48,6 +49,10 @@ class Foresight:
     room
         The view with a free row for each colluder behind it, in one memory, for a rule of ours to
         be asked with; None where there is no such memory, or the rule is a user's own.
+    form
+        How the server's rule is shown updates, where it is not as they are sent.
+    start
+        The global model (d,) of the round, which that form needs.
     """
 
     experiment: Experiment
@@ -55,7 +60,13 @@ class Foresight:
     view: Tensor
     clients: tuple[int, ...] | None
     memory: Any
+    form: Products | None
+    start: Tensor
     room: Tensor | None = None
+
+    def seen(self, rows: Tensor) -> Tensor:
+        """Return rows (m, d) as the rule is shown them."""
+        return rows if self.form is None else self.form.seen(rows, self.start)
 
     def outcome(self, rows: Tensor) -> Outcome:
         """Run the rule on rows (m, d), honest ones first, in the order of their clients.
@@ -63,13 +74,15 @@ class Foresight:
         The root update of the server is taken for the mean of the view, its loss for the linear
         part along it.
         """
-        e, middle = self.experiment, self.view.mean(0)
+        e, middle, rows = self.experiment, self.seen(self.view).mean(0), self.seen(rows)
         ids, order = self._order(len(rows))
         rule = build(e.rule, pre=e.pre)
         with self._ordered(rows, order) as asked:
             outcome = rule.apply(
                 asked,
                 self.memory,
+                # Not the server's address "rule": what it will draw is what the colluders can
+                # only guess.
                 generator(e.seed, "probe", round=self.server_round),
                 clients=ids,
                 server={
@@ -82,7 +95,8 @@ class Foresight:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return the rule's output alone, (d,)."""
-        return self.outcome(rows).aggregate
+        found = self.outcome(rows).aggregate
+        return found if self.form is None else self.form.sent(found, self.start)
 
     @contextmanager
     def _ordered(self, rows: Tensor, order: list[int] | None) -> Iterator[Tensor]:
@@ -115,17 +129,22 @@ def foresee(
     server_round: int,
     view: Tensor,
     context: Context,
+    *,
+    form: Products | None,
+    start: Tensor,
     room: Tensor | None = None,
 ) -> Foresight:
     """Return the rule as the colluders know it before they craft."""
     asked = stragglers.participants(experiment, server_round)
     bad = set(threat_model.members(experiment, round=server_round))
     honest = [client for client in asked if client not in bad]
+    # With a reply missing nobody can say which row is whose.
     known = sees_all(experiment) and len(honest) == len(view)
     ids = (*honest, *(c for c in asked if c in bad)) if known else None
     memory = _recalled(context) if known else None
     ours = all(is_built_in(split(one)[0]) for one in (experiment.rule, *experiment.pre))
-    return Foresight(experiment, server_round, view, ids, memory, room if ours else None)
+    mine = room if ours else None
+    return Foresight(experiment, server_round, view, ids, memory, form, start, mine)
 
 
 def sees_all(experiment: Experiment) -> bool:
@@ -150,7 +169,8 @@ def foreseen(rule: Foresight, sent: Tensor, context: Context) -> dict[str, float
     except REFUSALS:
         return {}
     _keep(outcome.state, rows, context)
-    found = impact(outcome.aggregate, rule.view.mean(0), spread=spread(rule.view))
+    honest = rule.seen(rule.view)
+    found = impact(outcome.aggregate, honest.mean(0), spread=spread(honest))
     return {"deviation": round(min(found.deviation, FARTHEST), 6)}
 
 

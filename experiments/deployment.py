@@ -15,9 +15,10 @@ from typing import Any
 import tomli_w
 import typer
 
-from experiments import flower_run
+from experiments import flower_processes, flower_run
 from experiments.cli_inputs import experiments_of
-from experiments.flower_run import QUIET, FlowerRunError, Row
+from experiments.flower_processes import FlowerRunError
+from experiments.flower_run import QUIET, Row
 from experiments.simulation import check_device
 from fedrobust import plugins
 from fedrobust.data.own import load_own
@@ -26,7 +27,7 @@ from fedrobust.runs.folder import RunFolder
 from strategies.federated import UNATTESTED
 
 PLAIN = ["flower-supernode"]
-POLL = 3.0
+POLL = 3.0  # seconds, as Flower's own SuperNode
 LONGEST_POLL = 60.0
 
 
@@ -58,6 +59,7 @@ def run_node(
         config["use"] = plugins.used()
     if check and data is not None:
         plugins.provide({"data": check})
+        # Read here, for its errors alone: else they show when the node is asked to train.
         load_own(data, name=check, root=data_root)
     check_device(device)
     if device != "cpu":
@@ -70,7 +72,9 @@ def run_node(
         superlink, config, certificates=certificates, key=key, insecure=insecure, port=port,
         warm=warm_here() and not plain, poll=poll,
     )  # fmt: skip
+    # This environment's program: PATH may know another Flower first.
     program = shutil.which(command[0], path=Path(sys.executable).parent) or command[0]
+    # In the place of this process: signals and the exit code are then the SuperNode's.
     os.execve(program, command, os.environ | QUIET | _with_path(os.environ.get("PATH", "")))
 
 
@@ -111,7 +115,7 @@ def run_on_nodes(
     ----------
     output, data_root
         Paths on the SuperLink's machine, where the server runs; the files of ``plugins.use`` must
-        lie there as here. Rows are seen here if that is this
+        are there as here. Rows are seen here if that is this
         machine; otherwise they are there, and in ``flwr log``.
     certificates, insecure
         The CA's certificate, or plain text.
@@ -143,9 +147,9 @@ def run_on_nodes(
         environment = connection(home, superlink, certificates=certificates, insecure=insecure)
         target = RunFolder(output.resolve(), experiment)
         before = () if resume else target.rows()
-        answer = flower_run.flwr(["run", str(app)], environment)
+        answer = flower_processes.flwr(["run", str(app)], environment)
         if "run-id" not in answer:
-            told = flower_run.refusal(answer)
+            told = flower_processes.refusal(answer)
             raise FlowerRunError(f"the SuperLink did not accept the run: {told}")
         run_id = str(answer["run-id"])
         return flower_run.follow(run_id, environment, target, on_row, before=before)
@@ -210,6 +214,7 @@ def warm_supernode(poll: float) -> list[str]:
     """Return the command of the SuperNode that answers at once."""
     if not 0 < poll <= LONGEST_POLL:
         raise ConfigError([f"--poll is in (0, {LONGEST_POLL:g}] seconds, got {poll:g}"])
+    # -P: what lies in the folder of the caller must not stand in for our packages.
     return [sys.executable, "-P", "-m", "experiments.deploy.supernode", "--poll", f"{poll:g}"]
 
 

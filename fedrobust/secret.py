@@ -2,7 +2,7 @@
 
 ``experiment.seed`` travels to every node. A rule that draws coordinates or buckets from it tells
 the attackers which ones. On real nodes those draws come from a number of the system's entropy
-instead, ``generator(secret, purpose, round=...)``; it never leaves the server, and lies in the
+instead, ``generator(secret, purpose, round=...)``; it never leaves the server, and stands in the
 run's folder so that the run can be repeated afterwards. In simulation nobody is to be kept in the
 dark: the experiment's seed takes its place, and one seed gives one result.
 """
@@ -49,11 +49,14 @@ def write(path: Path, secret: int) -> None:
         If the disk refuses.
     """
     temporary = path.with_name(path.name + ".tmp")
+    # With O_EXCL below: a link that somebody put there is not written through.
     temporary.unlink(missing_ok=True)
+    # The mode is set on creation: after a chmod the secret would have been readable for a moment.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     with os.fdopen(os.open(temporary, flags, 0o600), "w") as file:
         file.write(f"{secret:0{BITS // 4}x}\n")
         file.flush()
+        # On the disk before the name is: after a crash the file is the old one or the new one.
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
@@ -76,7 +79,7 @@ def read(path: Path) -> int:
 
 
 def held(folder: Path) -> int | None:
-    """Return the secret that lies in a run's folder; None where there is none."""
+    """Return the secret that stands in a run's folder; None where there is none."""
     return read(folder / FILE) if (folder / FILE).exists() else None
 
 

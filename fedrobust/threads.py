@@ -48,7 +48,8 @@ def kernel_threads() -> int:
     The limits are ``torch.get_num_threads()`` (inside of ``one_thread``, what it was outside),
     ``OMP_NUM_THREADS`` and ``NUMBA_NUM_THREADS`` (by default the number of cores).
     """
-    limits = [_outside.get() or torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS]
+    own: Any = numba.config  # its names are made at import, which no type checker sees
+    limits = [_outside.get() or torch.get_num_threads(), own.NUMBA_NUM_THREADS]
     outermost = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if outermost.isdigit():
         limits.append(int(outermost))
@@ -73,6 +74,7 @@ def in_parts(kernel: Callable[..., None], *arguments: Any, parts: int, work: int
     forked after it.
     """
     count = max(1, min(kernel_threads(), parts, work // LEAST_WORK))
+    # The calling thread takes the first part itself, instead of waiting.
     own, *others = pairwise(parts * i // count for i in range(count + 1))
     if not others:
         kernel(*arguments, *own)
@@ -81,4 +83,5 @@ def in_parts(kernel: Callable[..., None], *arguments: Any, parts: int, work: int
         waiting = [pool.submit(kernel, *arguments, *part) for part in others]
         kernel(*arguments, *own)
         for task in waiting:
+            # Raises here what a thread raised.
             task.result()

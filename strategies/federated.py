@@ -14,6 +14,7 @@ from fedrobust import aggregation
 from fedrobust.adversarial import slack_weights
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower.screening import Reply
+from fedrobust.models import form_of
 from fedrobust.models.batchnorm import variances
 from fedrobust.simulation import stragglers
 from fedrobust.training import StepState
@@ -83,6 +84,7 @@ def federated_strategy(
             deadline=stragglers.wall(experiment),
             min_replies=experiment.server.min_replies,
             restart=_restarting(experiment, model.vector, head_size(sizes)),
+            form=form_of(experiment.adapters, model.module),
             weigh=partial(_slack, experiment),
             counted=partial(_counted, _weighing(experiment, sizes_of_shares)),
             costs=partial(_costs, experiment),
@@ -134,6 +136,7 @@ def _slack(experiment: Experiment, updates: Tensor, replies: Sequence[Reply]) ->
         return updates
     losses = torch.tensor([reply.loss for reply in replies])
     top = min(settings.slack_top, len(losses))
+    # All counts alike: what clients claim to hold would be a second claim that weighs.
     weights = slack_weights(losses, torch.ones(len(losses)), alpha=settings.slack, top=top)
     return updates * (len(losses) * weights)[:, None]
 
@@ -171,7 +174,9 @@ def _report(
     for key, found in (("weights", outcome.weights), ("client_weights", aggregated.shares)):
         if found is not None:
             weight = dict(zip(clients, found.tolist(), strict=True))
+            # A place for every client, heard or not: column i is the same client in all rounds.
             row[key] = [round(weight[c], 6) if c in weight else None for c in places]
     if simulated:
+        # On real nodes nobody knows that all others are honest, which kappa takes for granted.
         row |= kappa_row(clients, bad, aggregated.updates, outcome.aggregate)
     return row | impact_row(clients, bad, aggregated.updates, outcome.aggregate, outcome.weights)

@@ -50,6 +50,7 @@ def impact_row(
     row: Row = {"byzantine": sorted(bad)}
     if weights is not None:
         row["bypass"] = bypass(weights, malicious)
+    # Where all are Byzantine there is no honest mean to be away from.
     if not bool(malicious.all()):
         row["impact"] = _impact_of(aggregate, updates, (~malicious).nonzero().flatten())
     return row
@@ -72,6 +73,7 @@ def kappa_row(
     honest = torch.tensor([client not in bad for client in clients], dtype=torch.bool)
     if not bool(honest.any()):
         return {}
+    # By their places: picked rows would be a second (n, d) matrix.
     rows = None if bool(honest.all()) else honest.nonzero().flatten()
     return {"kappa": round(min(measured(aggregate, updates, rows=rows), FARTHEST), 9)}
 

@@ -25,7 +25,7 @@ from fedrobust.seeds import generator
 from fedrobust.spec import Spec, suggest
 from fedrobust.training import StepState
 from strategies.base import RecordedStrategy, Row
-from strategies.parts import Aggregated, Memory, Parts, Round, sgd
+from strategies.parts import Aggregated, Memory, Parts, Round, Server, sgd
 from strategies.robust_settings import check_settings, counted
 from strategies.sampling import Sampling
 from strategies.transport import REPLIES, Model, NamedLayers, Reply
@@ -131,7 +131,7 @@ class RobustStrategy(RecordedStrategy):
     @classmethod
     def from_parts(cls, parts: Parts) -> RobustStrategy:
         """Put a strategy together from parts of your own."""
-        made = cls.__new__(cls)
+        made = cls.__new__(cls)  # past __init__, which reads users' settings
         made._take(parts, logs=False)
         return made
 
@@ -149,6 +149,7 @@ class RobustStrategy(RecordedStrategy):
 
         The result holds the initial arrays where no round took a step.
         """
+        # After the arrays come num_rounds and timeout (Flower 1.42): with two of them it was given.
         if self._parts.deadline is not None and len(args) < 2:
             kwargs.setdefault("timeout", self._parts.deadline)
         result = super().start(grid, initial_arrays, *args, **kwargs)
@@ -191,6 +192,7 @@ class RobustStrategy(RecordedStrategy):
         if sent is None:
             raise RuntimeError("aggregate_train follows configure_train")
         heard = collect(sent.sent, replies, partial(parts.transport.read, model=sent.model))
+        # By client, not by arrival: sums of floats, and rules with memory, depend on the order.
         accepted = sorted((sent.clients[node], node) for node in heard.accepted)
         read = [heard.accepted[node] for _, node in accepted]
         row = {
@@ -201,6 +203,8 @@ class RobustStrategy(RecordedStrategy):
             **struck(sent.grid, heard.reasons(sent.clients), sent.clients),
         }
         metrics = parts.transport.metrics(read)
+        # Before the step: replicas stand at the version that was sent, also where the model is
+        # kept.
         parts.transport.heard([client for client, _ in accepted], self._memory.step.step)
         malformed = sum(not reason.startswith(ABSENT) for reason in heard.refused.values())
         try:
@@ -246,11 +250,13 @@ class RobustStrategy(RecordedStrategy):
         read: Sequence[Reply],
         malformed: int,
     ) -> Aggregated:
-        """Apply the rule to the updates, which lie in the order of the clients."""
+        """Apply the rule to the updates, in the order of the clients."""
         parts, clients = self._parts, [client for client, _ in accepted]
         if len(read) < parts.min_replies:
             raise Refusal(f"min_replies asks for {parts.min_replies}, got {len(read)}")
         updates = sent.matrix.gather([reply.update for reply in read])
+        if parts.form is not None:
+            updates = parts.form.seen(updates, sent.model.vector)
         rule = parts.fitting(len(read), malformed) if parts.fitting else parts.rule
         nodes = [node for _, node in accepted]
         given = parts.counted(nodes, clients, read)
@@ -259,7 +265,7 @@ class RobustStrategy(RecordedStrategy):
             self._memory.rule,
             generator(parts.seed, "rule", round=sent.number),
             clients=clients,
-            server=parts.offers(sent.model.vector, sent.number),
+            server=self._offers(sent),
             weights=given,
         )
         return Aggregated(
@@ -272,11 +278,20 @@ class RobustStrategy(RecordedStrategy):
             outcome=outcome,
         )
 
+    def _offers(self, sent: Round) -> Server | None:
+        """Return what the rule may ask, in the form in which it is shown the updates."""
+        parts, start = self._parts, sent.model.vector
+        server = parts.offers(start, sent.number)
+        return server if parts.form is None else parts.form.offered(server, start)
+
     def _stepped(self, sent: Round, aggregated: Aggregated) -> tuple[Tensor, Memory]:
         """Take the server's step with the aggregate, as the clients' replicas will take it."""
         parts, outcome, start = self._parts, aggregated.outcome, sent.model.vector
-        aggregate, packet = parts.transport.as_sent(outcome.aggregate, sent.number)
-        aggregate = aggregate.to(start.device)
+        found = outcome.aggregate
+        if parts.form is not None:
+            found = parts.form.sent(found, start)
+        aggregate, packet = parts.transport.as_sent(found, sent.number)
+        aggregate = aggregate.to(start.device)  # what was a packet is on the CPU
         vector, state = parts.step(start, aggregate, self._memory.step, sent.number)
         parts.transport.stepped(state.step, packet)
         return vector, Memory(outcome.state, state)

@@ -102,6 +102,7 @@ class ByzantineWorkers:
             rule=e.rule,
             generator=source,
         )
+        # A copy: a view would keep the other f - 1 rows in memory for as long as this one.
         return rows[0].clone()
 
     def _view(self) -> Tensor:

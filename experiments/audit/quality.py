@@ -149,7 +149,7 @@ def _wanted(tables: Mapping[str, Mapping[str, float]], wanted: str) -> Metric:
 
 
 class Judge:
-    """Numbers of runs, and how far they lie below the clean ones.
+    """Numbers of runs, and how far they are below the clean ones.
 
     Parameters
     ----------
@@ -175,6 +175,7 @@ class Judge:
         self._unit = 0.0
         if metric.source == DISTANCE:
             self._measure(arrays)
+            # In units of the clean seeds' own distances, which ``value`` divides by.
             self.baseline = Baseline(0.0, 1.0, None, SPREADS)
             return
         found = [value for run in clean if (value := self.value(run, {})) is not None]

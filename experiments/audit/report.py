@@ -12,11 +12,11 @@ import pandas as pd
 
 from experiments.audit.application import Application
 from experiments.audit.cell import GRID, WRAPPER
+from experiments.audit.judgement import Verdict, not_audited, verdict
 from experiments.audit.outcomes import Finding
 from experiments.audit.page import page
 from experiments.audit.plan import ATTACK, BROKEN_REPLY, Defence, Options, Outcome
 from experiments.audit.text import plain
-from experiments.audit.verdict import Verdict, not_audited, verdict
 from fedrobust import plugins
 
 SCHEMA = 1
@@ -176,6 +176,7 @@ class Audit:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Return the document as JSON text; write it where a path is given."""
+        # NaN is no JSON: ``_finite`` has made text of it, and what it missed is an error here.
         text = json.dumps(self.document(), indent=1, allow_nan=False)
         if path is not None:
             Path(path).write_text(text + "\n")

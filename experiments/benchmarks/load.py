@@ -69,7 +69,7 @@ def main(clients: int = 100, hosts: int = 2, rounds: int = 3, model: str = "") -
 
 
 class Memory(threading.Thread):
-    """Watch the resident memory of the SuperLink and the server app that it started, in a block."""
+    """Follow, in a block, the resident memory of the SuperLink and of its server app."""
 
     def __init__(self, it: Federation) -> None:
         super().__init__(daemon=True)
@@ -91,6 +91,7 @@ class Memory(threading.Thread):
             pids = ",".join(map(str, family(self._superlink)))
             words = ["ps", "-o", "rss=", "-p", pids]
             told = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+            # ``ps`` tells KiB; several processes of one memory count it several times.
             self.peak = max(self.peak, 1024 * sum(map(int, told.split())))
 
 

@@ -35,9 +35,10 @@ from fedrobust.flower.wrapping import WrappedGrid
 from fedrobust.redundancy.commitments import digest, sketch
 from strategies.redundancy.strategy import RedundantStrategy
 
-STATED = 1e-3
+STATED = 1e-3  # what ``reveal_sums`` promises
 FEATURES, OUTPUTS = 6, 3
 LENGTH = FEATURES * OUTPUTS
+# "keep" often: a worker that never behaves is found out in its first round.
 ACTIONS = (
     "keep", "keep", "keep", "other", "null space", "scaled", "silent", "error", "replay", "swap",
     "not finite", "huge", "short", "twice", "in another name", "nothing",
@@ -146,7 +147,8 @@ class Adversary:
     def _vouched(self, message: Message, content: RecordDict) -> RecordDict:
         """Return sketches that fit a sum to which the shift was added: every file takes a part."""
         files = list(commit_reveal.setting(message, "files"))
-        data = content[commit_reveal.SCHEME]["sketches"]
+        data = content.config_records[commit_reveal.SCHEME]["sketches"]
+        assert isinstance(data, bytes)
         rows = torch.frombuffer(bytearray(data), dtype=torch.float64).view(len(files), -1)
         rows += sketch(self.shift, seed=int(self.seed or 0), size=self.width) / len(files)
         return RecordDict(
@@ -180,7 +182,7 @@ def _changed(content: RecordDict, change: Callable[[Tensor], Tensor]) -> RecordD
         arrays = content["arrays"]
         made = {name: change(tensor_of(array)) for name, array in arrays.items()}
         return RecordDict({"arrays": array_of(**made)})
-    record = dict(content[commit_reveal.SCHEME].items())
+    record = dict(content.config_records[commit_reveal.SCHEME].items())
     for key in ("digests", "sketches"):
         if isinstance(data := record.get(key), bytes):
             record[key] = bytes(255 - b for b in data[:8]) + data[8:]
@@ -260,6 +262,7 @@ def play(
         copies = adversary.copies(values, task.worker)
         return adversary.spoil(message, answer(message, values, copies))
 
+    # Aspis has a file for every three of the workers: C(5, 3) or C(7, 3).
     files = 10 if workers == 5 else 35
     strategy = RedundantStrategy(
         model=lambda: nn.Linear(FEATURES, OUTPUTS, bias=False), loss=None, data=problem,
@@ -291,6 +294,7 @@ def _check(step: Tensor, true: Tensor, kept: Sequence[int], path: str) -> None:
     if path == "sum":
         rows = true[list(kept)]
         gap = torch.linalg.vector_norm(step - rows.mean(0))
+        # Beside the promise, the rounding of the step itself.
         allowed = STATED * torch.linalg.vector_norm(rows, dim=1).mean() + 1e-6
         assert gap <= allowed, f"a step off by {gap:.3g}, {allowed:.3g} is stated"
         return

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from experiments import flower_run
+from experiments import flower_processes
 from experiments.deployment import connection, node_command
 
 HERE = Path(__file__).parent
@@ -92,10 +92,11 @@ class Federation:
             certificates=self.home / "ca.crt" if tls else None,
             key=self.home / name if tls else None,
             insecure=not tls,
-            port=flower_run.free_port(),
+            port=flower_processes.free_port(),
             warm=self.warm,
             poll=POLL,
         )
+        # Strangers: they are to fail at once, not to try for minutes.
         command += ["--max-retries", "1"] if key or not tls else []
         inside = ["ip", "netns", "exec", self.namespace(number)] if self.bridge else []
         label = name if tls else f"{name}-plain"
@@ -108,7 +109,7 @@ class Federation:
         self.make_key(f"node-{number}")
         public = str(self.home / f"node-{number}.pub")
         words = ["supernode", "register", public, "own", "--name", f"client-{number}"]
-        flower_run.flwr(words, self.environment)
+        flower_processes.flwr(words, self.environment)
 
     def register_all(self, count: int, *, first: int = 0) -> None:
         """Register ``client-FIRST`` to ``client-COUNT-1``, several processes at a time."""
@@ -122,7 +123,7 @@ class Federation:
 
     def nodes(self) -> list[dict[str, Any]]:
         """Return the SuperLink's register of nodes."""
-        answer = flower_run.flwr(["supernode", "list", "own"], self.environment)
+        answer = flower_processes.flwr(["supernode", "list", "own"], self.environment)
         return list(answer.get("nodes", []))
 
     def wait_for_nodes(self, count: int, limit: float = 300) -> None:
@@ -188,12 +189,13 @@ def federation(
     """
     home.mkdir(parents=True, exist_ok=True)
     allowed = namespaces_allowed() if namespaces is None else namespaces
+    # Short: Linux allows an interface 15 characters, and the cables' names are longer than this.
     bridge = f"fr{os.getpid() % 100000}" if allowed else ""
     processes: dict[str, subprocess.Popen] = {}
     before = signal.signal(signal.SIGTERM, _leave)
     try:
         host = _lay(bridge, nodes + 2) if bridge else "127.0.0.1"
-        address = f"{host}:{flower_run.free_port()}"
+        address = f"{host}:{flower_processes.free_port()}"
         made = subprocess.run(
             ["sh", str(HERE / "make_certificates.sh"), str(home), host, "127.0.0.1", "localhost"],
             check=True, capture_output=True, text=True,
@@ -231,6 +233,7 @@ def namespaces_allowed() -> bool:
 
 def _lay(bridge: str, nodes: int) -> str:
     """Lay one cable from a bridge to each node's namespace; return the bridge's address."""
+    # By process, so that two federations of one machine hardly ever share a network.
     net = SUBNET.format(os.getpid() % 250)
     _ip("link", "add", bridge, "type", "bridge")
     _ip("addr", "add", f"{net}.1/24", "dev", bridge)
@@ -261,6 +264,7 @@ def _ip(*words: str, check: bool = True) -> None:
 def family(pid: int) -> list[int]:
     """List a process and its descendants: Flower starts sessions of their own."""
     found = [pid]
+    # The list grows while it is gone through, by the children of children.
     for parent in found:
         listed = subprocess.run(
             ["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False

@@ -22,7 +22,7 @@ from experiments.deploy.behaviours import stranger
 from experiments.deploy.federation import Federation, as_json, federation
 from experiments.deploy.raw_nodes import Behaviour, RawNode, honest
 from experiments.deployment import run_on_nodes
-from experiments.flower_run import FlowerRunError
+from experiments.flower_processes import FlowerRunError
 from experiments.simulation import run_one
 from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import Experiment
@@ -61,6 +61,7 @@ def held(rounds: int, *, gate: bool = True, deadline: float = 40.0, seeds: int =
         found["state_mib"] = round(stored(it) / 2**20, 1)
     low, high = min(spread), max(spread)
     found |= {"gate": gate, "without_them": [round(a, 4) for a in spread]}
+    # The seeds' own spread below the lowest of them, and one point more.
     found["good"] = good(found, nodes, low - (high - low) - 0.01)
     typer.echo(as_json(found))
     for node in nodes:

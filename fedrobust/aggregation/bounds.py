@@ -81,6 +81,8 @@ def measured(aggregate: Tensor, honest: Tensor, *, rows: Tensor | None = None) -
     float
         0 where the aggregate is the mean; infinite where it is not and the updates are all equal.
     """
+    # In float32 first, without float64 copies of the rows; again where its squares overflow or
+    # vanish.
     away, spread = _squares(aggregate, honest, rows, torch.float32)
     if honest.dtype == torch.float64 or not (away < math.inf and 0 < spread < math.inf):
         away, spread = _squares(aggregate, honest, rows, torch.float64)
@@ -95,7 +97,7 @@ def _squares(
     """Return the squared distance of the aggregate from the mean, and the rows' variance.
 
     Block by block, so that no second matrix is made. What the mean of each block misses by rounding
-    is taken from the offsets: the rows may lie close together and far from zero.
+    is taken from the offsets: the rows may be close together and far from zero.
     """
     away = spread = 0.0
     h = len(honest) if chosen is None else len(chosen)

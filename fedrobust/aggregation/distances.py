@@ -22,7 +22,7 @@ def centred_gram(updates: Tensor, mixing: Tensor | None = None) -> Tensor:
     """Return the (n, n) products of the rows about a common centre, float64.
 
     Blocks of columns are multiplied in the updates' own precision and summed in float64. The centre
-    is the coordinate-wise median of three rows; where it turns out to lie far from the rows (three
+    is the coordinate-wise median of three rows; where it turns out to be far from the rows (three
     rows can be an attacker's), it is that of all rows instead. A mean is moved anywhere by one row.
 
     Parameters
@@ -53,7 +53,7 @@ def three_rows(updates: Tensor, mixing: Tensor | None) -> Tensor:
 
 
 def near(gram: Tensor) -> bool:
-    """Whether the rows lie about as far from their common centre as from each other."""
+    """Whether the rows are about as far from their common centre as from each other."""
     norms = gram.diagonal()
     typical = squared_from(gram).median(0).values
     return bool(torch.isfinite(gram).all()) and bool((norms <= FAR * typical).all())
@@ -71,6 +71,7 @@ def products(
         if scales is None:
             offsets = block - middle
         else:
+            # Scaled first: the difference of two values near the largest of float32 overflows.
             offsets = block * scales[:, None] - middle * scales[:, None]
         gram += offsets @ offsets.T
     return gram.cpu()
@@ -91,6 +92,7 @@ def squared_from(gram: Tensor) -> Tensor:
     """Turn products into (n, n) squared distances; symmetric, zero diagonal."""
     norms = gram.diagonal()
     squared = (norms[:, None] + norms[None, :] - 2 * gram).clamp_(min=0)
+    # The two halves of a product may differ in the last digit, which would decide ties.
     squared = (squared + squared.T) / 2
     return squared.fill_diagonal_(0)
 
@@ -98,7 +100,7 @@ def squared_from(gram: Tensor) -> Tensor:
 def squared_distances(updates: Tensor) -> Tensor:
     """Return (n, n) squared Euclidean distances in float64; symmetric, zero diagonal.
 
-    From centred products: |x|^2 + |y|^2 - 2 x.y of raw rows loses all digits where the rows lie
+    From centred products: |x|^2 + |y|^2 - 2 x.y of raw rows loses all digits where the rows are
     close together and far from zero.
     """
     return squared_from(centred_gram(updates))
@@ -119,6 +121,7 @@ def squared_to_mixture(gram: Tensor, weights: Tensor) -> Tensor:
 def norms_from(updates: Tensor, centre: Tensor) -> Tensor:
     """Return the distance of each row from a centre, (n,), summed in float64."""
     updates, centre = updates.detach(), centre.detach()
+    # fits wants two rows at least: the centre stands in twice.
     if kernels.fits(updates) and kernels.fits(centre[None].expand(2, -1)):
         return kernels.row_distances(updates, centre).sqrt()
     lengths = _lengths(updates, centre, 1.0)
@@ -174,6 +177,7 @@ def cosines(updates: Tensor) -> Tensor:
     if not bool(torch.isfinite(gram).all()) or float(gram.diagonal().min()) < SMALLEST:
         # Squares overflow or lose digits: rows of any size keep their cosines at length 1.
         largest = torch.maximum(updates.amax(1), -updates.amin(1)).double()
+        # 1 / largest of the smallest float32 values is beyond float32.
         scales = (1 / largest.clamp(min=1e-300)).clamp(max=1e38).to(updates.dtype)
         gram = products(updates, origin, scales)
     lengths = gram.diagonal().sqrt()

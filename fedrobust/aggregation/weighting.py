@@ -60,6 +60,7 @@ def bearable(weights: Tensor, f: int, who: str) -> float:
         50 %``.
     """
     share = heaviest(weights, f)
+    # Half but for rounding is half.
     if share >= 0.5 - slack(len(weights)):
         heavy = f"the {f} heaviest clients hold" if f > 1 else "the heaviest client holds"
         raise Refusal(
@@ -150,7 +151,7 @@ def weighted_ranks(values: Tensor, weights: Tensor, low: float, high: float) -> 
     weights
         (n,), adding up to 1.
     low, high
-        0 <= low < high <= 1; a value counts by how much of its mass lies between them.
+        0 <= low < high <= 1; a value counts by how much of its mass is between them.
     """
     ordered, order = values.double().sort(dim=0, stable=True)
     mass = weights.to(values.device)[order]
@@ -175,4 +176,5 @@ def weighted_median(values: Tensor, weights: Tensor, *, lower: bool = False) -> 
         return below
     after = (until > 0.5 + near).int().argmax(0)
     above = ordered.gather(0, after[None])[0]
+    # Not (below + above) / 2: the sum may overflow.
     return below / 2 + above / 2

@@ -35,6 +35,7 @@ def knowledge(spec: Spec) -> tuple[Spec, str | None]:
         If it is none of "own", "colluding", "omniscient".
     """
     name, given = split(spec)
+    # split made this dict anew: the caller's spec is not touched.
     level = given.pop("knowledge", None)
     if level is not None and level not in KNOWLEDGE:
         hint = suggest(str(level), list(KNOWLEDGE))
@@ -229,6 +230,7 @@ def check(
             raise ValueError(f"{name} needs {what} of shape {tuple(shape)}, got {got}")
     for what, value in (("honest", honest), ("previous", previous), ("own", own)):
         if value is not None and value.numel():
+            # NaN and Inf show in the extremes, without a mask as large as the matrix.
             low, high = torch.aminmax(value)
             if not (torch.isfinite(low) and torch.isfinite(high)):
                 raise ValueError(f"{name} needs finite {what} updates, got NaN or Inf")
@@ -236,7 +238,9 @@ def check(
 
 def rehearse(name: str, function: Callable[..., Tensor], given: dict[str, Any], **who: int) -> None:
     """Run an attack once on a small invented matrix, so that bad values raise before the run."""
+    # Wide enough for the coordinate of "finite_norm".
     width = 8 + int(given.get("coordinate") or 0)
+    # Rows that differ: a spread of 0 would hide what a setting does.
     honest = torch.arange(max(1, who["n"] - who["f"]), dtype=torch.float64)[:, None]
     given_by_run = dict.fromkeys(SUPPLIED, None) | {"round": 0, "generator": seeded(0, name)}
     given_by_run["momentum"] = 0.0
@@ -271,6 +275,7 @@ def settings(spec: Spec, n: int, f: int) -> dict[str, Any]:
             used[key] = given.get(key, parameter.default)
     if f > 0:
         rehearse(used["name"], function, given, n=n, f=f)
+    # Without attackers the formula has no z to give.
     if "z" in used and (f > 0 or used["z"] is not None):
         used["z"] = alie.shift(n, f, z=used["z"], formula=used.get("formula", "neurips"))
     if "inner" in used:

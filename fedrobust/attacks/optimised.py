@@ -48,7 +48,7 @@ def opt_alie(
     sign
         -1, +1, or 0: search both sides and keep the better one (-1 on ties).
     evaluations
-        Questions to the rule, per side.
+        Calls of the rule, per side.
 
     Raises
     ------
@@ -76,6 +76,7 @@ def opt_alie(
             evaluations=evaluations,
         )
         found.append((moved, side * z))
+    # By the value alone: max keeps the first of equals, side -1; pairs would go on to compare z.
     return repeat(centre + max(found, key=lambda pair: pair[0])[1] * std, f, honest)
 
 
@@ -139,7 +140,7 @@ def sensitivity_curve(
     limit
         Largest t.
     steps
-        Questions to the rule in the scan (even steps over (0, limit]) and again in the bisection.
+        Calls of the rule in the scan (even steps over (0, limit]) and again in the bisection.
     tolerance
         Of the maximum: a coordinate is content with (1 - tolerance) of it.
 
@@ -159,6 +160,7 @@ def sensitivity_curve(
             f"got {limit}, {steps}, {tolerance}"
         )
     centre, std = moments(honest)
+    # Not sign(): a coordinate with mean 0 would never be attacked.
     against = -torch.where(centre < 0, -1.0, 1.0).to(centre)
     probe = prober(rule, honest, f, "sensitivity_curve")
     base = alone(rule, honest, "sensitivity_curve")
@@ -172,9 +174,11 @@ def sensitivity_curve(
     for k in range(1, steps + 1):
         t = torch.full_like(centre, limit * k / steps)
         change = moved(t)
+        # By more than the tolerance: on a plateau the smallest t stays.
         better = change > best + tolerance * best.abs()
         high = torch.where(better, t, high)
         best = torch.where(better, change, best)
+    # The scan's step before the best one was not enough: the answer is between the two.
     low = (high - limit / steps).clamp(min=0)
     goal = best - tolerance * best.abs()
     for _ in range(steps):

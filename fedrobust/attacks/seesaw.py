@@ -30,6 +30,7 @@ def swing(round: int, *, period: int = 2, phase: int = 0) -> int:
     """
     if period < 1:
         raise ValueError(f"seesaw needs period >= 1, got {period}")
+    # In whole numbers; of an odd period the first half is the longer one, and 1 is always up.
     return 1 if 2 * ((round + phase) % period) < period else -1
 
 
@@ -78,6 +79,7 @@ def rotation(pivot: Tensor, std: Tensor, *, angle: float, sign: int, **_: object
     """Turn the pivot by ``angle`` degrees and keep its norm, to one side, then to the other."""
     forward = moments.unit(pivot)
     side = moments.unit(moments.reject(alternating(std) * std, forward))
+    # The other direction is that of the pivot (or the spread is 0): there is no side to turn to.
     if not side.any():
         return pivot
     radians = math.radians(angle)
@@ -156,6 +158,7 @@ def seesaw(
     sent = MODES[mode](pivot, along, amplitude=amplitude, angle=angle, sign=sign, f=f)
     if sent.dim() == 1:
         return moments.repeat(sent, f, honest)
+    # "split" alone has a row for each attacker.
     rows = moments.empty_rows(honest, f, out)
     for i, row in enumerate(rows):
         row.copy_(sent[i % len(sent)])

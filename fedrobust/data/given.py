@@ -25,18 +25,18 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs (N, ...), targets (N, ...), and whose each one is (N,), None where nobody says."""
+    """Inputs (N, ...), targets (N, ...), and the name of whose each one is (N,), None: unknown."""
 
     inputs: Tensor
     targets: Tensor
-    clients: Tensor | None = None
+    clients: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def at(self, places: Tensor) -> Examples:
         """Return the examples at some places."""
-        clients = None if self.clients is None else self.clients[places]
+        clients = None if self.clients is None else self.clients[places.numpy()]
         return Examples(self.inputs[places], self.targets[places], clients)
 
 
@@ -76,9 +76,10 @@ def as_dataset(name: str, given: Any) -> Dataset:
         kinds = f"{train.targets.dtype} and {test.targets.dtype}"
         raise DataError(f"data {name!r}: training and test targets differ in type, {kinds}")
     mean, std = _spread(train.inputs)
+    owners = _numbered(train.clients, test.clients)
     return Dataset(
         name, train.inputs, train.targets, test.inputs, test.targets,
-        _outputs(name, train.targets, test.targets), mean, std, train.clients, test.clients,
+        _outputs(name, train.targets, test.targets), mean, std, *owners,
     )  # fmt: skip
 
 
@@ -116,6 +117,7 @@ def _parts(name: str, given: Any) -> tuple[Examples, Examples]:
     elif _is_pair_of_sets(given):
         return _examples(name, given[0]), _examples(name, given[1])
     whole = _examples(name, given)
+    # Seed 0, not the experiment's: runs with other seeds are measured on the same test set.
     order = torch.randperm(len(whole), generator=generator(0, "held out"))
     held = round(HELD_OUT * len(whole))
     if not 0 < held < len(whole):
@@ -211,7 +213,7 @@ def _checked(name: str, inputs: Any, targets: Any, clients: Any = None) -> Examp
     x = x.unsqueeze(1) if x.dtype == torch.uint8 and x.dim() == 3 else x
     x = x.long() if x.dtype == torch.uint8 and x.dim() != 4 else x
     y = y.long() if y.dtype == torch.uint8 else y
-    owners = None if clients is None else _numbered(clients)
+    owners = None if clients is None else _names(clients)
     for what, part in (("targets", y), ("clients", owners)):
         if part is not None and len(part) != len(x):
             raise DataError(f"data {name!r} has {len(x)} inputs and {len(part)} {what}")
@@ -231,6 +233,7 @@ def _tensor(name: str, what: str, values: Any) -> Tensor:
         if array.dtype.kind not in "biuf":
             raise DataError(f"data {name!r}: the {what} hold no numbers of one shape: encode them")
         wide = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch has few unsigned types
+        # torch.tensor copies: what the user does to the array later must not change a run.
         tensor = torch.tensor(array.astype(np.int64) if wide else array)
     if tensor.dtype in (torch.uint8, torch.int64):
         return tensor
@@ -244,10 +247,21 @@ def _tensor(name: str, what: str, values: Any) -> Tensor:
     return tensor
 
 
-def _numbered(clients: Any) -> Tensor:
-    """Number clients, whatever they are called, in the order of their names."""
-    names = clients.numpy() if isinstance(clients, Tensor) else np.asarray(clients)
-    return torch.from_numpy(np.unique(names, return_inverse=True)[1].reshape(-1).astype(np.int64))
+def _names(clients: Any) -> np.ndarray:
+    """Return whose each example is, as it was given, (N,)."""
+    return np.asarray(clients.numpy() if isinstance(clients, Tensor) else clients).reshape(-1)
+
+
+def _numbered(*parts: np.ndarray | None) -> list[Tensor | None]:
+    """Number clients, whatever they are called, in the order of their names: all parts alike."""
+    known = [part for part in parts if part is not None]
+    if not known:
+        return [None for _ in parts]
+    names = np.unique(np.concatenate(known))
+    return [
+        None if part is None else torch.from_numpy(np.searchsorted(names, part.astype(names.dtype)))
+        for part in parts
+    ]
 
 
 def _outputs(name: str, *targets: Tensor) -> int:
@@ -260,6 +274,7 @@ def _outputs(name: str, *targets: Tensor) -> int:
             f"data {name!r}: whole targets are classes 0, 1, ..., got {lowest}: turn them into"
             " floats for a regression"
         )
+    # Two at least: a single output has nothing to tell apart.
     return max(2, 1 + max(int(part.max()) for part in targets))
 
 
@@ -275,6 +290,7 @@ def _spread(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     else:
         return (), ()
     mean, std = values.mean(1), values.std(1)
+    # A constant column has nothing to scale: it is divided by 1, not by 0.
     return _rounded(mean), _rounded(torch.where(std > 0, std, torch.ones_like(std)))
 
 

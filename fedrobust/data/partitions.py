@@ -14,6 +14,7 @@ from fedrobust.data.dirichlet import dirichlet
 from fedrobust.data.sets import DataError, Dataset
 from fedrobust.data.similarity import EqualPartitioner, similarity
 from fedrobust.data.sizes import sizes
+from fedrobust.data.skew import FEATURE, feature, feature_of, quantity
 from fedrobust.seeds import derive, generator
 from fedrobust.spec import Spec, resolve, split
 
@@ -84,6 +85,7 @@ def natural(*, clients: int, seed: int, owners: Tensor | None = None) -> Shares:
             f" {len(names)}"
         )
     source = generator(seed, "natural clients")
+    # As many owners as clients: client i is owner i, whatever the seed.
     dealt = names[torch.randperm(len(names), generator=source)] if len(names) > clients else names
     held = [dealt[i::clients] for i in range(clients)]
     return Shares(tuple(torch.isin(owners, own).nonzero().flatten() for own in held))
@@ -96,14 +98,22 @@ PARTITIONERS: dict[str, Callable[..., Any]] = {
     "pathological": pathological,
     "similarity": similarity,
     "sizes": sizes,
+    "quantity": quantity,
+    "feature": feature,
     "natural": natural,
 }
 SUPPLIED = ("clients", "seed", "owners")
-WITHOUT_CLASSES = ("iid", "natural")
+WITHOUT_CLASSES = ("iid", "quantity", "feature", "natural")
 
 
 def partition(
-    labels: Tensor, spec: Spec, *, clients: int, seed: int, owners: Tensor | None = None
+    labels: Tensor,
+    spec: Spec,
+    *,
+    clients: int,
+    seed: int,
+    owners: Tensor | None = None,
+    inputs: Tensor | None = None,
 ) -> list[Tensor]:
     """Split a training set over clients.
 
@@ -120,6 +130,8 @@ def partition(
         One seed gives one partition.
     owners
         Whose each example is, (N,), for "natural".
+    inputs
+        The examples themselves, (N, ...), for "feature".
 
     Returns
     -------
@@ -144,14 +156,20 @@ def partition(
             f"partition {name!r} needs a class for each example, the targets are {labels.dtype} of"
             f" shape {tuple(labels.shape)}: choose from {', '.join(WITHOUT_CLASSES)}"
         )
-    strata = labels if classes else torch.zeros(len(labels), dtype=torch.int64)
-    return _split(strata, build, settings, clients, seed)
+    # One class for all where there are none: the table below has a column of labels.
+    columns = {"label": labels if classes else torch.zeros(len(labels), dtype=torch.int64)}
+    if name == FEATURE:
+        if inputs is None:
+            raise DataError("partition 'feature' needs the inputs beside the labels")
+        columns[FEATURE] = feature_of(inputs.cpu(), settings.get("column", 0))
+    return _split(columns, build, settings, clients, seed)
 
 
 def cut(dataset: Dataset, spec: Spec, *, clients: int, seed: int) -> list[Tensor]:
     """Split a data set's training examples over clients; see ``partition``."""
-    owners = dataset.train_clients
-    return partition(dataset.train_labels, spec, clients=clients, seed=seed, owners=owners)
+    owners, inputs = dataset.train_clients, dataset.train_images
+    given: dict[str, Any] = {"clients": clients, "seed": seed, "owners": owners, "inputs": inputs}
+    return partition(dataset.train_labels, spec, **given)
 
 
 def _own(name: str, shares: Any, labels: Tensor, clients: int) -> list[Tensor]:
@@ -162,6 +180,7 @@ def _own(name: str, shares: Any, labels: Tensor, clients: int) -> list[Tensor]:
     parts = [torch.as_tensor(share).long().flatten() for share in shares]
     if empty := [i for i, part in enumerate(parts) if not len(part)]:
         raise DataError(f"partition {name!r} left client {empty[0]} of {clients} without examples")
+    # Over all clients: one example twice would be trained on twice, or by two.
     used = torch.cat(parts)
     if int(used.min()) < 0 or int(used.max()) >= len(labels):
         raise DataError(f"partition {name!r} names an example outside 0..{len(labels) - 1}")
@@ -171,16 +190,24 @@ def _own(name: str, shares: Any, labels: Tensor, clients: int) -> list[Tensor]:
 
 
 def _split(
-    labels: Tensor, build: Callable[..., Any], settings: dict, clients: int, seed: int
+    columns: dict[str, Tensor],
+    build: Callable[..., Any],
+    settings: dict,
+    clients: int,
+    seed: int,
 ) -> list[Tensor]:
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    count = len(columns["label"])
+    # Shuffled here: parts are cut as the data come, and those may come sorted by class.
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    # Their seeds are numpy's, of 32 bits.
     partitioner = build(clients=clients, seed=derive(seed, "partition") % 2**31, **settings)
     try:
         if hasattr(partitioner, "split"):
-            parts = partitioner.split(labels[order].numpy())
+            sorted_by = columns[getattr(partitioner, "by", "label")]
+            parts = partitioner.split(sorted_by[order].numpy())
             shares = [order[torch.as_tensor(part, dtype=torch.int64)] for part in parts]
         else:
-            shares = _from_table(partitioner, order, labels, clients)
+            shares = _from_table(partitioner, order, columns["label"], clients)
     except (ValueError, RuntimeError) as error:
         raise DataError(f"partition {build.__name__!r} over {clients} clients: {error}") from error
     if any(len(share) == 0 for share in shares):

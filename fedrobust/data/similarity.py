@@ -10,17 +10,18 @@ from fedrobust.data.sets import DataError
 
 
 class SimilarityPartitioner:
-    """A share ``gamma`` of the data dealt out as it comes, the rest sorted by label and cut."""
+    """A share ``gamma`` of the data dealt out as it comes, the rest sorted by a column and cut."""
 
-    def __init__(self, num_partitions: int, gamma: float) -> None:
+    def __init__(self, num_partitions: int, gamma: float, by: str = "label") -> None:
         self._parts = num_partitions
+        self.by = by
         self._gamma = gamma
 
-    def split(self, labels: np.ndarray) -> list[np.ndarray]:
+    def split(self, values: np.ndarray) -> list[np.ndarray]:
         """Return the places of each client's images among all images."""
         piles = [
             np.array_split(pile, self._parts)
-            for pile in as_they_come_and_by_label(labels, self._gamma)
+            for pile in as_they_come_and_by_label(values, self._gamma)
         ]
         return [np.concatenate(parts) for parts in zip(*piles, strict=True)]
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fedrobust.ensemble.practice import OURS, Practice, Progress
-from fedrobust.evaluation import evaluate
-from fedrobust.experiment.schema import NodeSettings
+from fedrobust.experiment.schema import CLASSES, NodeSettings
 from fedrobust.seeds import generator
+from fedrobust.spec import Spec
 from fedrobust.training.local import Recipe, gradient_steps
 from fedrobust.training.optimizers import optimizer_over
+from fedrobust.training.tasks import loss_of, measured
 from fedrobust.vector import FlatModel
 
 
@@ -41,6 +42,8 @@ class EpochSettings:
         Whose draws: batches and augmentation of an epoch depend on these and the epoch alone.
     practice
         How a rate is set and what the validation part is.
+    loss
+        What is minimised, and measured on the validation part: a spec of ``TASK_LOSSES``.
     """
 
     epochs: int
@@ -49,6 +52,7 @@ class EpochSettings:
     seed: int
     client: int
     practice: Practice = OURS
+    loss: Spec = CLASSES
 
 
 @dataclass
@@ -107,7 +111,8 @@ def train_epoch(
     batches = [b for b in order.split(settings.batch_size) if len(b) > 1 or len(order) == 1]
     recipe = Recipe(augment=settings.augment)
     member.module.train()
-    steps = gradient_steps(member.model, data.images, data.labels, batches, recipe, source)
+    loss = loss_of(settings.loss)
+    steps = gradient_steps(member.model, data.images, data.labels, batches, recipe, source, loss)
     total = 0.0
     for batch, (chosen, value) in enumerate(zip(batches, steps, strict=True)):
         _set_rate(member, node, data, settings, batch)
@@ -117,8 +122,10 @@ def train_epoch(
     member.losses.append(total / max(sum(map(len, batches)), 1))
     if len(data.held_labels):
         loss_now = held_out_loss(member.module, data, settings, member.epoch)
+        # min() with a NaN depends on its place; infinity is never the lowest.
         member.held_losses.append(loss_now if math.isfinite(loss_now) else math.inf)
         if keep_best and member.held_losses[-1] <= min(member.held_losses):
+            # Copies: training goes on in the same memory.
             member.best = {k: v.detach().clone() for k, v in member.module.state_dict().items()}
 
 
@@ -129,7 +136,7 @@ def held_out_loss(
     images = settings.practice.validation_view(
         data.held_images, settings.augment, seed=settings.seed, client=settings.client, epoch=epoch
     )
-    return evaluate(module, images, data.held_labels).loss
+    return float(measured(module, images, data.held_labels, loss=settings.loss)["loss"])  # type: ignore[arg-type]
 
 
 def curve(
@@ -153,6 +160,7 @@ def pack(member: Member) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = {k: v for k, v in state.items() if isinstance(v, Tensor)}
         tensors |= {f"optimizer/{place}/{k}": v for k, v in found.items()}
     facts = {"epoch": member.epoch, "losses": member.losses, "held_losses": member.held_losses}
+    # float32 throughout, BatchNorm's batch counter too: exact to 2^24, cast back on loading.
     return {k: v.detach().float().clone() for k, v in tensors.items()}, facts
 
 
@@ -165,8 +173,10 @@ def unpack(
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in _under("optimizer/", tensors).items():
         place, _, name = key.partition("/")
+        # A copy, since an optimizer writes its state in place.
         state.setdefault(int(place), {})[name] = value.clone()
     whole = member.optimizer.state_dict()
+    # Plain SGD has no state to put back.
     member.optimizer.load_state_dict({**whole, "state": state or whole["state"]})
     member.epoch = int(facts["epoch"])
     member.losses, member.held_losses = list(facts["losses"]), list(facts["held_losses"])
@@ -199,5 +209,6 @@ def _set_rate(
     rate, momentum = settings.practice.rate(node, now)
     for group in member.optimizer.param_groups:
         group["lr"] = rate
+        # Adam's kind has betas instead.
         if "momentum" in group:
             group["momentum"] = momentum

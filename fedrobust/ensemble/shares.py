@@ -37,6 +37,7 @@ def shares_of(experiment: Experiment, dataset: Dataset) -> list[Tensor]:
         clients=experiment.clients,
         seed=experiment.seed,
         owners=owners,
+        inputs=dataset.train_images[pool],
     )
     return [pool[part] for part in parts]
 
@@ -53,6 +54,7 @@ def attacker_share(experiment: Experiment, dataset: Dataset) -> Tensor:
     if experiment.transfer.data == "disjoint":
         return used[len(used) // 2 :]
     if experiment.transfer.data == "share":
+        # The attacker's own seed: its images are kept, and used against defenders of every seed.
         source = generator(experiment.transfer.seed, "attacker's share")
         order = torch.randperm(len(used), generator=source)
         return used[order[: max(1, len(used) // experiment.transfer.parts)]]

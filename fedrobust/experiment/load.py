@@ -17,10 +17,12 @@ from pydantic import TypeAdapter, ValidationError
 from fedrobust import plugins
 from fedrobust.aggregation.client_weights import settled
 from fedrobust.experiment import auto, validate
-from fedrobust.experiment.fields import some_of
+from fedrobust.experiment.adversarial_settings import FederatedAdversarial
+from fedrobust.experiment.field_types import some_of
 from fedrobust.experiment.honoured import ONLY_FEDERATED, refused
 from fedrobust.experiment.modes import FEDAVG
-from fedrobust.experiment.schema import ConfigError, Experiment, FederatedAdversarial
+from fedrobust.experiment.renamed import renamed
+from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.experiment.sentences import keys_at, sentences, table_at
 from fedrobust.redundancy import rounds
 from fedrobust.simulation.sampled import implied_f
@@ -38,14 +40,6 @@ __all__ = [
 ]
 
 REQUIRED = ("data", "model", "clients", "byzantine", "rounds", "seed", "rule", "attack")
-# Keys of older files -> what a file says today.
-RENAMED = {"scheme": "redundancy", "plan": "ensemble"}
-GONE = {
-    "transfer.reading": "transfer.reading is now transfer.step_scaling: 'fixed' or 'proportional'",
-    "redundancy.together": "redundancy.together is now redundancy.vmap_files",
-    "redundancy.permutation": "redundancy.permutation is gone: fresh for aspis_plus only",
-    "ensemble.lie": "ensemble.lie is now attack",
-}
 
 
 def from_dict(document: Mapping[str, Any]) -> Experiment:
@@ -57,8 +51,8 @@ def from_dict(document: Mapping[str, Any]) -> Experiment:
         With every error found, not only the first.
     """
     errors: list[str] = []
-    table = _lifted(_renamed(document, errors), errors)
-    plugins.provide(table)
+    table = _lifted(renamed(document, errors), errors)
+    plugins.provide(table)  # before any name is looked up
     mode = _mode(table, errors)
     missing = _missing(table, mode, errors)
     values, wrong = _typed(table, errors)
@@ -72,27 +66,12 @@ def from_dict(document: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
-def _renamed(document: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:
-    """Read the keys of older files under their names of today, and say so."""
-    table = dict(document)
-    for old, new in RENAMED.items():
-        if old in table:
-            errors.append(f"[{old}] is now [{new}]")
-            table.setdefault(new, table.pop(old))
-    for key, sentence in GONE.items():
-        name, inner = key.split(".")
-        if isinstance(table.get(name), Mapping) and inner in table[name]:
-            errors.append(sentence)
-            table[name] = {k: v for k, v in table[name].items() if k != inner}
-    return table
-
-
 def _lifted(document: dict[str, Any], errors: list[str]) -> dict[str, Any]:
     """Lift the keys of ``[federated]`` to the top, where they may stand as well."""
     if not isinstance(inner := document.get("federated", {}), Mapping):
         errors.append(f"federated: needs a table, got {inner!r}")
         inner = {}
-    moved = {field.name for field in fields(FederatedAdversarial)}  # type: ignore[arg-type]
+    moved = {field.name for field in fields(FederatedAdversarial)}
     for key in inner:
         if key in moved:
             errors.append(f"[federated] {key} is now [adversarial.federated] {key}")
@@ -142,6 +121,7 @@ def _typed(table: dict[str, Any], errors: list[str]) -> tuple[dict[str, Any], se
         errors += sentences(error)
         wrong = {str(found["loc"][0]) for found in error.errors()}
         right = {key: value for key, value in table.items() if key not in wrong}
+        # Once more without them: the checks of the other keys need those keys' values.
         return _adapter().validate_python(right), wrong
 
 
@@ -188,8 +168,9 @@ def _build(values: dict[str, Any], broken: set[str]) -> Experiment:
     """Build the experiment; the attributes of broken keys are not there."""
     if not broken:
         return Experiment(**values)
+    # Past the constructor: the checks of all other keys have to run without those that are broken.
     experiment = object.__new__(Experiment)
-    for field in fields(Experiment):  # type: ignore[arg-type]
+    for field in fields(Experiment):
         if field.name in values:
             object.__setattr__(experiment, field.name, values[field.name])
         elif field.default_factory is not MISSING and field.name not in broken:
@@ -218,6 +199,7 @@ def read(source: str | Path) -> dict[str, Any]:
 
 def names_a_file(source: str | Path) -> bool:
     """Whether this is a file's path, not TOML text."""
+    # One line without "=" sets no key, so it is no TOML.
     return isinstance(source, Path) or ("\n" not in source and "=" not in source)
 
 
@@ -237,6 +219,7 @@ def override(document: Mapping[str, Any], assignments: Mapping[str, Any]) -> dic
         place = result
         for part in path:
             inner = place.get(part, {})
+            # ``attack.scale`` may be set where ``attack`` is a name: that stands for a table.
             place[part] = {"name": inner} if isinstance(inner, str) else inner
             place = place[part]
         place[last] = value

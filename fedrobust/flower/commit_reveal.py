@@ -31,7 +31,7 @@ SCHEME = "scheme"
 STAGES = ("profile", "commit", "sketch", "reveal", "sum", "code")
 BUDGET = "reply-arrays", "reply-bytes"
 FLOAT, DOUBLE = 4, 8
-LONGEST_PROFILE = 300
+LONGEST_PROFILE = 300  # characters: it stands in logs and errors
 
 T = TypeVar("T")
 
@@ -132,6 +132,7 @@ def read_digests(message: Message, *, files: int) -> tuple[bytes, ...]:
 def read_sketches(message: Message, *, files: int, size: int) -> Tensor:
     """Read float64 sketches (files, size); NaN and Inf stay, and agree with nothing."""
     data = _bytes(message, "sketches", files * size * DOUBLE)
+    # A copy: what ``frombuffer`` returns is read only, which torch's tensors cannot say.
     return torch.from_numpy(np.frombuffer(data, dtype="<f8").copy()).view(files, size)
 
 

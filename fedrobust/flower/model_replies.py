@@ -51,6 +51,7 @@ def array_values(array: Array) -> np.ndarray:
     """
     if isinstance(array, TensorArray):
         return array.numpy()
+    # No more than a header can have is given to numpy's parser.
     data, stream = array.data, io.BytesIO(array.data[:HEADER])
     if array.stype != NPY:
         raise Refused(f"serialised as {str(array.stype)[:40]!r}, expected {NPY!r}")
@@ -196,6 +197,8 @@ def agreed(layouts: Sequence[Layout]) -> Layout | None:
         return None
     ballots = [frozenset(layout.slots.items()) for layout in layouts]
     winner, votes = Counter(ballots).most_common(1)[0]
+    # The most frequent one is not enough: f Byzantine nodes could be that, where honest ones
+    # differ.
     if 2 * votes <= len(layouts):
         return None
     fitting = [layout for layout, b in zip(layouts, ballots, strict=True) if b == winner]
@@ -242,3 +245,18 @@ def _same(values: Values, noted: Mapping[int, Values]) -> Values:
     if first is None or first.keys() != values.keys():
         return values
     return first if all(np.array_equal(first[key], values[key]) for key in first) else values
+
+
+def refuse_secure_aggregation(messages: Iterable[Message]) -> None:
+    """Raise where updates are hidden from the server.
+
+    Raises
+    ------
+    ValueError
+        For messages of Flower's SecAgg or SecAgg+.
+    """
+    if any(SECURE_AGGREGATION in m.content.config_records for m in messages if m.has_content()):
+        raise ValueError(
+            "secure aggregation shows the server nothing but the sum of the updates, and a robust "
+            "rule has to see each of them: use one or the other"
+        )

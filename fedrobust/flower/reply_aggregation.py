@@ -17,7 +17,6 @@ from fedrobust.aggregation.weighting import shares
 from fedrobust.failures import Refusal
 from fedrobust.flower.chosen_rule import ChosenRule
 from fedrobust.flower.model_replies import (
-    SECURE_AGGREGATION,
     Key,
     Layout,
     ModelReply,
@@ -224,12 +223,14 @@ class ReplyAggregator:
             return None, str(error), {}
         if not torch.isfinite(outcome.aggregate).all():
             return None, f"{self.name} returned values that are not finite", {}
+        # Not before: a round that takes no step leaves the memory as it was.
         self._memory = outcome.state
         found = given.get("weights")
         return outcome, "", {} if found is None else dict(zip(nodes, found.tolist(), strict=True))
 
     def _median(self, key: Key, accepted: list[ModelReply]) -> np.ndarray:
         stack = np.stack([reply.values[key] for reply in accepted])
+        # The lower of two middle values, not their mean: whole numbers stay whole.
         middle = np.sort(stack, axis=0)[(len(stack) - 1) // 2]
         return as_whole(middle, self._integers[key]) if key in self._integers else middle
 
@@ -248,21 +249,6 @@ class ReplyAggregator:
             share = {SHARE: counted.get(node, 0.0)} if len(self._columns) > len(COLUMNS) else {}
             self._rows.append(dict(zip(COLUMNS, row, strict=True)) | share)
         return result
-
-
-def refuse_secure_aggregation(messages: Iterable[Message]) -> None:
-    """Raise where updates are hidden from the server.
-
-    Raises
-    ------
-    ValueError
-        For messages of Flower's SecAgg or SecAgg+.
-    """
-    if any(SECURE_AGGREGATION in m.content.config_records for m in messages if m.has_content()):
-        raise ValueError(
-            "secure aggregation shows the server nothing but the sum of the updates, and a robust "
-            "rule has to see each of them: use one or the other"
-        )
 
 
 def _replies(

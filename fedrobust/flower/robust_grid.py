@@ -14,8 +14,8 @@ from flwr.serverapp import Grid
 
 from fedrobust.flower.evaluation_replies import alike
 from fedrobust.flower.in_process import RAISED
-from fedrobust.flower.model_replies import Sent
-from fedrobust.flower.reply_aggregation import ReplyAggregator, refuse_secure_aggregation
+from fedrobust.flower.model_replies import Sent, refuse_secure_aggregation
+from fedrobust.flower.reply_aggregation import ReplyAggregator
 from fedrobust.flower.rule_spelling import Rule
 from fedrobust.flower.wrapping import WrappedGrid
 from fedrobust.spec import Spec
@@ -121,6 +121,8 @@ class RobustGrid(WrappedGrid):
 
     def _aggregated(self, sent: Sent, replies: list[Message]) -> list[Message]:
         n = len(sent.messages)
+        # A loop of its own may ask a single node later on; the older API sends each message by
+        # itself.
         if n == 1 and (self._round == 0 or LEGACY in next(iter(sent.messages.values())).content):
             raise ValueError(ALONE)
         if self._round == 0:

@@ -25,12 +25,8 @@ from flwr.serverapp.strategy import (
 )
 
 from fedrobust.flower.evaluation_replies import alike
-from fedrobust.flower.model_replies import Sent
-from fedrobust.flower.reply_aggregation import (
-    Aggregated,
-    ReplyAggregator,
-    refuse_secure_aggregation,
-)
+from fedrobust.flower.model_replies import Sent, refuse_secure_aggregation
+from fedrobust.flower.reply_aggregation import Aggregated, ReplyAggregator
 from fedrobust.flower.rule_spelling import Rule
 from fedrobust.spec import Spec
 from fedrobust.text import printable
@@ -108,6 +104,7 @@ class Robust(Strategy):
         self._sent = Sent({}, {})
         self._asked: list[Message] = []  # of the evaluation
         self._checked = self._leading = False
+        # Bound now: under ``_in_front`` the strategy's own names lead back to this object.
         self._configure_train = strategy.configure_train
         self._aggregate_train = strategy.aggregate_train
         self._aggregate_evaluate = strategy.aggregate_evaluate

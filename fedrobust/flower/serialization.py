@@ -68,8 +68,8 @@ def array_of(**tensors: Tensor) -> ArrayRecord:
 def tensor_of(array: Array) -> Tensor:
     """Read a float32 array as a tensor, trusting none of its claims.
 
-    The tensor lies in the array's own bytes: it is not to be written. No memory is taken before
-    the declared size has been compared with the bytes at hand; nothing is unpickled.
+    The tensor is a view of the array's own bytes: it is not to be written. No memory is taken
+    before the declared size has been compared with the bytes at hand; nothing is unpickled.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def tensor_of(array: Array) -> Tensor:
     if shape != tuple(array.shape):
         raise ValueError(f"declared shape {tuple(array.shape)} but the bytes hold {shape}")
     if offset == len(array.data):
-        return torch.empty(shape)
+        return torch.empty(shape)  # ``frombuffer`` takes no empty buffer
     flat = torch.frombuffer(array.data, dtype=torch.float32, offset=offset)
     return (flat.clone() if flat.data_ptr() % ALIGNED else flat).view(shape)
 

@@ -17,6 +17,7 @@ class Causal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, outputs, T) for (B, inputs, T)."""
+        # On the left alone: no place may see what comes after it, which is its target.
         return self.convolution(nn.functional.pad(x, (REACH - 1, 0)))
 
 
@@ -33,6 +34,7 @@ class CharCnn(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits (B, T, classes) for tokens (B, T)."""
+        # Convolutions want (B, channels, T), the embedding and the head (B, T, channels).
         return self.head(self.body(self.embedding(tokens).transpose(1, 2)).transpose(1, 2))
 
 
@@ -41,4 +43,28 @@ def char_cnn(shape: tuple[int, ...], classes: int) -> nn.Module:
     return CharCnn(classes)
 
 
-TEXT = {"char_cnn": char_cnn}
+class CharLstm(nn.Module):
+    """Embedding of 8, two LSTM layers, and logits after the last token."""
+
+    def __init__(self, classes: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(classes, 8)
+        self.body = nn.LSTM(8, hidden, num_layers=2, batch_first=True)
+        self.head = nn.Linear(hidden, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits (B, classes) for tokens (B, T)."""
+        return self.head(self.body(self.embedding(tokens))[0][:, -1])
+
+
+def char_lstm(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """LEAF's network for Shakespeare: two LSTM layers of 256, the next character after a line.
+
+    References
+    ----------
+    Caldas et al., LEAF, 2018, released code, ``models/shakespeare/stacked_lstm.py``.
+    """
+    return CharLstm(classes, 256)
+
+
+TEXT = {"char_cnn": char_cnn, "char_lstm": char_lstm}

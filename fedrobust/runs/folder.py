@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from fedrobust import secret
 from fedrobust.experiment.load import slug
 from fedrobust.experiment.schema import Experiment
 from fedrobust.runs import checkpoint
 from fedrobust.runs.checkpoint import CheckpointError
+from fedrobust.runs.environment import environment
 from fedrobust.runs.rows import FolderError, read_rows
 from fedrobust.text import printable
 
@@ -27,7 +23,6 @@ CHECKPOINT = "checkpoint.npz"
 ROWS = "rounds.jsonl"
 FILES = (ROWS, CHECKPOINT, "config.toml", "environment.json", secret.FILE)
 PREVIOUS = ".previous"  # where the files of the run before this one are
-PACKAGES = ("flwr", "numba", "numpy", "ray", "scipy", "torch", "torchvision")
 
 
 class WriteError(FolderError):
@@ -93,6 +88,7 @@ class RunFolder:
             lock = (self.path / ".lock").open("w")
         with lock:
             try:
+                # The lock goes with the open file: one that a killed process held is free again.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise FolderError(f"another process is writing {str(self.path)!r}") from error
@@ -106,7 +102,7 @@ class RunFolder:
                 with _told(self.path):
                     self._start(tree, own or {})
                 yield self
-            except BaseException:
+            except BaseException:  # Ctrl+C, too, ends a run that has written nothing
                 if tree is None and not self.rows():
                     self._put_back()
                 raise
@@ -170,6 +166,7 @@ class RunFolder:
             told = first | {"resumed": resumed}
         _replace(self.path / "config.toml", self._experiment.to_toml())
         _replace(self.path / "environment.json", json.dumps(told, indent=2))
+        # Rows after the checkpoint go: their rounds are computed again.
         _replace(self.path / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _set_aside(self) -> None:
@@ -199,6 +196,8 @@ class RunFolder:
         """Append one round, on disk before the next one starts."""
         with _told(self.path), (self.path / ROWS).open("a") as file:
             file.write(json.dumps(row) + "\n")
+            # To the system: a killed process loses no row. ``save`` puts rows on disk before a
+            # checkpoint.
             file.flush()
 
 
@@ -224,36 +223,6 @@ def _table(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise FolderError(f"{str(path)!r} is damaged: delete it to go on")
     return found
-
-
-def environment() -> dict[str, Any]:
-    """Return what the numbers may depend on: versions, commit, processor, threads."""
-    return {
-        "fedrobust": importlib.metadata.version("fedrobust"),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "packages": {name: _version(name) for name in PACKAGES},
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    here = Path(__file__).parents[1]
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
 
 
 def _replace(path: Path, text: str) -> None:

@@ -208,7 +208,7 @@ def test_no_check_fails_on_any_missing_or_broken_key(small):
         if key in ("redundancy", "ensemble"):
             continue  # they choose the mode, and so what else is honoured
         broken = errors_of({**small, key: 3.5 if key != "worker_momentum" else "x"})
-        assert len(broken) == 1 and broken[0].startswith(key), (key, broken)
+        assert len(broken) == 1 and key in broken[0], (key, broken)
         if key in REQUIRED:
             left = {k: v for k, v in small.items() if k != key}
             assert errors_of(left) == [f"the key {key!r} is missing"]
@@ -241,7 +241,7 @@ def test_features_that_a_mode_does_not_honour_are_refused(small, mode, tmp_path)
         ({"partition": "dirichlet"}, "needs the parameter 'alpha'"),
         ({"clients": "many"}, "clients: needs a whole number, got 'many'"),
         ({"clients": True}, "clients: needs a whole number"),
-        ({"byzantine": 10}, "byzantine must lie in 0..clients-1 = 0..9, got 10"),
+        ({"byzantine": 10}, "byzantine must be in 0..clients-1 = 0..9, got 10"),
         ({"rule": {"name": "krum", "f": 4}}, "krum with f=4 needs at least 11 updates, got 10"),
         ({"server": {"lr": -1.0}}, "server.lr needs a positive number"),
         ({"training": {"mode": "gradients"}}, "did you mean 'gradient'?"),

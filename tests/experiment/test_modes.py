@@ -23,7 +23,7 @@ from fedrobust.runs.checkpoint import CheckpointError
 from fedrobust.runs.folder import RunFolder
 from strategies import session
 from strategies.checkpointing import Checkpoints
-from strategies.handshake import roll_call
+from strategies.handshake import await_clients
 from strategies.modes import MODES
 from strategies.rounds import rounds
 
@@ -159,7 +159,7 @@ def test_two_threads_of_one_table_share_nothing(small, changes):
 
 def start_of(grid, e):
     """Return an iterator over the rounds of an experiment on a grid."""
-    clients = roll_call(grid, expected=e.clients)
+    clients = await_clients(grid, expected=e.clients)
     dataset = session.data.load(e.data)
     setup = session.Setup(grid=grid, experiment=e, dataset=dataset, clients=clients, secret=e.seed)
     mode = session.build(setup)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from experiments.audit import application, card
 from experiments.audit.cell import Cell, Run
 from experiments.audit.classification import classify
+from experiments.audit.judgement import verdict
 from experiments.audit.outcomes import Finding, judge
 from experiments.audit.page import page
 from experiments.audit.phases import Phases
@@ -24,7 +25,6 @@ from experiments.audit.plan import Defence, Options, Outcome, check_options, wit
 from experiments.audit.quality import CLIENTS, DISTANCE, SERVER, Judge, choose, direction
 from experiments.audit.report import Audit
 from experiments.audit.text import plain
-from experiments.audit.verdict import verdict
 from experiments.cli import app as command
 from fedrobust import plugins
 from fedrobust.aggregation import aggregate

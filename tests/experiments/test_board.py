@@ -179,9 +179,9 @@ def test_a_row_is_valid_or_says_why_not():
     ):
         assert any(re.search(sentence, w) for w in rows.wrong(good | change)), sentence
     for change, sentence in (
-        ({"auto": 1.2}, "auto lies in 0..1"),
+        ({"auto": 1.2}, "auto must be in 0..1"),
         ({"auto": 0.86}, "leaves more than its own member"),
-        ({"clean": None}, "clean lies in 0..1"),
+        ({"clean": None}, "clean must be in 0..1"),
     ):
         broken = copy.deepcopy(good)
         broken["cells"][1] |= change

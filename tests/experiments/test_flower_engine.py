@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from experiments.flower_run import FlowerRunError, run_on_flower
+from experiments.flower_processes import FlowerRunError
+from experiments.flower_run import run_on_flower
 from experiments.simulation import run_one
 from fedrobust.experiment.load import from_dict
 from fedrobust.runs.folder import RunFolder

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import flower_run
+from experiments import flower_processes, flower_run
 from experiments.deploy import behaviours
 from experiments.deploy.behaviours import stranger
 from experiments.deploy.federation import federation
@@ -79,7 +79,7 @@ def drill(tmp_path_factory):
         texts = run_on_nodes(
             second, superlink=it.address, output=home / "second", certificates=home / "ca.crt"
         )
-        runs = flower_run.flwr(["ls"], it.environment)["runs"]
+        runs = flower_processes.flwr(["ls"], it.environment)["runs"]
         said = "\n".join(flower_run._log(str(run["run-id"]), it.environment) for run in runs)
         for node in nodes:
             node.stop()

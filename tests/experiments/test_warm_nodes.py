@@ -15,7 +15,7 @@ from experiments.deploy import executor, supernode
 from experiments.deploy.supernode import BUSY, LEAST, Pauses
 from experiments.deployment import node_command, warm_here
 from fedrobust.experiment.schema import ConfigError
-from fedrobust.flower import _compat
+from fedrobust.flower import _compat_processes as _compat
 
 pytestmark = pytest.mark.skipif(not warm_here(), reason="nodes are warm on Linux only")
 

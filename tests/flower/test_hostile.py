@@ -28,7 +28,7 @@ from fedrobust.flower.guarded_grid import CHUNK, GuardedGrid, TooLarge, limited,
 from fedrobust.flower.in_process import stamp
 from fedrobust.flower.replies import SILENT, collect
 from fedrobust.flower.screening import Reply
-from strategies.handshake import roll_call
+from strategies.handshake import await_clients
 
 ROOT = Path(__file__).parents[2]
 
@@ -303,9 +303,10 @@ class Register:
 def test_the_register_decides_and_claims_do_not():
     names = {11: "client-2", 12: "client-0", 13: "client-1", 14: "visitor"}
     liars = dict.fromkeys(names, 0)
-    assert roll_call(Register(names, liars), expected=4) == {12: 0, 13: 1, 11: 2, 14: 3}
+    assert await_clients(Register(names, liars), expected=4) == {12: 0, 13: 1, 11: 2, 14: 3}
     twins = {11: "client-0", 12: "client-0", 13: "x"}
-    assert roll_call(Register(twins, dict.fromkeys(twins, 0)), expected=3) == {11: 0, 12: 1, 13: 2}
+    found = await_clients(Register(twins, dict.fromkeys(twins, 0)), expected=3)
+    assert found == {11: 0, 12: 1, 13: 2}
 
 
 def test_the_guard_leaves_other_grids_alone():

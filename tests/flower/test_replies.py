@@ -14,7 +14,7 @@ from fedrobust.flower.in_process import identify, stamp
 from fedrobust.flower.replies import SILENT, SUPERLINK, collect
 from strategies.ensemble.query import ask
 from strategies.ensemble.strategy import EnsembleStrategy
-from strategies.handshake import roll_call
+from strategies.handshake import await_clients
 from strategies.redundancy.exchange import Exchange
 
 identify()
@@ -107,7 +107,7 @@ def test_no_channel_hears_a_node_in_anothers_name(channel):
             words = ConfigRecord({"protocol": 1, "version": "x", "client": here})
             return Message(RecordDict({"hello": words}), reply_to=message)
 
-        assert roll_call(Forged(hello, clients=2, run_config={}), expected=2) == {2: 0, 1: 1}
+        assert await_clients(Forged(hello, clients=2, run_config={}), expected=2) == {2: 0, 1: 1}
 
 
 HONEST = {"loss": 0.5, "accuracy": 0.9, "num-examples": 10}

@@ -8,7 +8,8 @@ import subprocess
 import pytest
 
 from experiments import flower_run
-from experiments.flower_run import FlowerRunError, follow, reason_in, refusal
+from experiments.flower_processes import FlowerRunError, refusal
+from experiments.flower_run import follow, reason_in
 from experiments.simulation import run_one
 from fedrobust.experiment.load import from_dict
 from fedrobust.runs import rows as rows_module

@@ -12,7 +12,7 @@ from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.flower import CohortGrid, InProcessGrid
 from fedrobust.flower.serialization import PROTOCOL
-from strategies.handshake import ProtocolError, roll_call
+from strategies.handshake import ProtocolError, await_clients
 from strategies.session import run
 
 REASONS = {
@@ -165,8 +165,8 @@ def test_roll_call_needs_the_clients(small):
     e = experiment(small)
     nodes = InProcessGrid(app, clients=3, run_config={"experiment": e.to_toml()})
     with pytest.raises(ProtocolError, match="4 clients are needed, 3 nodes"):
-        roll_call(nodes, expected=4, deadline=0.01)
-    assert roll_call(nodes, expected=3, deadline=1) == {1: 0, 2: 1, 3: 2}
+        await_clients(nodes, expected=4, deadline=0.01)
+    assert await_clients(nodes, expected=3, deadline=1) == {1: 0, 2: 1, 3: 2}
 
 
 def greeting_grid(greetings):
@@ -184,23 +184,23 @@ def greeting_grid(greetings):
 def test_a_claim_is_a_place_and_nothing_else():
     ours = {"protocol": PROTOCOL, "version": "x"}
     greetings = [ours | {"client": 2}, ours | {"client": 2}, ours | {"client": 0}, {"client": 99}]
-    assert roll_call(greeting_grid(greetings), expected=4) == {3: 0, 2: 1, 1: 2, 4: 3}
+    assert await_clients(greeting_grid(greetings), expected=4) == {3: 0, 2: 1, 1: 2, 4: 3}
     nonsense = [ours | {"client": 1}, ours | {"client": "me"}, None]
-    assert roll_call(greeting_grid(nonsense), expected=3) == {2: 0, 1: 1, 3: 2}
+    assert await_clients(greeting_grid(nonsense), expected=3) == {2: 0, 1: 1, 3: 2}
 
 
 def test_one_stranger_is_left_out_and_many_are_an_error():
     ours = {"protocol": PROTOCOL, "version": "x"}
     other = {"protocol": PROTOCOL + 1, "version": "y", "client": 0}
     greetings = [other, ours | {"client": 1}, ours | {"client": 2}]
-    assert roll_call(greeting_grid(greetings), expected=3, needed=2) == {2: 1, 3: 2}
+    assert await_clients(greeting_grid(greetings), expected=3, needed=2) == {2: 1, 3: 2}
     with pytest.raises(ProtocolError, match=r"runs fedrobust y.*install one version everywhere"):
-        roll_call(greeting_grid(greetings), expected=3, needed=3)
+        await_clients(greeting_grid(greetings), expected=3, needed=3)
 
 
 def test_a_roll_call_that_nobody_answers_says_why():
     with pytest.raises(ProtocolError, match="RuntimeError: no greeting"):
-        roll_call(greeting_grid([None, None]), expected=2)
+        await_clients(greeting_grid([None, None]), expected=2)
 
 
 def test_a_backdoor_gets_in_through_the_mean_and_its_success_is_measured(small):
@@ -316,6 +316,6 @@ def test_the_roll_call_of_a_cohort_is_one_message_a_host():
             return self._inner.send_and_receive(sent, timeout=timeout)
 
     hosts = Counted(InProcessGrid(app, clients=2, run_config={}))
-    found = roll_call(CohortGrid(hosts, clients=10), expected=10)
+    found = await_clients(CohortGrid(hosts, clients=10), expected=10)
     assert found == {client + 1: client for client in range(10)}
     assert len(sent) == 2
