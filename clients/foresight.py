@@ -25,6 +25,7 @@ from fedrobust.failures import REFUSALS
 from fedrobust.flower import array_of
 from fedrobust.flower.node_state import tensor_in
 from fedrobust.matrix import apart_from, permute_rows
+from fedrobust.model_layers import Layers
 from fedrobust.models import Products
 from fedrobust.seeds import generator
 from fedrobust.simulation import stragglers
@@ -52,7 +53,9 @@ class Foresight:
     form
         How the server's rule is shown updates, where it is not as they are sent.
     start
-        The global model (d,) of the round, which that form needs.
+        The global model (d,) of the round.
+    layers
+        Name and shape of its tensors.
     """
 
     experiment: Experiment
@@ -62,6 +65,7 @@ class Foresight:
     memory: Any
     form: Products | None
     start: Tensor
+    layers: Layers
     room: Tensor | None = None
 
     def seen(self, rows: Tensor) -> Tensor:
@@ -76,6 +80,7 @@ class Foresight:
         """
         e, middle, rows = self.experiment, self.seen(self.view).mean(0), self.seen(rows)
         ids, order = self._order(len(rows))
+        known = {"layers": lambda: self.layers, "model": lambda: self.start}
         rule = build(e.rule, pre=e.pre)
         with self._ordered(rows, order) as asked:
             outcome = rule.apply(
@@ -88,6 +93,7 @@ class Foresight:
                 server={
                     "root": lambda: middle,
                     "loss": lambda: lambda step: -float(step.to(middle) @ middle),
+                    **(known if self.form is None else self.form.offered(known, self.start) or {}),
                 },
             )
             # Rules that select a row may answer with a view of it.
@@ -132,6 +138,7 @@ def foresee(
     *,
     form: Products | None,
     start: Tensor,
+    layers: Layers,
     room: Tensor | None = None,
 ) -> Foresight:
     """Return the rule as the colluders know it before they craft."""
@@ -144,7 +151,7 @@ def foresee(
     memory = _recalled(context) if known else None
     ours = all(is_built_in(split(one)[0]) for one in (experiment.rule, *experiment.pre))
     mine = room if ours else None
-    return Foresight(experiment, server_round, view, ids, memory, form, start, mine)
+    return Foresight(experiment, server_round, view, ids, memory, form, start, layers, mine)
 
 
 def sees_all(experiment: Experiment) -> bool:

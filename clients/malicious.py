@@ -29,6 +29,7 @@ from fedrobust.attacks import (
     threat_model,
 )
 from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
+from fedrobust.attacks.data import boosted
 from fedrobust.experiment.schema import Experiment
 from fedrobust.failures import blamed
 from fedrobust.flower import (
@@ -79,6 +80,11 @@ def answer(
                 generator=generator(node.experiment.seed, "poison", client=task.client),
             )
     trained = honest.train(node, task, context, images, labels, matrix=matrix)
+    if kind == "poison":
+        boost = boosted(node.experiment.attack)[1]
+        if boost != 1:
+            trained = replace(trained, update=boost * trained.update)
+            trained = _in_its_row(node, task, trained, matrix)
     if kind == "fault":
         return FAULTY[name](message, _in_its_row(node, task, trained, matrix))
     if kind in ("craft", "trained") and order != "rehearse":
@@ -165,9 +171,16 @@ def _crafted_from(
 ) -> tuple[Tensor, Notes]:
     experiment = node.experiment
     record = attack_record(experiment.attack["name"])
-    form = form_of(experiment.adapters, node.model.module)
+    form, layers = form_of(experiment.adapters, node.model.module), node.model.layers
     rule = foresee(
-        experiment, task.server_round, view, context, form=form, start=task.vector, room=room
+        experiment,
+        task.server_round,
+        view,
+        context,
+        form=form,
+        start=task.vector,
+        layers=layers,
+        room=room,
     )
     crafted = step(
         view,
@@ -182,6 +195,8 @@ def _crafted_from(
         momentum=_same_clients_momentum(experiment),
         state=_recalled(context),
         out=None if room is None else room[len(view) :],
+        layers=layers,
+        model=task.vector,
     )
     if crafted.state is not None:
         context.state[STATE] = array_of(**apart_from(view, crafted.state))
