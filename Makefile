@@ -14,8 +14,8 @@ test: $(STAMP)
 
 # Definitions, tables, rules by worked values, layers: under a minute.
 quick: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto -q tests/test_spec.py tests/test_config.py \
-		tests/test_layers.py tests/test_records.py tests/test_aggregation_worked.py
+	$(BIN)/python -m pytest --numprocesses auto -q tests/test_spec.py tests/experiment/test_config.py \
+		tests/test_layers.py tests/plugins/test_records.py tests/aggregation/test_aggregation_worked.py
 
 # Every variant and campaign too: about an hour.
 test-all: $(STAMP)

@@ -30,7 +30,7 @@ def train_together(
     With ``training.cohort`` = "off" each client trains when its reply is asked for; otherwise those
     that train honestly do it first, together. A client that raises costs its own reply: where
     cohorts cannot be trained the clients train one by one, and each fails or not on its own. Where
-    a matrix is given, honest updates lie in its rows.
+    a matrix is given, honest updates stand in its rows.
     """
     with one_thread():
         ready = _trained(node, messages, contexts, matrix) if messages else {}
@@ -54,7 +54,7 @@ def train_one(
     results
         What honest local training gave, where it is done already.
     matrix
-        Where an honest client's update may lie.
+        Where an honest client's update may be written.
     """
     task = honest.read_task(node, message, context)
     if results is None and _malicious(node, task, message, context):

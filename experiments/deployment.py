@@ -15,9 +15,10 @@ from typing import Any
 import tomli_w
 import typer
 
-from experiments import flower_run
+from experiments import flower_processes, flower_run
 from experiments.cli_inputs import experiments_of
-from experiments.flower_run import QUIET, FlowerRunError, Row
+from experiments.flower_processes import FlowerRunError
+from experiments.flower_run import QUIET, Row
 from experiments.simulation import check_device
 from fedrobust import plugins
 from fedrobust.data.own import load_own
@@ -111,7 +112,7 @@ def run_on_nodes(
     ----------
     output, data_root
         Paths on the SuperLink's machine, where the server runs; the files of ``plugins.use`` must
-        lie there as here. Rows are seen here if that is this
+        are there as here. Rows are seen here if that is this
         machine; otherwise they are there, and in ``flwr log``.
     certificates, insecure
         The CA's certificate, or plain text.
@@ -143,9 +144,9 @@ def run_on_nodes(
         environment = connection(home, superlink, certificates=certificates, insecure=insecure)
         target = RunFolder(output.resolve(), experiment)
         before = () if resume else target.rows()
-        answer = flower_run.flwr(["run", str(app)], environment)
+        answer = flower_processes.flwr(["run", str(app)], environment)
         if "run-id" not in answer:
-            told = flower_run.refusal(answer)
+            told = flower_processes.refusal(answer)
             raise FlowerRunError(f"the SuperLink did not accept the run: {told}")
         run_id = str(answer["run-id"])
         return flower_run.follow(run_id, environment, target, on_row, before=before)

@@ -72,7 +72,7 @@ def at_the_edge(rows: Sequence[Row]) -> str:
         return ""
     return (
         f"the best size was at the edge of the grid in {len(at)} of {len(sizes)} rounds:"
-        " the defence is unbounded, or worse lies beyond"
+        " the defence is unbounded, or worse is beyond"
     )
 
 

@@ -6,11 +6,8 @@ installation, no telemetry, and gone with its whole process group at the end.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +23,15 @@ import torch
 
 import clients
 import strategies
+from experiments.flower_processes import (
+    POLL,
+    FlowerRunError,
+    end,
+    flwr,
+    free_port,
+    refusal,
+    wait_for_port,
+)
 from fedrobust import plugins
 from fedrobust.cores import VARIABLE
 from fedrobust.experiment.schema import Experiment
@@ -35,9 +41,7 @@ from fedrobust.text import FAILED, printable
 from fedrobust.version import __version__
 
 Row = dict[str, Any]
-POLL = 0.5
 ASK = 10.0  # seconds between two questions after a run's state: each is a process of a second
-START_LIMIT = 60.0
 ATTEMPTS = 5
 SERVER = "strategies.server_app:app"
 QUIET = {
@@ -46,10 +50,6 @@ QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-
-
-class FlowerRunError(RuntimeError):
-    """A run that Flower did not complete."""
 
 
 def run_on_flower(
@@ -184,7 +184,7 @@ def follow(
     Parameters
     ----------
     before
-        Rows of an earlier run in the same folder, which lie there again if this one cannot begin.
+        Rows of an earlier run in the same folder, which stand there again if this one cannot begin.
     """
     rows: list[Row] = []
     status, details, wait = "", "", 1.0
@@ -251,61 +251,3 @@ def _log(run_id: str, environment: dict[str, str]) -> str:
         timeout=60,
     )
     return "\n".join((done.stdout + done.stderr).splitlines()[-40:])
-
-
-def flwr(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    """Call the ``flwr`` command and return the JSON that it answers."""
-    done = subprocess.run(
-        ["flwr", *arguments, "--format", "json"],
-        env=environment,
-        cwd=environment["FLWR_HOME"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    start = done.stdout.find("{")
-    try:
-        return json.loads(done.stdout[start:])
-    except json.JSONDecodeError as error:
-        raise FlowerRunError(f"flwr {arguments[0]}: {done.stdout}{done.stderr}") from error
-
-
-def refusal(answer: Mapping[str, Any]) -> str:
-    """Return the sentence in an answer of ``flwr`` that is not what was asked for."""
-    for key in ("error-message", "error", "message", "detail"):
-        if isinstance(answer.get(key), str) and answer[key].strip():
-            return printable(answer[key])
-    return printable(json.dumps(answer))
-
-
-def free_port() -> int:
-    """Return a TCP port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for_port(port: int, process: subprocess.Popen, home: Path) -> None:
-    """Wait until a SuperLink takes connections."""
-    end = time.monotonic() + START_LIMIT
-    while time.monotonic() < end and process.poll() is None:
-        with socket.socket() as probe:
-            probe.settimeout(POLL)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(POLL)
-    log = home / "superlink.log"
-    raise FlowerRunError(f"no SuperLink: {log.read_text()[-2000:] if log.is_file() else ''}")
-
-
-def end(process: subprocess.Popen) -> None:
-    """End the SuperLink and everything that it started."""
-    for word in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, word)
-            process.wait(timeout=10)
-        except ProcessLookupError:
-            break
-        except subprocess.TimeoutExpired:
-            continue

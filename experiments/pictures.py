@@ -33,7 +33,8 @@ def heat_map(
         table.to_numpy() * factor,
         cmap="RdYlBu" if better else "RdYlBu_r",  # told apart by the colour-blind too
         aspect="auto",
-        **({"vmin": 10, "vmax": 90} if shown.is_share else {}),
+        vmin=10 if shown.is_share else None,
+        vmax=90 if shown.is_share else None,
     )
     axes.set_xticks(range(columns), list(table.columns), rotation=30, ha="right")
     axes.set_yticks(range(rows), list(table.index))

@@ -193,8 +193,8 @@ def run_one(
             parts=parts,
         )
     rows: list[Row] = []
-    checkpoints = None
     with ExitStack() as stack:
+        checkpoints = None
         if folder is not None:
             own_parts = plugins.identities(experiment.to_dict(), root=data_root)
             stack.enter_context(folder.recording(resume=resume, own=own_parts))
@@ -211,31 +211,39 @@ def run_one(
                 folder.append(row)
             on_row(row)
 
-        stack.enter_context(own_torch_state())
-        stack.enter_context(quiet("flwr"))
         kept = folder.path.parent if folder is not None else None
-        output = str(kept) if kept and experiment.ensemble.tunes else ""
-        host = Host(data_root=data_root or "", device=device, output=output)
-        own = handlers_for(experiment, host)  # this run's: nothing is shared with another one
-        nodes = InProcessGrid(
-            make_app(lambda context: own), clients=experiment.clients, together=own.together
-        )
-        final = run(
-            nodes,
+        final = _in_process(
             experiment,
+            kept=kept,
             data_root=data_root,
             device=device,
-            attacks=kept,
             on_row=keep,
             stock=stock,
             checkpoints=checkpoints,
             secret=secret,
         )
-        if on_model is not None:
-            running = final.get("statistics")
-            statistics = None if running is None else tensor_of(running).clone()
-            on_model(tensor_of(final["model"]).clone(), statistics)
+    if on_model is not None:
+        running = final.get("statistics")
+        statistics = None if running is None else tensor_of(running).clone()
+        on_model(tensor_of(final["model"]).clone(), statistics)
     return rows
+
+
+def _in_process(
+    experiment: Experiment, *, kept: Path | None, device: str, data_root: str | None, **given: Any
+) -> Mapping[str, Any]:
+    """Run an experiment's server and clients in this process; return the final model's arrays.
+
+    ``kept`` is the folder for what a run leaves beside its rows: tuning, images of attacks.
+    """
+    output = str(kept) if kept and experiment.ensemble.tunes else ""
+    host = Host(data_root=data_root or "", device=device, output=output)
+    with own_torch_state(), quiet("flwr"):
+        own = handlers_for(experiment, host)  # this run's: nothing is shared with another one
+        nodes = InProcessGrid(
+            make_app(lambda context: own), clients=experiment.clients, together=own.together
+        )
+        return run(nodes, experiment, data_root=data_root, device=device, attacks=kept, **given)
 
 
 @contextmanager

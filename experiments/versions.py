@@ -24,12 +24,12 @@ SETS = ("oldest", "newest")
 # Kernels, rules against the textbook, both grids, resuming, private doors of Flower.
 SUBSET = (
     "tests/test_threads.py",
-    "tests/test_aggregation_worked.py",
+    "tests/aggregation/test_aggregation_worked.py",
     "tests/test_equal_bits.py",
-    "tests/test_flower.py",
-    "tests/test_flower_engine.py",
-    "tests/test_cohort.py",
-    "tests/test_packets.py",
+    "tests/flower/test_flower.py",
+    "tests/experiments/test_flower_engine.py",
+    "tests/cohort/test_cohort.py",
+    "tests/flower/test_packets.py",
 )
 BOUND = re.compile(r"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)")
 

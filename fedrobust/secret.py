@@ -2,7 +2,7 @@
 
 ``experiment.seed`` travels to every node. A rule that draws coordinates or buckets from it tells
 the attackers which ones. On real nodes those draws come from a number of the system's entropy
-instead, ``generator(secret, purpose, round=...)``; it never leaves the server, and lies in the
+instead, ``generator(secret, purpose, round=...)``; it never leaves the server, and stands in the
 run's folder so that the run can be repeated afterwards. In simulation nobody is to be kept in the
 dark: the experiment's seed takes its place, and one seed gives one result.
 """
@@ -76,7 +76,7 @@ def read(path: Path) -> int:
 
 
 def held(folder: Path) -> int | None:
-    """Return the secret that lies in a run's folder; None where there is none."""
+    """Return the secret that stands in a run's folder; None where there is none."""
     return read(folder / FILE) if (folder / FILE).exists() else None
 
 

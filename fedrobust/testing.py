@@ -182,7 +182,7 @@ def _check_without_attackers(record: Rule, rows: Tensor, given: Given) -> None:
 
 
 def _check_far_rows(record: Rule, rows: Tensor, given: Given, f: int) -> None:
-    """Let f rows lie far out, on one point, on both sides, or far and farther."""
+    """Put f rows far out, on one point, on both sides, or far and farther."""
     if not record.bounded or f == 0:
         return
     honest = float(rows.norm(dim=1).max())

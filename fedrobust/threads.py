@@ -48,7 +48,8 @@ def kernel_threads() -> int:
     The limits are ``torch.get_num_threads()`` (inside of ``one_thread``, what it was outside),
     ``OMP_NUM_THREADS`` and ``NUMBA_NUM_THREADS`` (by default the number of cores).
     """
-    limits = [_outside.get() or torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS]
+    own: Any = numba.config  # its names are made at import, which no type checker sees
+    limits = [_outside.get() or torch.get_num_threads(), own.NUMBA_NUM_THREADS]
     outermost = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if outermost.isdigit():
         limits.append(int(outermost))

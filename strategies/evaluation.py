@@ -17,7 +17,8 @@ from fedrobust.data import Dataset, examples_of
 from fedrobust.ensemble.attacker import Crafted
 from fedrobust.ensemble.measures import CLEAN, measure
 from fedrobust.evaluation import pixels
-from fedrobust.experiment.schema import Adversarial, Experiment
+from fedrobust.experiment.adversarial_settings import Adversarial
+from fedrobust.experiment.schema import Experiment
 from fedrobust.seeds import generator
 from fedrobust.spec import Spec
 from fedrobust.training.tasks import METRICS, measured

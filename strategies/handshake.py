@@ -24,7 +24,7 @@ class ProtocolError(RuntimeError):
     """Too few nodes, or nodes that speak another protocol."""
 
 
-def roll_call(
+def await_clients(
     grid: Grid, *, expected: int, needed: int = 1, deadline: float = 60.0
 ) -> dict[int, int]:
     """Give every node its place: the order in which replies come must not matter.

@@ -47,7 +47,7 @@ class Setup:
     device
         Where the server's model and test images live.
     attacks
-        Where the images of a transfer attack lie, or shall lie; None: they are not kept.
+        Where the images of a transfer attack are, or shall be; None: they are not kept.
     stock
         A Flower strategy that leads the run in the place of ours.
     secret

@@ -50,7 +50,7 @@ class Aggregated:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One round that is under way: what was sent, to whom, and where the updates will lie."""
+    """One round that is under way: what was sent, to whom, and where the updates will be."""
 
     number: int
     model: Model

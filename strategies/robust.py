@@ -244,7 +244,7 @@ class RobustStrategy(RecordedStrategy):
         read: Sequence[Reply],
         malformed: int,
     ) -> Aggregated:
-        """Apply the rule to the updates, which lie in the order of the clients."""
+        """Apply the rule to the updates, in the order of the clients."""
         parts, clients = self._parts, [client for client, _ in accepted]
         if len(read) < parts.min_replies:
             raise Refusal(f"min_replies asks for {parts.min_replies}, got {len(read)}")

@@ -19,7 +19,7 @@ from fedrobust.training import one_thread
 from strategies.base import Row
 from strategies.checkpointing import Checkpoints, keep, resume
 from strategies.evaluation import Metrics, evaluated
-from strategies.handshake import roll_call
+from strategies.handshake import await_clients
 from strategies.modes import Mode, Setup, build
 from strategies.rounds import rounds
 
@@ -50,7 +50,7 @@ def run(
     device
         Where the server's model and test images live: the clients' device, in one process.
     attacks
-        Where images of a transfer attack lie, or shall lie; None: they are made and not kept.
+        Where images of a transfer attack are, or shall be; None: they are made and not kept.
     on_row
         Called with round 0 (the initial model) and with each round as it ends.
     stock
@@ -78,7 +78,7 @@ def run(
         experiment.server.validation,
         seed=experiment.seed,
     )
-    clients = roll_call(grid, expected=n, needed=least, deadline=wall)
+    clients = await_clients(grid, expected=n, needed=least, deadline=wall)
     saved = None if checkpoints is None else checkpoints.saved
     setup = Setup(
         grid=grid,

@@ -5,6 +5,7 @@ The floors stand in ``experiments/benchmarks/house.py``, which measures the hous
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,16 @@ def test_it_saw_every_file():
     assert {str(path.relative_to(ROOT)) for path in FILES.values()} == expected
     assert len(expected) >= 225
     assert sum(map(len, EDGES.values())) > 800
+
+
+def test_the_tests_mirror_the_packages():
+    """A folder of tests is named after a package; what stands above them spans several."""
+    packages = {Path(*module.split(".")).name for module, file in FILES.items()
+                if file.name == "__init__.py"}  # fmt: skip
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert len(folders) >= 15
+    assert folders <= packages
+    assert not list((ROOT / "tests").glob("*/*/test_*.py"))
 
 
 def test_every_package_stands_on_a_floor():

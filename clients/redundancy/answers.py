@@ -68,7 +68,8 @@ def read_task(message: Message, context: Context) -> Task:
     if MODEL not in context.state or ORDER not in context.state:
         raise ValueError(f"stage {stage!r} came to a node that has not seen the round's first one")
     told = context.state[ORDER]
-    nodes = list(told["nodes"])
+    names = told["nodes"]
+    nodes = list(names) if isinstance(names, list) else []
     if str(context.node_id) not in nodes:
         raise ValueError(f"node {context.node_id} is none of the {len(nodes)} workers")
     return Task(

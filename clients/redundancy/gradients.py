@@ -50,6 +50,7 @@ class FileGradients:
         self._memory = torch.empty(0, 0)
         self._turn: tuple[FilePlan, bytes] | None = None
         self._vector: Tensor | None = None
+        self.place: Place  # set by ``turn_to``
 
     def turn_to(self, vector: Tensor, statistics: Tensor, plan: FilePlan) -> FileGradients:
         """Start on a round's files at a model, unless that is where it stands; return itself.

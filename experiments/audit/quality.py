@@ -149,7 +149,7 @@ def _wanted(tables: Mapping[str, Mapping[str, float]], wanted: str) -> Metric:
 
 
 class Judge:
-    """Numbers of runs, and how far they lie below the clean ones.
+    """Numbers of runs, and how far they are below the clean ones.
 
     Parameters
     ----------

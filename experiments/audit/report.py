@@ -12,11 +12,11 @@ import pandas as pd
 
 from experiments.audit.application import Application
 from experiments.audit.cell import GRID, WRAPPER
+from experiments.audit.judgement import Verdict, not_audited, verdict
 from experiments.audit.outcomes import Finding
 from experiments.audit.page import page
 from experiments.audit.plan import ATTACK, BROKEN_REPLY, Defence, Options, Outcome
 from experiments.audit.text import plain
-from experiments.audit.verdict import Verdict, not_audited, verdict
 from fedrobust import plugins
 
 SCHEMA = 1

@@ -149,7 +149,7 @@ def through_flower(model: str, clients: int, settings: Settings, grid: str) -> R
         raise RuntimeError(
             f"{grid} {model} N={clients}: {lost} replies lost, the rounds say nothing"
         )
-    watch = Stopwatch(case, {"experiment": case.to_toml(), "data-root": root or ""}, settings)
+    watch = Stopwatch(case, make_node(case, Host(data_root=root or "")), settings)
     for number in range(1, 5):
         watch.bare_round(number)
     return _line(grid, watch, [row["seconds"] for row in rows[2:-1]], None)

@@ -139,7 +139,8 @@ def fuzz_collector(inputs: int, start: int, findings: list[str]) -> Counter[str]
         source = draw.choice((KNOWN, OTHER, UNKNOWN, SUPERLINK))
         made.metadata.__dict__["_src_node_id"] = source
         made.metadata.__dict__["_reply_to_message_id"] = draw.choice(("to 5", "to 7", "to 9", ""))
-        for kind, screen in hostile.SCREENS.items():
+        screens: dict[str, Any] = hostile.SCREENS
+        for kind, screen in screens.items():
             try:
                 found = collect(SENT, [made, made], screen)
             except Exception as error:

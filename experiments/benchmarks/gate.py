@@ -23,7 +23,7 @@ import typer
 from experiments.deploy.federation import Federation, federation
 from experiments.deploy.gate import Gate
 from experiments.deploy.hostile import EXPERIMENT, at_work
-from experiments.deploy.raw_nodes import RawNode, honest
+from experiments.deploy.raw_nodes import Behaviour, RawNode, honest
 from experiments.deployment import run_on_nodes
 from fedrobust.experiment.load import from_dict
 from fedrobust.flower import _compat as flower
@@ -53,7 +53,7 @@ def main(rounds: int = 100, clients: int = 8, limit: float = math.inf) -> None:
         for gate in (True, False):
             home = temporary / str(gate)
             it = stack.enter_context(federation(home, nodes=0, namespaces=False, gate=gate))
-            behaviours = [honest] * clients
+            behaviours: list[Behaviour] = [honest] * clients
             sites[gate] = it, stack.enter_context(at_work(it, behaviours))
 
         def measure(gate: bool) -> None:
@@ -82,7 +82,7 @@ def in_process() -> dict[str, tuple[float, float]]:
     """Return case -> CPU seconds of one request, through the gate and without it; in turns."""
     apps = {gate: flower.superlink_app() for gate in (True, False)}
     callers = {gate: flower.app_client(Gate(app) if gate else app) for gate, app in apps.items()}
-    nodes = {gate: flower.enrol(client) for gate, client in callers.items()}
+    nodes = {gate: flower.register_node(client) for gate, client in callers.items()}
     found: dict[str, dict[bool, list[float]]] = {}
     for _ in range(TURNS):
         for gate, client in callers.items():

@@ -69,7 +69,7 @@ def main(clients: int = 100, hosts: int = 2, rounds: int = 3, model: str = "") -
 
 
 class Memory(threading.Thread):
-    """Watch the resident memory of the SuperLink and the server app that it started, in a block."""
+    """Follow, in a block, the resident memory of the SuperLink and of its server app."""
 
     def __init__(self, it: Federation) -> None:
         super().__init__(daemon=True)

@@ -146,7 +146,8 @@ class Adversary:
     def _vouched(self, message: Message, content: RecordDict) -> RecordDict:
         """Return sketches that fit a sum to which the shift was added: every file takes a part."""
         files = list(commit_reveal.setting(message, "files"))
-        data = content[commit_reveal.SCHEME]["sketches"]
+        data = content.config_records[commit_reveal.SCHEME]["sketches"]
+        assert isinstance(data, bytes)
         rows = torch.frombuffer(bytearray(data), dtype=torch.float64).view(len(files), -1)
         rows += sketch(self.shift, seed=int(self.seed or 0), size=self.width) / len(files)
         return RecordDict(
@@ -180,7 +181,7 @@ def _changed(content: RecordDict, change: Callable[[Tensor], Tensor]) -> RecordD
         arrays = content["arrays"]
         made = {name: change(tensor_of(array)) for name, array in arrays.items()}
         return RecordDict({"arrays": array_of(**made)})
-    record = dict(content[commit_reveal.SCHEME].items())
+    record = dict(content.config_records[commit_reveal.SCHEME].items())
     for key in ("digests", "sketches"):
         if isinstance(data := record.get(key), bytes):
             record[key] = bytes(255 - b for b in data[:8]) + data[8:]

@@ -169,9 +169,9 @@ def plan(bench: Bench, tuned: Mapping[str, Any]) -> list[Planned]:
 def _planned(bench: Bench, cell: Cell, tuned: Mapping[str, Any]) -> Planned:
     found: list[Experiment] = []
     chosen = tuned.get(cell.federation.name)
-    lying = {chosen["key"]: chosen["value"]} if chosen else {}
+    tuned = {chosen["key"]: chosen["value"]} if chosen else {}
     for seed in bench.budget.seeds:
-        base = override(document(cell, bench.budget, bench.rule, seed=seed), lying)
+        base = override(document(cell, bench.budget, bench.rule, seed=seed), tuned)
         attacks = ["none", "auto"] if cell.byzantine else ["none"]
         try:
             found += expand(base | {"rule": bench.spec(), "sweep": {"attack": attacks}})

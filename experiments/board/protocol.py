@@ -19,7 +19,7 @@ LOCAL = {"mode": "update", "batch_size": 32, "steps": 5}
 
 @dataclass(frozen=True)
 class Federation:
-    """A kind of federation; ``settings`` lie over the budget's.
+    """A kind of federation; ``settings`` replace the budget's.
 
     Attributes
     ----------
@@ -153,7 +153,7 @@ BUDGETS = {budget.name: budget for budget in (QUICK, FULL)}
 
 
 def document(cell: Cell, budget: Budget, rule: str, *, seed: int) -> dict[str, Any]:
-    """Return the settings of one cell without an attack; the tuned key lies on top later."""
+    """Return the settings of one cell without an attack; the tuned key is put on top later."""
     given = dict(cell.federation.settings)
     second = given.pop("data", "first") == "second"
     server = {"momentum": 0.0, "evaluate_every": max(1, budget.rounds // 6)}

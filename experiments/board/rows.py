@@ -17,7 +17,7 @@ from fedrobust.experiment.schema import ConfigError
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]
-KEYS = {
+KEYS: dict[str, type | tuple[type, ...]] = {
     "protocol": int, "budget": str, "rule": str, "settings": dict, "origin": str, "fedrobust": str,
     "members": int, "seeds": list, "tuned": dict, "cells": list, "score": dict,
     "aggregation_ms": dict, "runs": int, "seconds": (int, float), "machine": dict, "left_out": list,
@@ -69,7 +69,7 @@ def _wrong_cell(cell: Mapping[str, Any]) -> list[str]:
     for key in ("clean", "auto", "fixed_accuracy"):
         value = cell.get(key)
         if key in cell and not (isinstance(value, int | float) and 0 <= value <= 1):
-            found.append(f"{name}: {key} lies in 0..1, got {value!r}")
+            found.append(f"{name}: {key} must be in 0..1, got {value!r}")
     if not found and cell.get("byzantine") and cell["auto"] > cell["fixed_accuracy"]:
         found.append(f"{name}: auto leaves more than its own member {cell['fixed']}")
     return found

@@ -27,7 +27,7 @@ import torch
 from flwr.app import Message
 
 from fedrobust.aggregation import aggregate
-from fedrobust.flower import _compat as flower
+from fedrobust.flower import _compat_processes as flower
 
 # The client app, and what it imports on its way through a message; optimizers import _dynamo.
 PRELOADED = (

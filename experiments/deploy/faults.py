@@ -20,7 +20,7 @@ import typer
 from experiments.deploy.federation import Federation, as_json, family, federation, send
 from experiments.deploy.rehearse import FILE
 from experiments.deployment import run_on_nodes
-from experiments.flower_run import FlowerRunError
+from experiments.flower_processes import FlowerRunError
 from fedrobust.experiment.load import expand, override, read
 from fedrobust.experiment.schema import Experiment
 from fedrobust.runs.folder import RunFolder, timeless
@@ -148,10 +148,7 @@ def drilled(it: Federation, experiment: Experiment, plan: dict[int, str]) -> lis
             struck = plan.get(last + 1) or mended.get(last)  # a checkpoint comes after its row
             if struck is None or resumes > len(DRILLS):
                 raise
-            reason = str(error).splitlines()
-            told = [line for line in reason if "Error" in line] or reason[:1]
-            line = {"drill": DRILLS[struck][0], "rows": last + 1, "run ended": told[-1][:300]}
-            typer.echo(as_json(line))
+            _say_end(DRILLS[struck][0], last + 1, error)
             if plan.pop(last + 1, None):
                 DRILLS[struck][2](it)
             it.wait_for_nodes(experiment.clients)
@@ -160,6 +157,13 @@ def drilled(it: Federation, experiment: Experiment, plan: dict[int, str]) -> lis
         kept = timeless(rows)[: len(before)] == timeless(before)
         typer.echo(as_json({"rows kept": kept, "rows": len(rows), "resumes": resumes}))
         return rows
+
+
+def _say_end(drill: str, rows: int, error: Exception) -> None:
+    """Print which drill ended the run, after how many rows, with what error."""
+    reason = str(error).splitlines()
+    told = [line for line in reason if "Error" in line] or reason[:1]
+    typer.echo(as_json({"drill": drill, "rows": rows, "run ended": told[-1][:300]}))
 
 
 def say(row: dict, drill: str | None) -> None:

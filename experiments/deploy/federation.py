@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from experiments import flower_run
+from experiments import flower_processes
 from experiments.deployment import connection, node_command
 
 HERE = Path(__file__).parent
@@ -92,7 +92,7 @@ class Federation:
             certificates=self.home / "ca.crt" if tls else None,
             key=self.home / name if tls else None,
             insecure=not tls,
-            port=flower_run.free_port(),
+            port=flower_processes.free_port(),
             warm=self.warm,
             poll=POLL,
         )
@@ -108,7 +108,7 @@ class Federation:
         self.make_key(f"node-{number}")
         public = str(self.home / f"node-{number}.pub")
         words = ["supernode", "register", public, "own", "--name", f"client-{number}"]
-        flower_run.flwr(words, self.environment)
+        flower_processes.flwr(words, self.environment)
 
     def register_all(self, count: int, *, first: int = 0) -> None:
         """Register ``client-FIRST`` to ``client-COUNT-1``, several processes at a time."""
@@ -122,7 +122,7 @@ class Federation:
 
     def nodes(self) -> list[dict[str, Any]]:
         """Return the SuperLink's register of nodes."""
-        answer = flower_run.flwr(["supernode", "list", "own"], self.environment)
+        answer = flower_processes.flwr(["supernode", "list", "own"], self.environment)
         return list(answer.get("nodes", []))
 
     def wait_for_nodes(self, count: int, limit: float = 300) -> None:
@@ -193,7 +193,7 @@ def federation(
     before = signal.signal(signal.SIGTERM, _leave)
     try:
         host = _lay(bridge, nodes + 2) if bridge else "127.0.0.1"
-        address = f"{host}:{flower_run.free_port()}"
+        address = f"{host}:{flower_processes.free_port()}"
         made = subprocess.run(
             ["sh", str(HERE / "make_certificates.sh"), str(home), host, "127.0.0.1", "localhost"],
             check=True, capture_output=True, text=True,

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.deploy.gate_ledger import MIB, Ledger, Limits, Outcome, Refused, Softly
+from experiments.deploy.gate_ledger import MIB, Accounts, Limits, Outcome, Refused, Softly
 from fedrobust.flower import _compat as flower
 
 Scope = MutableMapping[str, Any]
@@ -70,7 +70,7 @@ class Gate:
 
     def __post_init__(self) -> None:
         self._networks = [network(text) for text in self.operators]
-        self._ledger = Ledger(self.limits)
+        self._ledger = Accounts(self.limits)
         self._waiting = 0
         self._refusals: Counter[tuple[str, str]] = Counter()
 

@@ -48,7 +48,7 @@ class Limits:
         under one lock. A reply of one array has five objects, and one more per 5 MB.
     reply_bytes
         Of one reply's objects; twice the bytes of the message that it answers if those are more.
-        ``STORED`` times as many may lie in the store, unread by the server.
+        ``STORED`` times as many may wait in the store, unread by the server.
     """
 
     objects: int = 1024
@@ -98,7 +98,7 @@ class Node:
             del self.pushed[key]
 
 
-class Ledger:
+class Accounts:
     """Judge nodes' requests by what they were told and have pushed.
 
     Node ids are those that the requests claim. Flower, behind the gate, holds them against the key

@@ -22,7 +22,7 @@ from experiments.deploy.behaviours import stranger
 from experiments.deploy.federation import Federation, as_json, federation
 from experiments.deploy.raw_nodes import Behaviour, RawNode, honest
 from experiments.deployment import run_on_nodes
-from experiments.flower_run import FlowerRunError
+from experiments.flower_processes import FlowerRunError
 from experiments.simulation import run_one
 from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import Experiment

@@ -114,7 +114,8 @@ class RawNode(threading.Thread):
             return None
         data, tree = found.messages_list[0].metadata, found.message_object_trees[0]
         contents = {i: self.object(data.run_id, i) for i in sorted(set(listed(tree)))}
-        message: Message = flower.inflate_object_from_contents(data.message_id, contents)
+        whole: Any = flower.inflate_object_from_contents(data.message_id, contents)
+        message: Message = whole
         flower.set_message_id(message, data.message_id)
         self.confirm(data.run_id, data.message_id)
         self.seen.append(message)
@@ -141,7 +142,10 @@ class RawNode(threading.Thread):
         run = message.metadata.run_id
         if run not in self._contexts:
             config = flower.run_config(self.client, self.node_id, run)
-            own = {"partition-id": self.number, "role": "honest"}
+            own: dict[str, bool | float | int | str] = {
+                "partition-id": self.number,
+                "role": "honest",
+            }
             self._contexts[run] = Context(run, self.node_id, own, RecordDict(), config)
         with OURS:
             return app(message, self._contexts[run])

@@ -23,6 +23,7 @@ from experiments.deploy.gate import OPERATORS, Gate, network
 from experiments.deploy.gate_ledger import MIB, Limits
 from experiments.deploy.supernode import readable
 from fedrobust.flower import _compat as flower
+from fedrobust.flower._compat_processes import run_superlink
 
 SECRET = "--superexec-auth-secret-file"
 NO_INSTALLATION = "--disable-runtime-dependency-installation"
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         subprocess.Popen(command, pass_fds=(end,), start_new_session=True)
         os.close(end)
         rest += ["--isolation", "process", SECRET, f"/dev/fd/{readable(secret)}"]
-    flower.run_superlink(rest, Gate, **settings)
+    run_superlink(rest, Gate, **settings)
 
 
 def executor_of(arguments: Sequence[str]) -> list[str] | None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from experiments.deploy import executor
-from fedrobust.flower import _compat as flower
+from fedrobust.flower import _compat_processes as flower
 
 HOST = "127.0.0.1"
 LEAST = 0.2  # seconds between two looks for a message

@@ -184,7 +184,7 @@ def _attackers(frame: pd.DataFrame) -> Section | None:
         "<h3>Bypass</h3><p>The attackers' share of the weight: 0, all rejected; their share of the "
         "clients, all let through. A dash: the rule takes values apart from their senders.</p>"
         f"<div class='wide'>{heat_table(bypass, low=0, high=1, unit=1, digits=2)}</div>"
-        "<h3>Deviation</h3><p>How far the aggregate lies from the honest mean, in honest spreads."
+        "<h3>Deviation</h3><p>How far the aggregate is from the honest mean, in honest spreads."
         f"</p><div class='wide'>{heat_table(deviation, low=0, high=far, unit=1, digits=2)}</div>"
     )
     return Section(

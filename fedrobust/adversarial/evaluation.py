@@ -189,7 +189,7 @@ def overfitting_probe(
 
 
 def catastrophic_overfitting(history: Sequence[float], *, drop: float = 0.2) -> bool:
-    """Tell whether the latest PGD accuracy lies more than ``drop`` below the best so far.
+    """Tell whether the latest PGD accuracy is more than ``drop`` below the best so far.
 
     ``history`` holds ``overfitting_probe`` of every epoch of FGSM training: the collapse from one
     epoch to the next that single-step training is known for. The limit is ours.

@@ -52,8 +52,8 @@ def quantise_images(
     """Round images to the 256 levels k / 255, within ``eps`` of the reference where one is given.
 
     Without ``reference`` each value goes to the nearest level. With it, to the nearest level of
-    those that lie within ``eps`` of the reference, so that a perturbation of eps keeps at most
-    eps * 255 levels even where the reference is off the grid; if no level lies within (eps below
+    those within ``eps`` of the reference, so that a perturbation of eps keeps at most
+    eps * 255 levels even where the reference is off the grid; if no level is within (eps below
     half a level), to the level nearest to the reference.
 
     Raises

@@ -98,7 +98,7 @@ def independent_vote_failure(rate: float, members: int) -> float:
     """Return how often a majority of members is fooled if each is, independently, at this rate.
 
     sum over k > members / 2 of C(members, k) rate^k (1 - rate)^(members - k), for an odd number.
-    Real members agree more, so a measured failure lies between this and the rate.
+    Real members agree more, so a measured failure is between this and the rate.
 
     Raises
     ------

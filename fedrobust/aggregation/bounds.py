@@ -91,7 +91,7 @@ def _squares(aggregate: Tensor, honest: Tensor, dtype: torch.dtype) -> tuple[flo
     """Return the squared distance of the aggregate from the mean, and the rows' variance.
 
     Block by block, so that no second matrix is made. What the mean of each block misses by rounding
-    is taken from the offsets: the rows may lie close together and far from zero.
+    is taken from the offsets: the rows may be close together and far from zero.
     """
     away = spread = 0.0
     width = max(1, BLOCK // len(honest))

@@ -22,7 +22,7 @@ def centred_gram(updates: Tensor, mixing: Tensor | None = None) -> Tensor:
     """Return the (n, n) products of the rows about a common centre, float64.
 
     Blocks of columns are multiplied in the updates' own precision and summed in float64. The centre
-    is the coordinate-wise median of three rows; where it turns out to lie far from the rows (three
+    is the coordinate-wise median of three rows; where it turns out to be far from the rows (three
     rows can be an attacker's), it is that of all rows instead. A mean is moved anywhere by one row.
 
     Parameters
@@ -53,7 +53,7 @@ def three_rows(updates: Tensor, mixing: Tensor | None) -> Tensor:
 
 
 def near(gram: Tensor) -> bool:
-    """Whether the rows lie about as far from their common centre as from each other."""
+    """Whether the rows are about as far from their common centre as from each other."""
     norms = gram.diagonal()
     typical = squared_from(gram).median(0).values
     return bool(torch.isfinite(gram).all()) and bool((norms <= FAR * typical).all())
@@ -98,7 +98,7 @@ def squared_from(gram: Tensor) -> Tensor:
 def squared_distances(updates: Tensor) -> Tensor:
     """Return (n, n) squared Euclidean distances in float64; symmetric, zero diagonal.
 
-    From centred products: |x|^2 + |y|^2 - 2 x.y of raw rows loses all digits where the rows lie
+    From centred products: |x|^2 + |y|^2 - 2 x.y of raw rows loses all digits where the rows are
     close together and far from zero.
     """
     return squared_from(centred_gram(updates))

@@ -167,17 +167,11 @@ def safeguard_step(
     Descent, ICLR 2021, Algorithm 1 (double safeguard). The average is over those who pass this
     round's check. Needs f < n / 2.
     """
-    whole(window, "safeguard", "window", low=1)
-    whole(short_window, "safeguard", "short_window", low=1)
-    if short_window > window:
-        raise SpecError(
-            f"safeguard needs 1 <= short_window <= window, got {short_window} and {window}"
-        )
+    _check_safeguard(window, short_window, noise=noise)
     for key, value in (
         ("threshold", threshold), ("short_threshold", short_threshold), ("factor", factor),
     ):  # fmt: skip
         real(value, "safeguard", key, above=0)
-    real(noise, "safeguard", "noise", low=0)
     numbers = numbered(updates, clients)
     kept: Memory = dict(memory) if memory else {}
     turn = int(kept.get("round", torch.tensor(0)))
@@ -209,6 +203,16 @@ def safeguard_step(
         draw = torch.randn(result.shape, generator=generator, dtype=result.dtype)
         result = result + noise * draw.to(result)
     return Outcome(result, after, weights)
+
+
+def _check_safeguard(window: int, short_window: int, *, noise: float) -> None:
+    whole(window, "safeguard", "window", low=1)
+    whole(short_window, "safeguard", "short_window", low=1)
+    if short_window > window:
+        raise SpecError(
+            f"safeguard needs 1 <= short_window <= window, got {short_window} and {window}"
+        )
+    real(noise, "safeguard", "noise", low=0)
 
 
 def clipped_clustering_step(updates: Tensor, *, memory: Any = None) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numba
@@ -96,10 +97,10 @@ def sketch(updates: Tensor, dimension: int, source: torch.Generator) -> Tensor:
     n, d = updates.shape
     if d <= TABLES * dimension:
         return updates
-    drawn = {"generator": source, "device": source.device}
-    bucket = torch.randint(0, dimension, (TABLES, d), **drawn).cpu()
+    draw = partial(torch.randint, 0, generator=source, device=source.device)
+    bucket = draw(dimension, (TABLES, d)).cpu()
     bucket += dimension * torch.arange(TABLES)[:, None]
-    sign = torch.randint(0, 2, (TABLES, d), **drawn).cpu() * 2 - 1
+    sign = draw(2, (TABLES, d)).cpu() * 2 - 1
     sums = torch.zeros(n, TABLES * dimension, dtype=torch.float64)
     rows = updates.detach().cpu().contiguous().numpy()
     places, signs = bucket.int().numpy(), sign.to(torch.int8).numpy()

@@ -150,7 +150,7 @@ def weighted_ranks(values: Tensor, weights: Tensor, low: float, high: float) -> 
     weights
         (n,), adding up to 1.
     low, high
-        0 <= low < high <= 1; a value counts by how much of its mass lies between them.
+        0 <= low < high <= 1; a value counts by how much of its mass is between them.
     """
     ordered, order = values.double().sort(dim=0, stable=True)
     mass = weights.to(values.device)[order]

@@ -53,7 +53,7 @@ def z_max(n: int, f: int, formula: str = "neurips") -> float:
 
 
 def support_probability(n: int, f: int, z: float) -> float:
-    """Return the probability that at least s honest clients lie beyond z, on one coordinate.
+    """Return the probability that at least s honest clients are beyond z, on one coordinate.
 
     The upper tail of Binomial(n - f, 1 - Phi(z)) from s on.
     """

@@ -96,7 +96,7 @@ def rop(
     """Step aside from the last aggregate, at an angle to where training is heading.
 
     With u = memory * previous + (1 - memory) * mean (the mean itself in the first round), sent is
-    pi * previous + (1 - pi) * mean + z * p; p of norm 1 lies at ``angle`` degrees to u, in the
+    pi * previous + (1 - pi) * mean + z * p; p of norm 1 is at ``angle`` degrees to u, in the
     plane of u and the all-ones vector.
 
     Parameters

@@ -35,7 +35,7 @@ FIXED: tuple[dict[str, Any], ...] = (
     {"name": "opt_ipm"},
 )
 
-# Questions to the rule a round, by name: what a run of the member costs beside its training.
+# Calls of the rule a round, by name: what a run of the member costs beside its training.
 QUESTIONS = {"gradient_search": 36, "drift_search": 52, "opt_alie": 40, "opt_ipm": 20}
 COARSE = 12  # fewer without the refinements
 

@@ -48,7 +48,7 @@ def opt_alie(
     sign
         -1, +1, or 0: search both sides and keep the better one (-1 on ties).
     evaluations
-        Questions to the rule, per side.
+        Calls of the rule, per side.
 
     Raises
     ------
@@ -139,7 +139,7 @@ def sensitivity_curve(
     limit
         Largest t.
     steps
-        Questions to the rule in the scan (even steps over (0, limit]) and again in the bisection.
+        Calls of the rule in the scan (even steps over (0, limit]) and again in the bisection.
     tolerance
         Of the maximum: a coordinate is content with (1 - tolerance) of it.
 

@@ -38,7 +38,7 @@ def obtain(
     Parameters
     ----------
     parent
-        Where image folders lie; each is named by what decides its images. None: nothing is kept.
+        Where image folders are; each is named by what decides its images. None: nothing is kept.
         Processes that want the same images wait for the one that makes them.
     device
         Where they are made; the result is on the CPU.

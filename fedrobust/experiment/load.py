@@ -17,10 +17,12 @@ from pydantic import TypeAdapter, ValidationError
 from fedrobust import plugins
 from fedrobust.aggregation.client_weights import settled
 from fedrobust.experiment import auto, validate
-from fedrobust.experiment.fields import some_of
+from fedrobust.experiment.adversarial_settings import FederatedAdversarial
+from fedrobust.experiment.field_types import some_of
 from fedrobust.experiment.honoured import ONLY_FEDERATED, refused
 from fedrobust.experiment.modes import FEDAVG
-from fedrobust.experiment.schema import ConfigError, Experiment, FederatedAdversarial
+from fedrobust.experiment.renamed import renamed
+from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.experiment.sentences import keys_at, sentences, table_at
 from fedrobust.redundancy import rounds
 from fedrobust.simulation.sampled import implied_f
@@ -38,14 +40,6 @@ __all__ = [
 ]
 
 REQUIRED = ("data", "model", "clients", "byzantine", "rounds", "seed", "rule", "attack")
-# Keys of older files -> what a file says today.
-RENAMED = {"scheme": "redundancy", "plan": "ensemble"}
-GONE = {
-    "transfer.reading": "transfer.reading is now transfer.step_scaling: 'fixed' or 'proportional'",
-    "redundancy.together": "redundancy.together is now redundancy.vmap_files",
-    "redundancy.permutation": "redundancy.permutation is gone: fresh for aspis_plus only",
-    "ensemble.lie": "ensemble.lie is now attack",
-}
 
 
 def from_dict(document: Mapping[str, Any]) -> Experiment:
@@ -57,7 +51,7 @@ def from_dict(document: Mapping[str, Any]) -> Experiment:
         With every error found, not only the first.
     """
     errors: list[str] = []
-    table = _lifted(_renamed(document, errors), errors)
+    table = _lifted(renamed(document, errors), errors)
     plugins.provide(table)
     mode = _mode(table, errors)
     missing = _missing(table, mode, errors)
@@ -70,21 +64,6 @@ def from_dict(document: Mapping[str, Any]) -> Experiment:
     if errors:
         raise ConfigError(list(dict.fromkeys(errors)))
     return experiment
-
-
-def _renamed(document: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:
-    """Read the keys of older files under their names of today, and say so."""
-    table = dict(document)
-    for old, new in RENAMED.items():
-        if old in table:
-            errors.append(f"[{old}] is now [{new}]")
-            table.setdefault(new, table.pop(old))
-    for key, sentence in GONE.items():
-        name, inner = key.split(".")
-        if isinstance(table.get(name), Mapping) and inner in table[name]:
-            errors.append(sentence)
-            table[name] = {k: v for k, v in table[name].items() if k != inner}
-    return table
 
 
 def _lifted(document: dict[str, Any], errors: list[str]) -> dict[str, Any]:

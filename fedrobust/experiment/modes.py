@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from fedrobust.experiment.fields import (
+from fedrobust.experiment.field_types import (
     CONFIG,
     AtLeast0,
     AtLeast1,

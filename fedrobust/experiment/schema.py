@@ -15,7 +15,13 @@ import tomli_w
 from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
-from fedrobust.experiment.fields import (
+from fedrobust.experiment.adversarial_settings import (
+    Adversarial,
+    FederatedAdversarial,
+    Pretrain,
+    Semi,
+)
+from fedrobust.experiment.field_types import (
     CONFIG,
     AtLeast1,
     BelowOne,
@@ -30,14 +36,10 @@ from fedrobust.experiment.fields import (
 from fedrobust.experiment.honoured import honours
 from fedrobust.experiment.modes import EnsembleSettings, NodeSettings, Redundancy, Transfer
 from fedrobust.experiment.settings import (
-    Adversarial,
     Compression,
-    FederatedAdversarial,
     Group,
     GroupTable,
-    Pretrain,
     Recipe,
-    Semi,
     Server,
 )
 from fedrobust.spec import InputError

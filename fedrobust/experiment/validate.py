@@ -109,7 +109,7 @@ def _of_classes(e: Experiment) -> Iterator[str]:
 def _byzantine(e: Experiment) -> Iterator[str]:
     last = e.clients - 1
     if not 0 <= e.byzantine <= last:
-        yield f"byzantine must lie in 0..clients-1 = 0..{last}, got {e.byzantine}"
+        yield f"byzantine must be in 0..clients-1 = 0..{last}, got {e.byzantine}"
 
 
 def _partition(e: Experiment) -> None:

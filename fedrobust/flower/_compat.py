@@ -2,8 +2,9 @@
 
 Whatever is imported from ``flwr.supercore``, ``flwr.superlink``, ``flwr.supernode`` or
 ``flwr.proto`` may be renamed by the next release: it is imported here and nowhere else, and
-``tests/test_compat.py`` says which door is shut. The doors behind which other people's apps run
-(the simulation engine, the older API, an app's configuration) stand in ``_compat_apps``.
+``tests/flower/test_compat.py`` says which door is shut. The doors behind which other people's apps
+run (the simulation engine, the older API, an app's configuration) stand in ``_compat_apps``,
+those behind which its own processes start in ``_compat_processes``.
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ from __future__ import annotations
 import importlib.metadata
 import ssl
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from flwr.app import Array, Message
@@ -64,18 +63,15 @@ CHUNK = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE  # bytes: Flower cuts arrays into piec
 
 __all__ = [
     "CHUNK", "HEAD_BODY_DIVIDER", "MEDIA_TYPE", "TRIED", "ActivateNodeRequest",
-    "ConfirmMessageReceivedRequest", "ConfirmMessageReceivedResponse", "DecodeError",
-    "Metadata", "ObjectTree", "ObjectUnavailableError", "PullAppMessagesRequest",
-    "PullMessagesRequest", "PullMessagesResponse", "PullObjectRequest", "PullObjectResponse",
-    "PushMessagesRequest", "PushMessagesResponse", "PushObjectRequest", "PushObjectResponse",
-    "SendNodeHeartbeatRequest", "TaskIdentity", "app_client", "call", "chunk_content",
-    "client_process", "cut",
-    "enrol", "executor_client", "fleet_client", "get_object_head_values_from_object_content",
-    "inflate_object_from_contents", "is_http_grid", "leave", "load_app",
-    "make_pull_object_fn_protobuf", "next_task", "objects_of", "public_key", "push_request",
-    "run_config", "run_superlink", "run_supernode", "run_task", "runtime_client",
-    "set_message_id", "stranger_requests", "superlink_address", "superlink_app", "tree_of",
-    "version",
+    "ConfirmMessageReceivedRequest", "ConfirmMessageReceivedResponse", "DecodeError", "Metadata",
+    "ObjectTree", "ObjectUnavailableError", "PullAppMessagesRequest", "PullMessagesRequest",
+    "PullMessagesResponse", "PullObjectRequest", "PullObjectResponse", "PushMessagesRequest",
+    "PushMessagesResponse", "PushObjectRequest", "PushObjectResponse", "SendNodeHeartbeatRequest",
+    "TaskIdentity", "app_client", "call", "chunk_content", "cut", "fleet_client",
+    "get_object_head_values_from_object_content", "inflate_object_from_contents", "is_http_grid",
+    "load_app", "make_pull_object_fn_protobuf", "objects_of", "public_key", "push_request",
+    "register_node", "run_config", "runtime_client", "set_message_id", "stranger_requests",
+    "superlink_address", "superlink_app", "tree_of", "version",
 ]  # fmt: skip
 
 
@@ -119,119 +115,6 @@ def cut(array: Array, ends: Sequence[int]) -> Array:
     chunks = [ArrayChunk(view[start:end]) for start, end in zip(starts, ends, strict=True)]
     array.__dict__["_chunks"] = [(chunk.object_id, chunk) for chunk in chunks]
     return array
-
-
-def run_superlink(arguments: Sequence[str], gate: type, **settings: Any) -> None:
-    """Run Flower's SuperLink in this process with an ASGI middleware in front of all its own.
-
-    Parameters
-    ----------
-    arguments
-        Of ``flower-superlink``.
-    gate, settings
-        The middleware's class, made as ``gate(app, **settings)``.
-
-    Raises
-    ------
-    DoorError
-        If this Flower does not put the middleware in front: better none than one without it.
-    """
-    from flwr.superlink import extensions, main
-    from flwr.superlink.cli import flower_superlink
-    from starlette.middleware import Middleware
-
-    own, before = Middleware(gate, **settings), extensions.get_middleware
-    extensions.get_middleware = lambda: (own, *before())
-    if main._get_middleware()[:1] != [own]:
-        raise DoorError(f"flwr {version()} does not take a gate: tried with {', '.join(TRIED)}")
-    sys.argv = ["flower-superlink", *arguments]
-    flower_superlink()
-
-
-def run_supernode(
-    arguments: Sequence[str],
-    *,
-    sleep: Callable[[float], None],
-    answering: Callable[[], AbstractContextManager[None]],
-) -> None:
-    """Run Flower's SuperNode in this process, with pauses of our own.
-
-    Parameters
-    ----------
-    arguments
-        Of ``flower-supernode``.
-    sleep
-        Is called where Flower sleeps: 3 s without a message, 0.5 s while one is worked on.
-    answering
-        Is entered when a message is whole, and left when its reply has been sent.
-    """
-    from flwr.supernode import start_client_internal as loop
-    from flwr.supernode.cli import flower_supernode
-
-    push = loop._push_messages
-
-    def announced(**given: Any) -> None:
-        with answering():
-            push(**given)
-
-    loop.__dict__.update(_push_messages=announced, time=SimpleNamespace(sleep=sleep))
-    sys.argv = ["flower-supernode", *arguments]
-    flower_supernode()
-
-
-def leave(sentence: str) -> NoReturn:
-    """End a SuperNode from its own thread, as Flower does where it cannot go on."""
-    from flwr.supercore.exit import ExitCode, flwr_exit
-
-    flwr_exit(ExitCode.TASK_PROC_EXCEPTION, sentence)
-
-
-def executor_client(address: str, secret: bytes) -> Any:
-    """Return what asks a SuperNode of this machine for tasks, with the executor's secret."""
-    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor as Version
-    from flwr.supercore.interceptors import SuperExecAuthHttpInterceptor as Signed
-    from flwr.supercore.runtime import RuntimeHttpClient
-
-    signed = Signed(master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"})
-    return RuntimeHttpClient.from_server_address(
-        address, True, None, [Version(component_name="SuperExec"), signed]
-    )
-
-
-def next_task(client: Any) -> str:
-    """Take the next message's task; return its token, empty where there is none."""
-    from flwr.proto.runtime_pb2 import AcquireTaskRequest
-    from flwr.supercore.constant import TaskType
-
-    wanted = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
-    return str(client.AcquireTask(wanted).token)
-
-
-def client_process() -> Any:
-    """Import what Flower's client app process consists of."""
-    from flwr.supernode.runtime import run_clientapp
-
-    return run_clientapp
-
-
-def run_task(address: str, token: str, parent: int, received: Callable[[Message], None]) -> None:
-    """Be Flower's client app process for one message, until its ``SystemExit``.
-
-    Parameters
-    ----------
-    received
-        Is called with the message before it is answered.
-    """
-    own = client_process()
-    pull = own.pull_task_input
-
-    def pulled(client: Any) -> Any:
-        found = pull(client)
-        received(found[0])
-        return found
-
-    own.pull_task_input = pulled
-    own.run_clientapp(address, token, insecure=True, parent_pid=parent)
 
 
 def fleet_client(address: str, *, key: Path, verify: ssl.SSLContext, source: str) -> Any:
@@ -279,7 +162,7 @@ def app_client(app: Any) -> Any:
     return client
 
 
-def enrol(client: Any) -> int:
+def register_node(client: Any) -> int:
     """Register and activate the node of a Fleet client; return its id."""
     from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
 
@@ -358,7 +241,7 @@ def stranger_requests() -> dict[str, bytes]:
     from flwr.proto import control_pb2 as control  # type: ignore[import-untyped]
     from flwr.proto import runtime_pb2 as runtime  # type: ignore[import-untyped]
 
-    requests = {
+    requests: dict[str, Any] = {
         "/v1/runtime/acquire-task": runtime.AcquireTaskRequest(),
         "/v1/runtime/get-nodes": runtime.GetNodesRequest(),
         "/v1/control/list-nodes": control.ListNodesRequest(),

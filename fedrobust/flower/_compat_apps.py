@@ -1,7 +1,7 @@
 """The private doors of Flower behind which whole apps run: its engine, its older API, its settings.
 
-The others stand in ``_compat``. ``tests/test_compat.py`` holds both files to the versions that were
-tried, ``_compat.TRIED``.
+The others stand in ``_compat``. ``tests/flower/test_compat.py`` holds both files to the versions
+that were tried, ``_compat.TRIED``.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def simulate_app(
     client
         The reference of the client app, ``"module:name"``.
     folder
-        Where that module lies.
+        Where that module is.
     """
     held = engine()
     run_id = held.generate_rand_int_from_bytes(held.RUN_ID_NUM_BYTES)

@@ -242,3 +242,18 @@ def _same(values: Values, noted: Mapping[int, Values]) -> Values:
     if first is None or first.keys() != values.keys():
         return values
     return first if all(np.array_equal(first[key], values[key]) for key in first) else values
+
+
+def refuse_secure_aggregation(messages: Iterable[Message]) -> None:
+    """Raise where updates are hidden from the server.
+
+    Raises
+    ------
+    ValueError
+        For messages of Flower's SecAgg or SecAgg+.
+    """
+    if any(SECURE_AGGREGATION in m.content.config_records for m in messages if m.has_content()):
+        raise ValueError(
+            "secure aggregation shows the server nothing but the sum of the updates, and a robust "
+            "rule has to see each of them: use one or the other"
+        )

@@ -43,11 +43,12 @@ class Standing:
 class Quarantine:
     """Who is waited for how long.
 
-    A silence, a reply that breaks the protocol and a proven lie are one strike each; a good reply
-    in time takes a quarter of one off, so that a node that is silent every other round gets there
-    too, and one that fails in one round of ten never does. From two strikes on a node is waited for
-    half of the deadline, then a quarter, and so on, down to 1/64: at the least, as long as the
-    others take. It is asked after the others, and not while it owes an answer that may still come.
+    A silence, a reply that breaks the protocol and a proven falsehood are one strike each; a good
+    reply in time takes a quarter of one off, so that a node that is silent every other round gets
+    there too, and one that fails in one round of ten never does. From two strikes on a node is
+    waited for half of the deadline, then a quarter, and so on, down to 1/64: at the least, as long
+    as the others take. It is asked after the others, and not while it owes an answer that may still
+    come.
 
     A slow node is not lost: an answer that comes after the server stopped waiting, but before the
     deadline, shows that the node would have made it, and it is waited for in full again. A node
@@ -68,7 +69,7 @@ class Quarantine:
         return self._strikes(node) >= FULL
 
     def strike(self, node: int, reason: str) -> None:
-        """Note a silence, a broken reply or a lie."""
+        """Note a silence, a broken reply or a proven falsehood."""
         standing = self.nodes.setdefault(node, Standing())
         held = self.holds(node)
         standing.strikes = min(MOST, standing.strikes + 1)

@@ -17,7 +17,6 @@ from fedrobust.aggregation.weighting import shares
 from fedrobust.failures import Refusal
 from fedrobust.flower.chosen_rule import ChosenRule
 from fedrobust.flower.model_replies import (
-    SECURE_AGGREGATION,
     Key,
     Layout,
     ModelReply,
@@ -248,21 +247,6 @@ class ReplyAggregator:
             share = {SHARE: counted.get(node, 0.0)} if len(self._columns) > len(COLUMNS) else {}
             self._rows.append(dict(zip(COLUMNS, row, strict=True)) | share)
         return result
-
-
-def refuse_secure_aggregation(messages: Iterable[Message]) -> None:
-    """Raise where updates are hidden from the server.
-
-    Raises
-    ------
-    ValueError
-        For messages of Flower's SecAgg or SecAgg+.
-    """
-    if any(SECURE_AGGREGATION in m.content.config_records for m in messages if m.has_content()):
-        raise ValueError(
-            "secure aggregation shows the server nothing but the sum of the updates, and a robust "
-            "rule has to see each of them: use one or the other"
-        )
 
 
 def _replies(

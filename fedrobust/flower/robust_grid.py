@@ -14,8 +14,8 @@ from flwr.serverapp import Grid
 
 from fedrobust.flower.evaluation_replies import alike
 from fedrobust.flower.in_process import RAISED
-from fedrobust.flower.model_replies import Sent
-from fedrobust.flower.reply_aggregation import ReplyAggregator, refuse_secure_aggregation
+from fedrobust.flower.model_replies import Sent, refuse_secure_aggregation
+from fedrobust.flower.reply_aggregation import ReplyAggregator
 from fedrobust.flower.rule_spelling import Rule
 from fedrobust.flower.wrapping import WrappedGrid
 from fedrobust.spec import Spec

@@ -25,12 +25,8 @@ from flwr.serverapp.strategy import (
 )
 
 from fedrobust.flower.evaluation_replies import alike
-from fedrobust.flower.model_replies import Sent
-from fedrobust.flower.reply_aggregation import (
-    Aggregated,
-    ReplyAggregator,
-    refuse_secure_aggregation,
-)
+from fedrobust.flower.model_replies import Sent, refuse_secure_aggregation
+from fedrobust.flower.reply_aggregation import Aggregated, ReplyAggregator
 from fedrobust.flower.rule_spelling import Rule
 from fedrobust.spec import Spec
 from fedrobust.text import printable

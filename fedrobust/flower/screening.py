@@ -116,8 +116,9 @@ def _screened(
     update = finite_vector("update", arrays["update"], shape=(d,), largest=largest, read=read)
     statistics = None
     if variances is not None and tracked:
-        kept = {"shape": (len(variances),), "largest": largest}
-        statistics = finite_vector("statistics", arrays["statistics"], **kept)
+        statistics = finite_vector(
+            "statistics", arrays["statistics"], shape=(len(variances),), largest=largest
+        )
         if bool((statistics[variances] < 0).any()):
             raise Rejected("statistics hold a negative variance")
     examples, loss = _metrics(metrics, most_examples)

@@ -68,8 +68,8 @@ def array_of(**tensors: Tensor) -> ArrayRecord:
 def tensor_of(array: Array) -> Tensor:
     """Read a float32 array as a tensor, trusting none of its claims.
 
-    The tensor lies in the array's own bytes: it is not to be written. No memory is taken before
-    the declared size has been compared with the bytes at hand; nothing is unpickled.
+    The tensor is a view of the array's own bytes: it is not to be written. No memory is taken
+    before the declared size has been compared with the bytes at hand; nothing is unpickled.
 
     Raises
     ------

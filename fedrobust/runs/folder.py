@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from fedrobust import secret
 from fedrobust.experiment.load import slug
 from fedrobust.experiment.schema import Experiment
 from fedrobust.runs import checkpoint
 from fedrobust.runs.checkpoint import CheckpointError
+from fedrobust.runs.environment import environment
 from fedrobust.spec import InputError
 from fedrobust.text import printable, printables
 
@@ -27,7 +23,6 @@ CHECKPOINT = "checkpoint.npz"
 ROWS = "rounds.jsonl"
 FILES = (ROWS, CHECKPOINT, "config.toml", "environment.json", secret.FILE)
 PREVIOUS = ".previous"  # where the files of the run before this one are
-PACKAGES = ("flwr", "numba", "numpy", "ray", "scipy", "torch", "torchvision")
 
 
 class FolderError(InputError):
@@ -245,36 +240,6 @@ def _table(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise FolderError(f"{str(path)!r} is damaged: delete it to go on")
     return found
-
-
-def environment() -> dict[str, Any]:
-    """Return what the numbers may depend on: versions, commit, processor, threads."""
-    return {
-        "fedrobust": importlib.metadata.version("fedrobust"),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "packages": {name: _version(name) for name in PACKAGES},
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    here = Path(__file__).parents[1]
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
 
 
 def _replace(path: Path, text: str) -> None:

@@ -83,8 +83,9 @@ def _step_of(
     def step(
         model: Tensor, aggregate: Tensor, state: StepState, server_round: int
     ) -> tuple[Tensor, StepState]:
-        where = {"round": server_round, "shapes": shapes, "sizes": sizes}
-        return server_step(experiment, model, aggregate, state, **where)
+        return server_step(
+            experiment, model, aggregate, state, round=server_round, shapes=shapes, sizes=sizes
+        )
 
     return step
 

@@ -95,7 +95,7 @@ def rises(values: list[float]) -> bool:
 def matched(central: pd.DataFrame, seed: int, ca: float, column: str) -> float:
     """Return the central model's value at a clean accuracy, by linear interpolation.
 
-    NaN if it was never measured at such an accuracy or the accuracy lies outside the curve.
+    NaN if it was never measured at such an accuracy or the accuracy is outside the curve.
     """
     line = central[central["seed"] == seed].dropna(subset=[column]).sort_values("ca")
     if not len(line) or not line["ca"].min() <= ca <= line["ca"].max():

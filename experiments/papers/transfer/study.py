@@ -35,7 +35,9 @@ def system(experiment: Experiment) -> str:
     """Name a system: its paradigm, and its partition where that is not the uniform one."""
     plan, share = experiment.ensemble, experiment.partition["name"]
     words = plan.paradigm if share == "iid" else f"{plan.paradigm}, {share}"
-    return f"{words}, {experiment.byzantine} lying ({plan.lie})" if experiment.byzantine else words
+    if not experiment.byzantine:
+        return words
+    return f"{words}, {experiment.byzantine} Byzantine ({experiment.attack['name']})"
 
 
 def frame(results: Results) -> pd.DataFrame:

@@ -1,0 +1,80 @@
+"""Flower's processes and command from outside: call, wait, end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedrobust.text import printable
+
+POLL = 0.5
+START_LIMIT = 60.0
+
+
+class FlowerRunError(RuntimeError):
+    """A run that Flower did not complete."""
+
+
+def flwr(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """Call the ``flwr`` command and return the JSON that it answers."""
+    done = subprocess.run(
+        ["flwr", *arguments, "--format", "json"],
+        env=environment,
+        cwd=environment["FLWR_HOME"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    start = done.stdout.find("{")
+    try:
+        return json.loads(done.stdout[start:])
+    except json.JSONDecodeError as error:
+        raise FlowerRunError(f"flwr {arguments[0]}: {done.stdout}{done.stderr}") from error
+
+
+def refusal(answer: Mapping[str, Any]) -> str:
+    """Return the sentence in an answer of ``flwr`` that is not what was asked for."""
+    for key in ("error-message", "error", "message", "detail"):
+        if isinstance(answer.get(key), str) and answer[key].strip():
+            return printable(answer[key])
+    return printable(json.dumps(answer))
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, process: subprocess.Popen, home: Path) -> None:
+    """Wait until a SuperLink takes connections."""
+    end = time.monotonic() + START_LIMIT
+    while time.monotonic() < end and process.poll() is None:
+        with socket.socket() as probe:
+            probe.settimeout(POLL)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(POLL)
+    log = home / "superlink.log"
+    raise FlowerRunError(f"no SuperLink: {log.read_text()[-2000:] if log.is_file() else ''}")
+
+
+def end(process: subprocess.Popen) -> None:
+    """End the SuperLink and everything that it started."""
+    for word in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, word)
+            process.wait(timeout=10)
+        except ProcessLookupError:
+            break
+        except subprocess.TimeoutExpired:
+            continue
