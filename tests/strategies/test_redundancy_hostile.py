@@ -122,10 +122,13 @@ class Hidden:
     [{}, {"detection": "paper"}, {"scheme": "aspis_plus", "second": "mean", "detection": "none"}],
 )
 def test_a_sum_is_sent_before_its_sketch_is_known(given):
-    """The worker saw the first round's seed; the second round's is another one."""
+    """The worker saw the first round's seed; the next round's is another one.
+
+    Who sends sums changes from round to round, so that its turn comes within 8 of them.
+    """
     fleet = Fleet({0: Hidden()}, **given)
     order = []
-    for _ in range(3):
+    for _ in range(8):
         row, gap = fleet.play()
         order += [stage for r, stage, _ in fleet.asked if r == fleet.round]
         if gap is not None:
