@@ -44,6 +44,7 @@ def byzantine(attack: Attack, *, knowledge: str = "own", seed: int | None = None
     n = None
     if isinstance(attack, Mapping):
         n = attack.get("n")
+        # n is the mod's own: the attack would refuse it as an unknown parameter.
         attack = {key: value for key, value in attack.items() if key != "n"}
     check_attack(attack)
     level = None if callable(attack) else attacks.knowledge(attack)[1]

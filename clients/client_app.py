@@ -49,6 +49,7 @@ def make_app(handlers: Callable[[Context], Handlers]) -> ClientApp:
 def greet(message: Message, context: Context) -> Message:
     """Answer the roll call."""
     words: dict[str, Any] = {
+        # -1 is nobody's place: the server then gives the node a free one.
         "client": int(context.node_config.get("partition-id", -1)),
         "protocol": PROTOCOL,
         "version": __version__,

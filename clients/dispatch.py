@@ -107,6 +107,7 @@ def _trained(
     if not places:
         return {}
     members = [_member(node, tasks[i], contexts[i], matrix) for i in places]
+    # One start for all: clients that keep replicas, whose starts may differ, are not stackable.
     start = tasks[places[0]].vector.to(node.model.vector.device)
     try:
         results = train_cohort(node.model, start, members, cohort=cohort)

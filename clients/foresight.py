@@ -61,6 +61,8 @@ class Foresight:
         return build(e.rule, pre=e.pre).apply(
             rows if order is None else rows[order],
             self.memory,
+            # Not the server's address "rule": what it will draw is what the colluders can only
+            # guess.
             generator(e.seed, "probe", round=self.server_round),
             clients=ids,
             server={
@@ -90,6 +92,7 @@ def foresee(experiment: Experiment, server_round: int, view: Tensor, context: Co
     asked = stragglers.participants(experiment, server_round)
     bad = set(threat_model.members(experiment, round=server_round))
     honest = [client for client in asked if client not in bad]
+    # With a reply missing nobody can say which row is whose.
     known = sees_all(experiment) and len(honest) == len(view)
     ids = (*honest, *(c for c in asked if c in bad)) if known else None
     memory = _recalled(context) if known else None

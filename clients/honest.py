@@ -103,6 +103,7 @@ def train_alone(node: Node, task: Task, plan: LocalTask) -> Result:
     began = time.perf_counter()
     with one_thread(), _fixed(node, task.server_round), _drawing(node, task):
         if len(node.statistics):
+            # The scratch model still has those of the client that trained before.
             load_statistics(node.model.module, task.statistics)
         result = train_cohort(node.model, start, [plan.member], cohort="off")[0]
     plan.watch.whole = time.perf_counter() - began
@@ -123,6 +124,7 @@ def finish(
     update, loss = results
     experiment = node.experiment
     statistics = node.statistics
+    # Now: the next client to train overwrites the scratch model.
     statistics = read_statistics(node.model.module) if len(statistics) else statistics
     if experiment.batchnorm["name"] == "local" and len(statistics):
         context.state[STATISTICS] = array_of(statistics=statistics)
@@ -139,6 +141,7 @@ def finish(
 def _writer(node: Node, task: Task, matrix: UpdateMatrix | None) -> Callable[[Tensor], Array]:
     """Return how the update becomes an array: the matrix's row, or as updates travel."""
     travels = partial(node.wire.write, round=task.server_round, client=task.client)
+    # What is quantised travels as bytes, which no row of floats can stand for.
     if matrix is None or node.wire.codec is not None:
         return travels
     return lambda update: matrix.array(task.client, update) or travels(update)
@@ -186,6 +189,7 @@ def _fixed(node: Node, server_round: int) -> Iterator[None]:
     """Take no gradient of layers that partial fine-tuning leaves alone."""
     model = node.model
     left = fixed_in(node.experiment, server_round, model.sizes)
+    # The last two are the weight and bias of the last layer, which ``fixed_in`` leaves free.
     still = list(trainable(model.module).values())[:-2] if left else []
     for parameter in still:
         parameter.requires_grad_(False)

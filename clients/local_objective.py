@@ -31,7 +31,7 @@ from fedrobust.training.losses import Loss
 from fedrobust.training.server_optimizer import fixed_in
 
 PSEUDO = "pseudo-labels"
-TURNS = 4
+TURNS = 4  # by 0, 90, 180 and 270 degrees
 
 
 @dataclass
@@ -69,6 +69,7 @@ class LocalTask:
 def stackable(node: Node, server_round: int) -> bool:
     """Whether clients may train as one stack in a round: none of them does anything of its own."""
     e = node.experiment
+    # A stack has no times of single clients, and one model for all of them.
     plain = phase(e, server_round) == "train" and e.semi.mode == "none" and not e.server.times
     own = len(node.statistics) or e.adversarial.federated.calibration or e.compression.replicas
     return bool(plain and not own and not fixed_in(e, server_round, node.model.sizes))
@@ -152,6 +153,7 @@ def _training_loss(
             **settings,
         )
     if variant.calibration:
+        # -1 is an image without a label, of no class to count.
         counts = torch.bincount(labels[labels >= 0], minlength=node.classes)
         loss = partial(_calibrated, loss, counts, variant.calibration)
     return loss
@@ -180,6 +182,7 @@ def _rotation_loss(
 
 
 def _nearest(value: float) -> int:
+    # Not ``round``, which takes halves to the even neighbour: 0.5 of 5 clients would be 2.
     return int(value + 0.5)
 
 
@@ -195,7 +198,7 @@ def _recipe(experiment: Experiment, recipe: Recipe, server_round: int) -> Recipe
     if variant.epochs_gamma == 1:
         return recipe
     epochs = adversarial.epochs_at(
-        server_round - 1,
+        server_round - 1,  # rounds count from 1
         first=recipe.epochs,
         gamma=variant.epochs_gamma,
         every=variant.epochs_every,
@@ -210,6 +213,7 @@ def _masked(experiment: Experiment, labels: Tensor, client: int) -> Tensor:
         return labels
     source = generator(experiment.seed, "unlabelled", client=client)
     order = torch.randperm(len(labels), generator=source)
+    # One label at the least: the teacher has nothing to train on otherwise.
     kept = max(1, _nearest(share * len(labels)))
     masked = torch.full_like(labels, -1)
     masked[order[:kept]] = labels[order[:kept]]
@@ -220,9 +224,11 @@ def _pseudo(node: Node, context: Context, vector: Tensor, images: Tensor, masked
     """Return the teacher's labels; the teacher is the first model that this phase began with."""
     if PSEUDO in context.state:
         return read_tensor(context.state, PSEUDO, "labels").long()
+    # The scratch model holds whatever was trained or measured last.
     node.model.load(vector)
     with on_branch(node.model.module, "clean"):
         filled = adversarial.pseudo_labels(node.model.module, pixels(images), masked)
+    # States are read back as float32 alone; classes below 2^24 are exact in it.
     context.state[PSEUDO] = array_of(labels=filled.float())
     return filled
 
@@ -238,6 +244,7 @@ def _fixed_share(
 
     if recipe.steps or recipe.mode == "gradient":
         endless = chain.from_iterable(one_pass(i) for i in count())
+        # Without steps it is a gradient, which is that of one batch.
         yield from islice(endless, recipe.steps or 1)
     else:
         yield from chain.from_iterable(one_pass(i) for i in range(recipe.epochs))

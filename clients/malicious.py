@@ -82,6 +82,7 @@ def _craft_for_all(node: Node, task: Task, message: Message, context: Context) -
     f = int(read_setting(message.content, ADVERSARY, "colluders"))
     view = read_tensor(message.content, VIEW, "view")
     rows, notes = _crafted(node, task, view, f, context)
+    # The screen refuses a reply that lacks what every client was asked for.
     times = dict.fromkeys(TIMES, 0.0) if node.experiment.server.times else {}
     claims: dict[str, Any] = {"num-examples": len(node.labels[task.client]), "loss": 1.0}
     metrics = MetricRecord(claims | times)
@@ -103,6 +104,8 @@ def _craft_alone(
     view = trained.update.unsqueeze(0)
     if attack_record(node.experiment.attack["name"]).spread:
         parts = zip(images.chunk(OWN_VIEWS), labels.chunk(OWN_VIEWS), strict=True)
+        # An empty state: the client's momentum would be mixed into each part, and move on each
+        # time.
         alone = replace(context, state=RecordDict())
         view = torch.stack([honest.train(node, task, alone, *p).update for p in parts])
     if not bool(torch.isfinite(view).all()):
@@ -112,6 +115,7 @@ def _craft_alone(
         c for c in threat_model.members(node.experiment, round=task.server_round) if c in asked
     ]
     rows, _ = _crafted(node, task, view, len(colluders), context)
+    # A copy: all rows may be views of one vector, which an attack has expanded.
     return replace(trained, update=rows[colluders.index(task.client)].clone())
 
 
@@ -137,6 +141,7 @@ def _crafted_from(
         experiment.attack,
         n=stragglers.sample_size(experiment),
         f=f,
+        # Attacks count rounds from 0, messages from 1.
         round=task.server_round - 1,
         rule=rule,
         generator=generator(experiment.seed, "attack", round=task.server_round, client=task.client),
@@ -176,6 +181,7 @@ def _trained(node: Node, task: Task, view: Tensor) -> Tensor:
             start=task.vector,
             images=node.images[task.client],
             lr=experiment.server.lr,
+            # Without the client: whoever of the colluders crafts draws the same.
             generator=generator(experiment.seed, "attack", round=task.server_round),
         )
 
@@ -246,7 +252,10 @@ FAULTY: dict[str, Callable[[Message, Trained], Message | None]] = {
     "oversized": _with_update(lambda update: torch.cat([update, update])),
     "nan_value": _with_update(_first_becomes(float("nan"))),
     "inf_value": _with_update(_first_becomes(float("inf"))),
+    # Finite itself, while its square overflows float32: distances to it are infinite.
     "huge": _with_update(lambda update: torch.full_like(update, 1e30)),
+    # Both were seen in Flower's weighted averages: 1e9 became the result, -14 gave a negative
+    # average.
     "many_examples": _with_examples(10**9),
     "negative_examples": _with_examples(-14),
     "garbage": _garbage,

@@ -67,6 +67,7 @@ def host_of(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) -> Ho
         data_root=str(settings.get("data-root") or ""),
         device=str(settings.get("device") or "cpu"),
         own=own,
+        # 0 for all others: clients of one process that differ in their number alone share one node.
         client=int(node_config["partition-id"]) if own else 0,
         output=str(run_config.get("output") or ""),
     )
@@ -156,6 +157,7 @@ def _data(experiment: Experiment, host: Host) -> tuple[data.Dataset, list[Tensor
         dataset = load_own(host.own, name=experiment.data, root=host.data_root or None)
         return dataset, own_share(experiment, dataset, host.client)
     dataset = data.load(experiment.data, root=host.data_root or None)
+    # The server measures on these: no client may train on them.
     dataset = data.set_aside(dataset, experiment.server.validation, seed=experiment.seed)
     if experiment.mode == "redundancy":  # every worker has the whole set
         return dataset, [torch.arange(len(dataset.train_labels))]

@@ -64,6 +64,7 @@ def handlers_of(context: Context) -> Handlers:
     the same configuration.
     """
     host = host_of(context.run_config, context.node_config)
+    # Sorted: a dictionary's order is no part of a configuration, and must not set a run up twice.
     settings = tuple(sorted(context.run_config.items()))
     return HANDLERS.get(
         (context.run_id, settings, host),

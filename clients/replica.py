@@ -45,6 +45,8 @@ def global_model(node: Node, message: Message, context: Context, *, server_round
         model,
         node.wire.read(arrays["step"]).to(model.device),
         state,
+        # The step of the round before, which says what it froze: who missed that round is sent the
+        # model.
         round=server_round - 1,
         shapes=node.model.shapes,
         sizes=node.model.sizes,

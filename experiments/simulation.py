@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,10 +177,7 @@ def run_one(
     if resume and stock is not None:
         raise ConfigError([StockStrategy.unresumable])
     if grid == "flower":
-        if on_model is not None:
-            raise ConfigError(["the final model is kept in process only"])
-        if secret is not None:
-            raise ConfigError(["a server's secret is taken in process only"])
+        _check_in_process_only(model=on_model, secret=secret)
         from experiments.flower_run import run_on_flower
 
         return run_on_flower(
@@ -192,16 +189,7 @@ def run_one(
             resume=resume,
             parts=parts,
         )
-    rows: list[Row] = []
-    with ExitStack() as stack:
-        checkpoints = None
-        if folder is not None:
-            own_parts = plugins.identities(experiment.to_dict(), root=data_root)
-            stack.enter_context(folder.recording(resume=resume, own=own_parts))
-            checkpoints = Checkpoints(folder.save, folder.saved)
-            if secret is not None:
-                hidden.write(folder.path / hidden.FILE, secret)
-            rows += folder.rows()
+    with _recorded(experiment, folder, data_root, resume=resume, secret=secret) as (rows, points):
         for row in rows:
             on_row(row)
 
@@ -211,15 +199,14 @@ def run_one(
                 folder.append(row)
             on_row(row)
 
-        kept = folder.path.parent if folder is not None else None
         final = _in_process(
             experiment,
-            kept=kept,
+            kept=folder.path.parent if folder is not None else None,
             data_root=data_root,
             device=device,
             on_row=keep,
             stock=stock,
-            checkpoints=checkpoints,
+            checkpoints=points,
             secret=secret,
         )
     if on_model is not None:
@@ -227,6 +214,37 @@ def run_one(
         statistics = None if running is None else tensor_of(running).clone()
         on_model(tensor_of(final["model"]).clone(), statistics)
     return rows
+
+
+def _check_in_process_only(**wanted: object) -> None:
+    """Refuse what a run in Flower's processes cannot hand back or take."""
+    sentences = {
+        "model": "the final model is kept in process only",
+        "secret": "a server's secret is taken in process only",
+    }
+    if wrong := [sentences[name] for name, given in wanted.items() if given is not None]:
+        raise ConfigError(wrong)
+
+
+@contextmanager
+def _recorded(
+    experiment: Experiment,
+    folder: RunFolder | None,
+    data_root: str | None,
+    *,
+    resume: bool,
+    secret: int | None,
+) -> Iterator[tuple[list[Row], Checkpoints | None]]:
+    """Hold the folder of a run, if it has one; give the rows that it continues, and checkpoints."""
+    if folder is None:
+        yield [], None
+        return
+    own_parts = plugins.identities(experiment.to_dict(), root=data_root)
+    with folder.recording(resume=resume, own=own_parts):
+        points = Checkpoints(folder.save, folder.saved)
+        if secret is not None:
+            hidden.write(folder.path / hidden.FILE, secret)
+        yield folder.rows(), points
 
 
 def _in_process(

@@ -44,6 +44,7 @@ def simulate(experiment: Any, *, grid: str = "in_process", **overrides: Any) -> 
     ConfigError
         With everything that is wrong with the configuration.
     """
+    # Before the import: a foreign package of that name would be taken without a word.
     check_packages()
     # Upward on purpose: the public name stands in the package that users import.
     from experiments.simulation import simulate as run
@@ -72,6 +73,7 @@ def plugin(kind: str, name: str = "") -> Callable[[T], T]:
 
     def mark(function: T) -> T:
         called = name or getattr(function, "__name__", "")
+        # A mark, not an entry in a table: importing the file changes nothing else.
         function.__fedrobust_plugin__ = (kind, called)  # type: ignore[attr-defined]
         return function
 

@@ -14,6 +14,7 @@ from fedrobust.attacks import Attack, attack_record
 from fedrobust.seeds import generator as seeded
 from fedrobust.spec import parameters, split
 
+# 15 is the least n of Bulyan with f = 3, the rule that needs most (4 f + 3).
 N, D = 15, 24  # clients and coordinates of the inputs
 Given = dict[str, Any]
 
@@ -26,6 +27,7 @@ def require(holds: bool, sentence: str) -> None:
 
 def honest_rows(n: int, d: int, *, seed: int = 0) -> Tensor:
     """Return rows around a common direction, float64: nobody's mean is zero."""
+    # float64: what a check finds is the rule's doing, not rounding.
     noise = torch.randn(n, d, generator=seeded(seed, "conformance"), dtype=torch.float64)
     return noise + torch.linspace(0.5, 1.5, d, dtype=torch.float64)
 
@@ -125,6 +127,7 @@ def check_output(
         require(bool(torch.isfinite(result).all()), f"{name} returned NaN or Inf from finite rows")
     again = run(rows)
     require(
+        # NaN is not equal to itself.
         torch.equal(result.nan_to_num(), again.nan_to_num()),
         f"{name} returned two results for the same rows: it draws from a global generator or keeps"
         " memory of its own",

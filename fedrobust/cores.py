@@ -28,6 +28,7 @@ def pin(count: int) -> tuple[int, ...]:
     if not hasattr(os, "sched_setaffinity"):
         return ()
     folder = Path(tempfile.gettempdir()) / f"fedrobust-cores-{os.getuid()}"
+    # For this user alone: nobody else may hold the locks, and keep cores from being used.
     folder.mkdir(mode=0o700, exist_ok=True)
     claimed: dict[int, IO[str]] = {}
     for core in sorted(os.sched_getaffinity(0)):
@@ -51,6 +52,7 @@ def _hold(files: tuple[IO[str], ...]) -> tuple[IO[str], ...]:
 def _lock(path: Path) -> IO[str] | None:
     file = path.open("w")
     try:
+        # Not waited for: a core that another worker has is passed over.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()

@@ -19,6 +19,7 @@ def paper(function: Callable[..., Any]) -> str:
     if "References" not in lines:
         return ""
     taken: list[str] = []
+    # Past the title and its underline.
     for line in lines[lines.index("References") + 2 :]:
         if line.strip() and set(line.strip()) == {"-"}:
             taken.pop()  # the title of the next section

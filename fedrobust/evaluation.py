@@ -21,6 +21,7 @@ class Score:
 
 def pixels(images: Tensor) -> Tensor:
     """Turn uint8 images into float32 in [0, 1]; inputs of other types are returned as they are."""
+    # In place on the copy that float() has just made.
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
@@ -63,6 +64,7 @@ def evaluate(module: nn.Module, images: Tensor, labels: Tensor, *, batch_size: i
     for chunk, target in zip(images.split(batch_size), labels.split(batch_size), strict=True):
         logits = module(pixels(chunk))
         right += int((logits.argmax(1) == target).sum())
+        # A sum: a mean of the batches' means would weigh a short last batch too much.
         loss += float(F.cross_entropy(logits, target, reduction="sum"))
     module.train(was_training)
     return Score(right / len(labels), loss / len(labels))

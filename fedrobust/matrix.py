@@ -95,6 +95,7 @@ def _tensor(given: Any, what: str) -> Tensor:
 
 def _from_numpy(array: np.ndarray, what: str) -> Tensor:
     """Convert an array; byte order, negative strides and read-only memory need a copy."""
+    # Wider than 8 bytes is a long double, which torch does not have.
     if array.dtype.kind not in "fiubc" or (array.dtype.itemsize > 8 and array.dtype.kind == "f"):
         raise TypeError(f"{what} need a real floating type, got numpy {array.dtype}")
     plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))

@@ -45,6 +45,7 @@ def check_packages(names: Iterable[str] = BESIDE, *, home: Path | None = None) -
 
 def _origin(name: str) -> Path | None:
     """Return the folder, or the single file, that an import of a name would take."""
+    # Found, not imported: foreign code must not run on the way.
     spec = importlib.util.find_spec(name)
     if spec is None:
         return None

@@ -17,6 +17,7 @@ def whole(value: Any, who: str, name: str, *, low: int = 0, high: int | None = N
     SpecError
         ``dnc needs a whole coordinates of at least 1, got 0``.
     """
+    # numpy's whole numbers count, which are no int; True is an int, and does not.
     right = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not right or value < low or (high is not None and value > high):
         span = f"of at least {low}" if high is None else f"within {low}..{high}"
@@ -41,6 +42,7 @@ def real(
         ``norm_clipping needs bound > 0, got -1.0``.
     """
     right = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    # isfinite as well: infinity would pass bounds that are infinite by default.
     if not right or not math.isfinite(value) or not (value > above and low <= value <= high):
         bounds = [f"> {above:g}"] * (above > -math.inf) + [f">= {low:g}"] * (low > -math.inf)
         bounds += [f"<= {high:g}"] * (high < math.inf)

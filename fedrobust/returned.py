@@ -28,6 +28,7 @@ def check_returned(kind: str, name: str, found: Any, shape: Sequence[int], dtype
 def described(value: Any) -> str:
     """Describe a value by its type, and its shape and number type where it is an array."""
     kind = "tensor" if isinstance(value, Tensor) else type(value).__name__
+    # Of the type: an object whose __getattr__ answers to any name is no array.
     attributes = vars(type(value))
     if isinstance(value, Tensor) or {"shape", "dtype"} <= set(attributes):
         return f"{kind} {tuple(value.shape)} {_plain(value.dtype)}"

@@ -49,11 +49,14 @@ def write(path: Path, secret: int) -> None:
         If the disk refuses.
     """
     temporary = path.with_name(path.name + ".tmp")
+    # With O_EXCL below: a link that somebody put there is not written through.
     temporary.unlink(missing_ok=True)
+    # The mode is set on creation: after a chmod the secret would have been readable for a moment.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     with os.fdopen(os.open(temporary, flags, 0o600), "w") as file:
         file.write(f"{secret:0{BITS // 4}x}\n")
         file.flush()
+        # On the disk before the name is: after a crash the file is the old one or the new one.
         os.fsync(file.fileno())
     os.replace(temporary, path)
 

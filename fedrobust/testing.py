@@ -151,6 +151,7 @@ def _check_order(record: Rule, rows: Tensor, given: Given) -> None:
 def _check_invariance(record: Rule, rows: Tensor, given: Given) -> None:
     plain = aggregate_of(record, rows, given)
     if record.follows_scale:
+        # By a power of two: nothing is rounded, so that a tie stays a tie.
         scaled = aggregate_of(record, 4 * rows, given) / 4
         require(
             near(plain, scaled),
@@ -200,6 +201,7 @@ def _check_far_rows(record: Rule, rows: Tensor, given: Given, f: int) -> None:
 
 def _places(f: int) -> list[int]:
     """Spread the Byzantine rows: first, middle, last, ..."""
+    # 7 and 15 have no common factor: no place comes twice.
     return [(i * 7) % N for i in range(f)]
 
 

@@ -21,6 +21,7 @@ def printable(text: object, *, limit: int = LONGEST) -> str:
     limit
         Most characters; what is longer ends with ``...``.
     """
+    # Cut before it is split: a client's text may have any length.
     words = " ".join(str(text)[: 4 * limit].split())
     kept = "".join(letter if letter.isprintable() else "?" for letter in words)
     return kept if len(kept) <= limit else kept[: limit - 3] + "..."

@@ -74,6 +74,7 @@ def in_parts(kernel: Callable[..., None], *arguments: Any, parts: int, work: int
     forked after it.
     """
     count = max(1, min(kernel_threads(), parts, work // LEAST_WORK))
+    # The calling thread takes the first part itself, instead of waiting.
     own, *others = pairwise(parts * i // count for i in range(count + 1))
     if not others:
         kernel(*arguments, *own)
@@ -82,4 +83,5 @@ def in_parts(kernel: Callable[..., None], *arguments: Any, parts: int, work: int
         waiting = [pool.submit(kernel, *arguments, *part) for part in others]
         kernel(*arguments, *own)
         for task in waiting:
+            # Raises here what a thread raised.
             task.result()

@@ -43,6 +43,7 @@ class FlatModel:
         offset = 0
         for p in parameters:
             stop = offset + p.numel()
+            # .data, not a new Parameter: whoever holds the module's parameters keeps the same ones.
             p.data = self.vector[offset:stop].view_as(p)
             p.grad = self.gradient[offset:stop].view_as(p)
             offset = stop
@@ -59,6 +60,7 @@ class FlatModel:
 
     def load(self, vector: Tensor) -> None:
         """Copy a vector of shape (d,) into the parameters."""
+        # Copied into: a new tensor would leave the parameters views of the old one.
         self.vector.copy_(vector)
 
 

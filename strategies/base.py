@@ -30,7 +30,7 @@ class RecordedStrategy(Strategy):
     first_row: ClassVar[int] = 0
 
     def __init__(self) -> None:
-        self._row: Row = {"round": 0}
+        self._row: Row = {"round": 0}  # round 0, the initial model, is evaluated too
 
     @property
     def row(self) -> Row:

@@ -48,10 +48,13 @@ class Checkpoints:
 
     def offer(self, server_round: int, *, last: bool, state: Callable[[], Tree]) -> None:
         """Write the state after a round if its turn has come; the last round's always."""
+        # Not the time of day: a clock that is set back would put the next checkpoint off.
         began = time.monotonic()
         if last or began >= self._next:
             self.write({"round": server_round, **state()})
             ended = time.monotonic()
+            # A write of one second is followed by 1 / share seconds without one, whatever the
+            # disk's speed.
             self._next = ended + (ended - began) / self.share if self.share else 0.0
 
 
@@ -69,6 +72,7 @@ def resume(
         return None, mode.arrays
     saved = checkpoints.saved
     after = continue_from(saved, mode.strategy, mode.grid, experiment)
+    # In place: the evaluators hold this very list.
     mode.probes[:] = saved["probes"]
     return after, array_of(**saved["arrays"])
 
@@ -93,6 +97,8 @@ def keep(
             "strategy": mode.strategy.snapshot(),
             "nodes": node_state.snapshot(mode.grid),
             "probes": list(mode.probes),
+            # In simulation the secret is the seed, which the settings hold: no second copy to
+            # disagree.
             hidden.KEY: None if setup.secret == experiment.seed else setup.secret,
         }
 
@@ -110,6 +116,7 @@ def continue_from(
         If the strategy cannot continue, or if the clients have memory that the checkpoint cannot
         hold: on real nodes it is theirs.
     """
+    # A run that began in one process may be continued over a grid of others, which hold no states.
     if saved["nodes"] is not None and node_state.snapshot(grid) is not None:
         node_state.restore(grid, saved["nodes"])
     elif remembers(experiment):

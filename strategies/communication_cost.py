@@ -21,8 +21,9 @@ def traffic(
     up = sum(reply.size for reply in replies)
     row: dict[str, Any] = {"bytes_up": up, "bytes_down": down}
     if server.bandwidth and asked:
+        # The bytes up are those of accepted replies, so they are divided by those alone.
         share = up / max(len(replies), 1) + down / len(asked)
-        row["line_seconds"] = round(8 * share / server.bandwidth, 6)
+        row["line_seconds"] = round(8 * share / server.bandwidth, 6)  # 8 bits a byte
     if server.times:
         keys = sorted({key for reply in replies for key in reply.times})
         sums = {key: sum(reply.times[key] for reply in replies) for key in keys}

@@ -45,6 +45,8 @@ class Downlink:
         """Return each client's content; clients that get the same share one."""
         if not self._replicas:
             content = _content(setting, statistics, model=TensorArray(model))
+            # One object, not copies: grids that pack or salt messages go by identity, and send it
+            # once.
             return dict.fromkeys(clients, content)
         setting = {**setting, "version": state.step}
         moments = {f"moment-{i}": TensorArray(m) for i, m in enumerate(state.moments)}
@@ -60,6 +62,8 @@ class Downlink:
 
     def confirm(self, clients: Iterable[int], version: int) -> None:
         """Take these clients, and nobody else, to stand at a version."""
+        # The whole table anew: whether a client that was not heard took its last step, nobody
+        # knows.
         self._held = dict.fromkeys(clients, version)
 
     def forget(self) -> None:
@@ -76,6 +80,8 @@ class Downlink:
         self._held = dict(tree["held"])
         if tree["step"] is not None:
             version, data = tree["step"]
+            # The bytes themselves: the aggregate that they were made of is gone, and replicas need
+            # equal bits.
             self._step = (version, Array("uint8", (len(data),), PACKET, data))
 
     def _kind(self, client: int, version: int) -> str:

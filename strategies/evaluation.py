@@ -50,6 +50,7 @@ class Measured:
         found = dict(measured(model, *held_out, **task, counts=self.counts))
         if self.dataset.validation is None:
             return found
+        # Counts by client are of the test examples: they fit no other set.
         task["metrics"] = tuple(n for n in self.metrics if not METRICS[n].by_client)
         aside = measured(model, *self.dataset.validation, **task)
         return found | {f"validation_{name}": value for name, value in aside.items()}
@@ -74,6 +75,8 @@ class RobustAccuracy:
             steps=settings.eval_steps,
             restarts=settings.eval_restarts,
             attacks=settings.eval_attacks,
+            # Without the round: all rounds are attacked with the same draws, so that they can be
+            # compared.
             generator=generator(self.seed, "robust evaluation"),
         )
 
@@ -102,6 +105,7 @@ class OverfittingProbe:
             self.dataset.train_labels[:count],
             eps=self.settings.eps,
             count=count,
+            # The same draws in every round: a fall is the model's, not that of a luckier attack.
             generator=generator(self.seed, "probe"),
         )
         self.probes.append(found)
@@ -149,6 +153,7 @@ def evaluators_of(
     ``probes`` is what they remember between rounds: it is theirs to append to.
     """
     e, settings = experiment, experiment.adversarial
+    # Cut once a run, and only where some metric asks for it.
     counts = cache(partial(examples_of, e, dataset))
     found: list[Evaluator] = [Measured(dataset, e.loss, e.metrics, counts)]
     if settings.eps:

@@ -82,6 +82,8 @@ def federated_strategy(
             seed=secret,
             deadline=stragglers.wall(experiment),
             min_replies=experiment.server.min_replies,
+            # A clone: ``model.vector`` is scratch memory, overwritten whenever a model is
+            # evaluated.
             restart=partial(_restart, experiment, model.vector.clone(), head_size(sizes)),
             weigh=partial(_slack, experiment),
             counted=partial(_counted, _weighing(experiment, sizes_of_shares)),
@@ -130,6 +132,7 @@ def _slack(experiment: Experiment, updates: Tensor, replies: Sequence[Reply]) ->
         return updates
     losses = torch.tensor([reply.loss for reply in replies])
     top = min(settings.slack_top, len(losses))
+    # All counts alike: what clients claim to hold would be a second claim that weighs.
     weights = slack_weights(losses, torch.ones(len(losses)), alpha=settings.slack, top=top)
     return updates * (len(losses) * weights)[:, None]
 
@@ -167,7 +170,9 @@ def _report(
     for key, found in (("weights", outcome.weights), ("client_weights", aggregated.shares)):
         if found is not None:
             weight = dict(zip(clients, found.tolist(), strict=True))
+            # A place for every client, heard or not: column i is the same client in all rounds.
             row[key] = [round(weight[c], 6) if c in weight else None for c in places]
     if simulated:
+        # On real nodes nobody knows that all others are honest, which kappa takes for granted.
         row |= kappa_row(clients, bad, aggregated.updates, outcome.aggregate)
     return row | impact_row(clients, bad, aggregated.updates, outcome.aggregate, outcome.weights)

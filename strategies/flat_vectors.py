@@ -95,6 +95,7 @@ class FlatVectors:
         if not self._experiment.compression.replicas:
             return aggregate, None
         packet = self._wire.write(aggregate, server_round, SERVER)
+        # What clients will read, not the exact aggregate: else server and replicas drift apart.
         return self._wire.read(packet), packet
 
     def stepped(self, version: int, packet: Array | None) -> None:

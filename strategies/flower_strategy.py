@@ -97,8 +97,10 @@ class StockStrategy(RecordedStrategy):
         """Ask whom the strategy asks; its named layers travel as our flat vector."""
         model = tensor_of(arrays["model"])
         layers = to_layers(model, self._shapes)
+        # A copy: Flower's FedAvg writes "server-round" into the one it is given (seen in 1.42).
         settings = ConfigRecord({**config})
         with blamed("strategy", type(self._inner).__name__):
+            # A list at once: a strategy that yields its messages would raise outside of the blame.
             asked = list(self._inner.configure_train(server_round, layers, settings, grid))
         settings = ConfigRecord({**config, "round": server_round})
         content = RecordDict({"arrays": arrays, "config": settings})
@@ -123,6 +125,7 @@ class StockStrategy(RecordedStrategy):
         )
         heard = collect(sent.sent, replies, read)
         accepted = {self._clients[node]: reply for node, reply in heard.accepted.items()}
+        # By client, not by arrival: sums of floats depend on the order.
         accepted = dict(sorted(accepted.items()))
         row: Row = {
             "round": server_round,
@@ -170,4 +173,5 @@ class StockStrategy(RecordedStrategy):
         row: Row = {"train_loss": honest_loss(clients, list(accepted.values()), bad)}
         rows = [reply.update for reply in accepted.values()]
         updates = torch.stack(rows) if rows else model.new_empty(0, model.numel())
+        # The whole step in units of an update: the strategy's own rate and momentum are part of it.
         return row | impact_row(clients, bad, updates, (model - stepped) / self._lr)

@@ -58,6 +58,7 @@ def await_clients(
     asked = [Message(same, node, "query.hello", ttl=deadline) for node in sorted(nodes)]
     replies = list(grid.send_and_receive(asked, timeout=deadline))
     found = collect(asked, replies, _claim)
+    # Who did not answer has a place all the same: f of the clients may be silent, and come later.
     claims = dict.fromkeys(nodes) | found.accepted
     foreign = {node: claim for node, claim in claims.items() if isinstance(claim, Foreign)}
     strangers = [f"node {node} runs fedrobust {claim}" for node, claim in foreign.items()]
@@ -72,6 +73,7 @@ def _claim(reply: Message) -> Any:
     if reply.has_error():
         raise Rejected(printable(reply.error.reason, limit=500))
     protocol = read_setting(reply.content, "hello", "protocol")
+    # Anything but a whole number is nonsense: its sender stays, and its replies are screened.
     if isinstance(protocol, int) and protocol != PROTOCOL:
         told = printable(read_setting(reply.content, "hello", "version"), limit=30)
         return Foreign(f"{told} (protocol {protocol})")
@@ -80,6 +82,7 @@ def _claim(reply: Message) -> Any:
 
 def registered(grid: Grid) -> dict[int, int]:
     """Return the clients of the nodes that were registered by name: ``client-3`` is client 3."""
+    # Grids inside one process keep no register of names.
     known = getattr(grid, "get_nodes", None)
     names = {int(info.node_id): str(info.name) for info in known()} if known else {}
     found = {node: re.fullmatch(r"client-(\d{1,6})", name) for node, name in names.items()}
@@ -92,6 +95,7 @@ def _enough(claims: dict[int, Any], needed: int, strangers: list[str], silent: l
             f"{strangers[0]}, the server {__version__} (protocol {PROTOCOL}): "
             "install one version everywhere"
         )
+    # Nobody at all: rather a fault of the app than of every node, so its first reason is shown.
     if len(silent) >= len(claims):
         raise ProtocolError(f"no node answered the roll call: {silent[0][:500]}")
 
@@ -99,6 +103,7 @@ def _enough(claims: dict[int, Any], needed: int, strangers: list[str], silent: l
 def _places(claims: dict[int, Any], expected: int, register: dict[int, int]) -> dict[int, int]:
     """Give each node its registered place, or the one it claims, or the first free one."""
     places: dict[int, int] = {}
+    # Registered ones first: a node that merely claims their number must not be there before them.
     for node in [*sorted(set(claims) & set(register)), *sorted(set(claims) - set(register))]:
         claim = register.get(node, claims[node])
         if isinstance(claim, int) and 0 <= claim < expected and claim not in places.values():
@@ -116,5 +121,6 @@ def _wait_for(grid: Grid, expected: int, deadline: float) -> list[int]:
     while len(nodes := list(grid.get_node_ids())) < expected:
         if time.monotonic() > end:
             raise ProtocolError(f"{expected} clients are needed, {len(nodes)} nodes are connected")
+        # Not a whole second where the deadline is shorter than that.
         time.sleep(min(1.0, deadline))
     return nodes

@@ -49,6 +49,7 @@ def impact_row(
     row: Row = {"byzantine": sorted(bad)}
     if weights is not None:
         row["bypass"] = bypass(weights, malicious)
+    # Where all are Byzantine there is no honest mean to be away from.
     if not bool(malicious.all()):
         row["impact"] = _impact_of(aggregate, updates[~malicious])
     return row
@@ -71,6 +72,7 @@ def kappa_row(
     honest = torch.tensor([client not in bad for client in clients], dtype=torch.bool)
     if not bool(honest.any()):
         return {}
+    # Picking rows copies an (n, d) matrix: not where all of them are picked.
     rows = updates if bool(honest.all()) else updates[honest]
     return {"kappa": round(min(measured(aggregate, rows), FARTHEST), 9)}
 

@@ -75,6 +75,7 @@ class Setup:
     def images(self) -> Callable[[], Crafted]:
         """Return the attacker's images, made or found when they are first asked for."""
         made = partial(obtain, self.experiment, self.dataset, self.attacks, device=self.device)
+        # Made once a run, however many evaluators ask.
         return cache(made)
 
 
@@ -225,6 +226,8 @@ def _with_model(
 ) -> Mode:
     """Put the parts of a run with one global model together."""
     e, clients = setup.experiment, setup.clients
+    # Stragglers innermost: an omniscient attacker then sees the replies that come in time, as the
+    # rule.
     grid, notes = in_time(setup.grid, e, clients, setup.dataset, setup.members)
     statistics = read_statistics(model.module)
     beside = {"statistics": statistics} if len(statistics) else {}
@@ -235,12 +238,14 @@ def _with_model(
             load_statistics(model.module, tensor_of(arrays["statistics"]))
         return model.module
 
+    # One list for both: evaluators append to it, a checkpoint reads and refills it.
     probes: list[float] = []
     images, device = setup.images(), setup.device
     adversary = _adversary(setup, grid, model.sizes) if colludes else None
     return Mode(
         strategy=strategy,
         grid=adversary or grid,
+        # A clone: ``load`` writes into the model's own vector, and these are round 0's arrays.
         arrays=array_of(model=model.vector.clone(), **beside),
         evaluators=evaluators_of(e, dataset, images=images, device=device, probes=probes),
         load=load,

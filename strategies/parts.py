@@ -155,5 +155,5 @@ def sgd(
         momentum=momentum,
         schedule="constant",
         warmup=0,
-        shapes=(),
+        shapes=(),  # only layer-wise steps read them
     )

@@ -131,7 +131,7 @@ class RobustStrategy(RecordedStrategy):
     @classmethod
     def from_parts(cls, parts: Parts) -> RobustStrategy:
         """Put a strategy together from parts of your own."""
-        made = cls.__new__(cls)
+        made = cls.__new__(cls)  # past __init__, which reads users' settings
         made._take(parts, logs=False)
         return made
 
@@ -149,6 +149,7 @@ class RobustStrategy(RecordedStrategy):
 
         The result holds the initial arrays where no round took a step.
         """
+        # After the arrays come num_rounds and timeout (Flower 1.42): with two of them it was given.
         if self._parts.deadline is not None and len(args) < 2:
             kwargs.setdefault("timeout", self._parts.deadline)
         result = super().start(grid, initial_arrays, *args, **kwargs)
@@ -189,6 +190,7 @@ class RobustStrategy(RecordedStrategy):
         if sent is None:
             raise RuntimeError("aggregate_train follows configure_train")
         heard = collect(sent.sent, replies, partial(parts.transport.read, model=sent.model))
+        # By client, not by arrival: sums of floats, and rules with memory, depend on the order.
         accepted = sorted((sent.clients[node], node) for node in heard.accepted)
         read = [heard.accepted[node] for _, node in accepted]
         row = {
@@ -199,6 +201,8 @@ class RobustStrategy(RecordedStrategy):
             **struck(sent.grid, heard.reasons(sent.clients), sent.clients),
         }
         metrics = parts.transport.metrics(read)
+        # Before the step: replicas stand at the version that was sent, also where the model is
+        # kept.
         parts.transport.heard([client for client, _ in accepted], self._memory.step.step)
         malformed = sum(not reason.startswith(ABSENT) for reason in heard.refused.values())
         try:
@@ -274,7 +278,7 @@ class RobustStrategy(RecordedStrategy):
         """Take the server's step with the aggregate, as the clients' replicas will take it."""
         parts, outcome, start = self._parts, aggregated.outcome, sent.model.vector
         aggregate, packet = parts.transport.as_sent(outcome.aggregate, sent.number)
-        aggregate = aggregate.to(start.device)
+        aggregate = aggregate.to(start.device)  # what was a packet is on the CPU
         vector, state = parts.step(start, aggregate, self._memory.step, sent.number)
         parts.transport.stepped(state.step, packet)
         return vector, Memory(outcome.state, state)

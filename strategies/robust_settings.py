@@ -22,6 +22,7 @@ def check_settings(
     lr: float, momentum: float, deadline: float | None, min_replies: int, largest: float
 ) -> None:
     """Raise a ValueError for values out of range."""
+    # Each line says what must hold, not what must not: so NaN fails every one of them.
     wrong = [
         text
         for holds, text in (

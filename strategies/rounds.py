@@ -40,8 +40,10 @@ def rounds(
         yield 0, arrays
     for server_round in range((after or 0) + 1, last + 1):
         log(INFO, "[ROUND %s/%s]", server_round, last)
+        # A fresh config each round: Flower's strategies write into it.
         asked = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
         replies = grid.send_and_receive(asked, timeout=timeout)
         aggregated, _ = strategy.aggregate_train(server_round, replies)
+        # An empty record is false as None is: either way the strategy took no step.
         arrays = aggregated or arrays
         yield server_round, arrays

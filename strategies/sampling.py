@@ -63,6 +63,7 @@ class Sampling:
         ValueError
             In the first round, if fewer nodes are asked than the rule needs.
         """
+        # The SuperLink lists nodes in any order, and who is drawn goes by the place in this list.
         nodes = sorted(self._connected(grid))
         for node in nodes:
             self.places.setdefault(node, len(self.places))

@@ -42,17 +42,20 @@ def main(grid: Grid, context: Context) -> None:
         log(INFO, "fedrobust: %s", whereabouts(grid, context))
         _run(grid, context.run_config)
     except Exception as error:
+        # Whoever started ``flwr run`` looks for this mark in the log, and shows what follows it.
         log(ERROR, "%s%s: %s", FAILED, type(error).__name__, printable(error, limit=2000))
         raise
 
 
 def _run(grid: Grid, config: Mapping[str, Any]) -> None:
+    # Before the settings are read: they may name what a plug-in's file defines.
     plugins.at_hand(str(config.get("use") or ""))
     experiment = from_run_config(config)
     log(INFO, "fedrobust: %s, %s clients", experiment.name, experiment.clients)
     if config.get("resume") and (wrong := refused_feature(experiment.mode, RESUME)):
         raise ConfigError(wrong)
     root = str(config.get("data-root", "")) or None
+    # Before the run's folder is opened and any node is asked: what is wrong costs nothing yet.
     check_against_data([experiment], data_root=root)
     carried = carry(grid, experiment, config)
     with ExitStack() as stack:
@@ -71,6 +74,8 @@ def _run(grid: Grid, config: Mapping[str, Any]) -> None:
             if folder is not None:
                 folder.append(row)
             if config.get("nodes") != "clients":
+                # After it is on disk: the row that ends the run is the one that somebody will want
+                # to read.
                 end_on_mistakes(row)
 
         attacks = Path(output) if output else None
@@ -134,6 +139,7 @@ def carry(grid: Grid, experiment: Experiment, config: Mapping[str, Any]) -> Grid
         return GuardedGrid(grid)
     hosts = int(config.get("hosts", 0))
     count = hosts or max(1, len(list(grid.get_node_ids())))
+    # Rounded up: the fullest host answers for so many clients in one message.
     guarded = GuardedGrid(grid, clients=-(-experiment.clients // count))
     return CohortGrid(guarded, clients=experiment.clients, hosts=hosts)
 

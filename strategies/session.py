@@ -78,6 +78,7 @@ def run(
         experiment.server.validation,
         seed=experiment.seed,
     )
+    # Not all n: f nodes that claim to speak another protocol must not keep the run from starting.
     clients = await_clients(grid, expected=n, needed=least, deadline=wall)
     saved = None if checkpoints is None else checkpoints.saved
     setup = Setup(
@@ -100,8 +101,10 @@ def run(
         if server_round >= mode.strategy.first_row:
             row = _merged(mode.strategy.row, metrics)
             seconds = {"seconds": round(time.perf_counter() - started, 4)}
+            # The row first: a checkpoint without its row is refused, a row without one is dropped.
             on_row(printables({**row, **seconds, **mode.notes(server_round)}))
             keep(checkpoints, mode, server_round, arrays, setup)
+        # Only now: writing the row and the checkpoint is no part of any round's seconds.
         started = time.perf_counter()
     return arrays
 
@@ -122,5 +125,6 @@ def _merged(row: Row, metrics: Metrics) -> Row:
     if "rejected" not in metrics:
         return row | metrics
     failed = [*row.get("rejected", []), *metrics["rejected"]]
+    # Backwards, so that a client's first reason stays: training comes before the evaluation.
     named = {entry["client"]: entry for entry in reversed(failed)}
     return row | metrics | {"rejected": [named[client] for client in sorted(named)]}

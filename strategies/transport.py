@@ -118,6 +118,7 @@ class _Layer:
 
     @property
     def size(self) -> int:
+        # Of the empty shape of a scalar layer numpy's product is the float 1.0 otherwise.
         return int(np.prod(self.shape, dtype=np.int64))
 
 
@@ -204,6 +205,7 @@ class NamedLayers:
     def beside(self, model: Model, replies: Sequence[LayersReply]) -> Tensor | None:
         """Return the median over the clients of each value that is no coordinate."""
         rows = [reply.beside for reply in replies if reply.beside is not None]
+        # The lower of two middle values, not their mean: counters and masks stay whole numbers.
         return torch.stack(rows).median(dim=0).values if rows else model.beside
 
     def packed(self, model: Model) -> ArrayRecord:
@@ -242,6 +244,7 @@ class NamedLayers:
             raise Rejected(f"{len(records)} array records, expected one")
         values = read_layers(records[0], {x.name: (x.dtype, x.shape) for x in self._layers})
         found = self._model(values)
+        # The server subtracts an update; what clients send is a model, or the direction to add.
         update = model.vector - found.vector if self._whole else -found.vector
         beside = found.beside
         if beside is not None and model.beside is not None and not self._whole:

@@ -1,6 +1,6 @@
 """Dependencies point one way, from the top floor down; no two files import each other in a circle.
 
-The floors stand in ``experiments/benchmarks/house.py``, which measures the house with them too.
+The floors stand in ``experiments/benchmarks/floors.py``; the measures of the house use them too.
 """
 
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.benchmarks.house import ROOT, circles, floor, graph, imports, modules, upward
+from experiments.benchmarks.floors import ROOT, circles, floor, graph, imports, modules, upward
 
 FILES = modules(ROOT)
 EDGES = graph(ROOT)

@@ -53,11 +53,13 @@ def _flip(honest: HonestAnswer) -> Message:
     if honest.what == "labels":
         return reply_of(honest.message, (honest.answer + 1) % honest.classes)
     wrong = nn.functional.one_hot((honest.answer.argmax(1) + 1) % honest.classes, honest.classes)
+    # A logit of 1000 above the others is a probability of exactly 1 in float32.
     return reply_of(honest.message, wrong.float() * (1e3 if honest.what == "logits" else 1))
 
 
 def _random(honest: HonestAnswer) -> Message:
     name = str(read_setting(honest.message.content, "query", "name"))
+    # The query's name holds the round and the batch: other noise for each of them.
     source = generator(0, name, client=int(honest.context.node_config["partition-id"]))
     shape = honest.answer.shape
     if honest.what == "labels":
@@ -76,6 +78,7 @@ def _silence(honest: HonestAnswer) -> None:
 
 
 def _garbage(honest: HonestAnswer) -> Message:
+    # All claims are right, and the bytes begin as npy does: readers must get as far as the header.
     bad = Array("float32", tuple(honest.answer.shape), "numpy.ndarray", b"\x93NUMPY garbage")
     record = ArrayRecord()
     record["answer"] = bad

@@ -45,6 +45,8 @@ def train(node: EnsembleNode, message: Message, context: Context) -> Message | N
             member = training.init_member(node.module(settings, client), settings)
         for _ in range(plan.epochs):
             best = plan.checkpoint == "best"
+            # All epochs of the run, not this round's: the rate's schedule goes over the whole
+            # training.
             epoch = node.settings(client, total)
             training.train_epoch(member, settings, own, epoch, keep_best=best)
     _keep(settings, member, context)
@@ -58,10 +60,12 @@ def predict(node: EnsembleNode, message: Message, context: Context) -> Message |
     images = read_tensor(message.content, "arrays", "images").to(node.device)
     _, member = recall(node, client, context)
     if node.experiment.ensemble.checkpoint == "best" and member.best:
+        # Into this copy alone, which is not kept: training goes on from its last epoch.
         member.module.load_state_dict(member.best)
     with one_thread():
         answer = ANSWERING[what](member.module, images, message).cpu()
     reply = reply_of(message, answer)
+    # Gradients and curvatures measure the members for the report: attacks spoil votes.
     if what in VOTING and is_byzantine(node.experiment, context):
         honest = HonestAnswer(reply, answer, what, node.dataset.classes, message, context)
         return BYZANTINE[node.experiment.attack["name"]](honest)
@@ -84,6 +88,7 @@ def tuned(
         built = lambda: node.module(values, client)  # noqa: E731
         return training.curve(built, values, own, node.settings(client, epochs))
 
+    # By run: values that were found under other settings are not to be taken for these.
     found = f"tuning-{experiment.run_id}/node-{client}"
     return tune(
         settings,
@@ -109,7 +114,7 @@ def recall(
     """
     if STATE not in context.state:
         raise RuntimeError("this member has not been trained")
-    facts = json.loads(str(context.state[FACTS]["facts"]))  # type: ignore[index]
+    facts = json.loads(str(context.state[FACTS]["facts"]))
     settings = NodeSettings(**facts["node"])
     tensors = {k: read_tensor(context.state, STATE, k) for k in context.state[STATE]}
     return settings, training.unpack(node.module(settings, client), settings, tensors, facts)
@@ -126,12 +131,14 @@ def _report(message: Message, member: training.Member, examples: int) -> Message
         "num-examples": examples,
         "epoch": member.epoch,
         "loss": float(member.losses[-1]),
+        # Without a validation part 0: the server refuses a report whose loss is NaN.
         "held-loss": float(member.held_losses[-1]) if member.held_losses else 0.0,
     }
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 
 def _labels(module: nn.Module, images: Tensor, message: Message) -> Tensor:
+    # Answers are read as float32 whatever they are; classes below 2^24 are exact in it.
     return answers([module], images, logits=True)[0].argmax(1).float()
 
 

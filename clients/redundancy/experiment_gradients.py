@@ -48,6 +48,7 @@ def _alone(node: Node, place: Place, chosen: Tensor, file: int) -> Tensor:
             place.vector.to(images.device),
             images,
             labels,
+            # The file is one batch: copies must not depend on where a worker would cut it.
             replace(e.training, batch_size=len(labels)),
             generator=draw("file order"),
             loss=_loss(node, draw("file perturbation")),

@@ -58,6 +58,8 @@ class FileGradients:
         The memory of the last round is used again: values that were handed out then are
         overwritten.
         """
+        # In one process all workers are handed the same tensor: no hash over d values for each
+        # message.
         if self._turn is not None and vector is self._vector and plan == self.place.plan:
             return self
         turn = (plan, digest(vector) + digest(statistics))
@@ -68,7 +70,7 @@ class FileGradients:
         self.assignment: Assignment = plan.assignment
         self._indices = plan.indices
         length = vector.numel() + statistics.numel()
-        rows = min(self.assignment.files, LARGEST // (4 * length))
+        rows = min(self.assignment.files, LARGEST // (4 * length))  # 4 bytes a float32
         if tuple(self._memory.shape) != (rows, length):
             self._memory = torch.empty(rows, length)  # pages are taken when they are written
         self._rows: dict[int, Tensor] = {}
@@ -95,6 +97,7 @@ class FileGradients:
         """Return a file's gradient and statistics, (d + b,). Read only."""
         if file in self._rows:
             return self._rows[file]
+        # A value's bits may depend on what is computed with it: so on its number, not on who asks.
         first = file - file % self._group
         files = range(first, min(first + self._group, self.assignment.files))
         made = self._compute(self.place, self._indices, files)
@@ -118,7 +121,9 @@ class FileGradients:
     def sketches(self, files: Sequence[int], *, seed: int, size: int) -> Tensor:
         """Return sketches of the files' values, (len(files), size) float64."""
         known = self._sketches.setdefault((seed, size), {})
-        if not known and self._rows:  # all that is kept at once, where it lies
+        if not known and self._rows:
+            # All that is kept at once, where it lies: the host's other workers will be asked for
+            # the same sketches.
             made = sketch(self._memory[: len(self._rows)], seed=seed, size=size)
             known |= dict(zip(self._rows, made, strict=True))
         wanted = [file for file in files if file not in known]

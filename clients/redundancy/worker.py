@@ -41,6 +41,7 @@ def respond(node: Node, message: Message, context: Context) -> Message | None:
     values = gradients_of(node, task.vector, task.statistics, task.plan)
     copies = honest(values, task.worker)
     if attacks:
+        # An owner may attack with a node that the plan calls honest: it has nobody to agree with.
         together = members if task.worker in members else (task.worker,)
         copies = _byzantine(byzantine_of(node, values, together), copies)
     return answer(message, values, copies)

@@ -25,8 +25,10 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     ----------
     Carlini and Wagner, S&P 2017, objective f_6 without the cut.
     """
+    # one_hot refuses -1: such rows are taken for class 0 here and set to 0 in the last line.
     right = F.one_hot(y.clamp_min(0), logits.shape[1]).bool()
     wrong = logits.masked_fill(right, -torch.inf).amax(1)
+    # Masked, not multiplied by the mask: an infinite logit times 0 would be NaN.
     gap = wrong - logits.masked_fill(~right, 0).sum(1)
     return torch.where(y >= 0, gap, torch.zeros_like(gap))
 

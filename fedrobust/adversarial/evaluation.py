@@ -115,6 +115,7 @@ def evaluate_attacks(
     ValueError
         If a spec is unknown or the images leave [0, 1].
     """
+    # A caller's label would be overwritten in the result without a word.
     if "worst" in attacks:
         raise ValueError("the label 'worst' is taken by the worst case over all attacks")
     images = as_images(x, y)
@@ -131,6 +132,7 @@ def evaluate_attacks(
     report = {label: robustness(clean, labels, y) for label, labels in found.items()}
     worst = clean.clone()
     for labels in found.values():
+        # Once wrong stays wrong: a later attack that leads back to the true label repairs nothing.
         worst = torch.where(worst == y, labels, worst)
     return {**report, "worst": robustness(clean, worst, y)}
 
@@ -181,6 +183,7 @@ def overfitting_probe(
     generator: torch.Generator | None = None,
 ) -> float:
     """Return the PGD accuracy on the first ``count`` training images: one point per epoch."""
+    # Always the same images: the points of different epochs are compared with each other.
     images, labels = as_images(x[:count]), y[:count]
     attacked = pgd(
         model, images, labels, eps=eps, step_size=eps / 4, steps=steps, generator=generator
@@ -218,10 +221,12 @@ def auto_attack(
         raise ValueError(f"unknown norm {norm!r}; {suggest(norm, list(names))}")
     images = as_images(x, y)
     try:
+        # Here, not at the top: the package is optional.
         from autoattack import AutoAttack
     except ImportError as error:
         raise ImportError("auto_attack needs the package 'autoattack', not installed") from error
     with frozen(model):
+        # Without a seed AutoAttack takes the time of day, and no run could be repeated.
         runner = AutoAttack(
             model, norm=names[norm], eps=eps, seed=0, verbose=False, device=str(images.device)
         )

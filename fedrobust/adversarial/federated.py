@@ -37,7 +37,9 @@ class Calibrated(nn.Module):
     def __init__(self, model: nn.Module, counts: Tensor, *, strength: float = 0.1) -> None:
         super().__init__()
         self.model = model
+        # log 0 = -inf would make the KL terms of trades and mart NaN (-inf less -inf).
         offset = strength * counts.double().clamp_min(1).log()
+        # Not persistent: a state dict would carry the client's label counts out.
         self.register_buffer("offset", offset.float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -68,6 +70,7 @@ def slack_weights(losses: Tensor, counts: Tensor, *, alpha: float = 1 / 6, top: 
     if not bool(torch.isfinite(losses).all() and (weights >= 0).all() and weights.sum() > 0):
         raise ValueError("slack_weights needs finite losses and counts of at least 0")
     factor = torch.ones_like(weights)
+    # stable: among equal losses the first client is taken, on every machine the same.
     factor[losses.argsort(stable=True)[:top]] = (1 + alpha) / (1 - alpha)
     weights = weights * factor
     return (weights / weights.sum()).float()

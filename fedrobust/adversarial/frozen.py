@@ -13,6 +13,7 @@ from fedrobust.spec import suggest
 
 Model = nn.Module | Callable[[Tensor], Tensor]  # images (B, ...) in [0, 1] -> logits (B, classes)
 MODES = ("eval", "train", "keep")
+# Made anew at each use: the context object keeps what it restores, so it cannot be nested.
 _NO_CPU = partial(torch.autocast, "cpu", enabled=False)
 _NO_GPU = partial(torch.autocast, "cuda", enabled=False)
 
@@ -45,6 +46,7 @@ def frozen(*models: Model, mode: str = "eval") -> Iterator[None]:
     networks = [model for model in models if isinstance(model, nn.Module)]
     flags = [(m, m.training) for network in networks for m in network.modules()]
     wanted = [(p, p.requires_grad) for network in networks for p in network.parameters()]
+    # In eval mode BatchNorm writes no statistics: a copy per batch would be for nothing.
     buffers = [b for network in networks for b in network.buffers()] if mode != "eval" else []
     kept = [buffer.clone() for buffer in buffers]
     try:
@@ -52,9 +54,11 @@ def frozen(*models: Model, mode: str = "eval") -> Iterator[None]:
             if mode != "keep":
                 network.train(mode == "train")
             network.requires_grad_(False)
+        # bfloat16 gradients under autocast would change the signs that an attack steps by.
         with torch.inference_mode(False), torch.enable_grad(), _NO_CPU(), _NO_GPU():
             yield
     finally:
+        # One by one: network.train(flag) would also switch the parts that the caller left in eval.
         for module, training in flags:
             module.training = training
         for parameter, flag in wanted:
@@ -71,6 +75,7 @@ def input_gradient(objective: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     point = x.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(objective(point).sum(), point)
+    # NaN would pass through sign and clamp and stay in the image; 0 leaves the pixel as it is.
     return gradient.nan_to_num(0.0)
 
 

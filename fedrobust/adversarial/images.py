@@ -26,9 +26,11 @@ def as_images(x: Tensor, y: Tensor | None = None) -> Tensor:
         raise ValueError(f"{len(x)} images need labels of shape ({len(x)},), got {tuple(y.shape)}")
     if x.numel():
         low, high = float(x.detach().min()), float(x.detach().max())
+        # Not "low < 0 or high > 1": with NaN every comparison is false, and NaN must be refused.
         if not (low >= 0 and high <= 1):
             raise ValueError(f"images need values in [0, 1], got [{low:g}, {high:g}]")
     with torch.inference_mode(False):
+        # A tensor made under inference_mode can never be part of a graph; halves lose small steps.
         return x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
 
 
@@ -69,8 +71,10 @@ def quantise_images(
     centre = as_images(reference) * 255
     low = (centre - 255 * eps - _SLACK).ceil()
     high = (centre + 255 * eps + _SLACK).floor()
+    # clamp with low > high gives high without a word: such values are treated by themselves.
     none = low > high
     low, high = torch.where(none, centre.round(), low), torch.where(none, centre.round(), high)
+    # eps may reach beyond black and white: the range has the last word.
     return levels.round().clamp(low, high).clamp(0, 255) / 255
 
 

@@ -12,6 +12,7 @@ from fedrobust.adversarial.frozen import Model
 
 def masked_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Mean cross-entropy over the labelled rows; 0 if there are none."""
+    # A plain mean would weigh a batch down by its unlabelled rows, and be 0 / 0 without labels.
     return cross_entropy(logits, y).sum() / (y >= 0).sum().clamp_min(1)
 
 
@@ -73,6 +74,7 @@ def mart(model: Model, x: Tensor, y: Tensor, x_adv: Tensor, *, beta: float = 6.0
     labelled = y >= 0
     right = F.one_hot(y.clamp_min(0), clean.shape[1]).bool()
     wrong = attacked.softmax(1).masked_fill(right, 0).amax(1)
+    # The constants are the released code's: without them a certain wrong class gives log(0).
     boosted = cross_entropy(attacked, y) - torch.log(1.0001 - wrong) * labelled
     doubt = 1.0000001 - clean.softmax(1).masked_fill(~right, 0).sum(1)
     weight = torch.where(labelled, doubt, torch.ones_like(doubt))

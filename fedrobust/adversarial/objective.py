@@ -186,11 +186,13 @@ def _attacked(
     count = round(fraction * size)
     if not count:
         return x
+    # Detached: the attack differentiates by the images, and needs no graph over the parameters.
     fixed, shape = networks.detached(), (clients, count, *x.shape[2:])
 
     def model(images: Tensor) -> Tensor:
         return fixed(images.view(shape)).flatten(0, 1)
 
+    # None is seed 0 for each client, as it is alone: a stack must find the same images.
     drawn = [source or torch.Generator().manual_seed(0) for source in sources]
     images, labels = x[:, :count].flatten(0, 1), y[:, :count].flatten()
     head = attack(model, images, labels, perturbation, generator=drawn)

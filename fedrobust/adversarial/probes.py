@@ -38,6 +38,8 @@ def gradient_similarity(first: Model, second: Model, x: Tensor, y: Tensor) -> Te
     Yang et al., NeurIPS 2021, definition 2.
     """
     one, two = (loss_gradient(model, x, y).flatten(1).double() for model in (first, second))
+    # float64, and a floor that exists in float64 only: gradients of 1e-30, usual on a confident
+    # model, have squares that are 0 in float32.
     one, two = (g / g.norm(dim=1, keepdim=True).clamp_min(1e-300) for g in (one, two))
     return (one * two).sum(1).clamp(-1, 1).to(torch.promote_types(x.dtype, torch.float32))
 
@@ -83,12 +85,15 @@ def input_curvature(
             value, vector = torch.zeros_like(shift), _unit(start)
             for _ in range(iterations):
                 product = _hessian_product(model, images, labels, vector, criterion)
+                # Rayleigh quotient of the Hessian itself, whatever shift steers the iteration.
                 value = (product * vector).flatten(1).sum(1)
                 vector = _unit(product + column(shift, images) * vector)
             return value
 
         value = largest(torch.zeros(len(images), dtype=images.dtype, device=images.device))
         if bool((value < 0).any()):
+            # Shifted by |lowest eigenvalue| no eigenvalue is negative, so that the one of largest
+            # magnitude, which power iteration finds, is also the largest.
             shift = (-value).clamp_min(0)
             value = torch.where(value < 0, largest(shift), value)
     return value
@@ -123,6 +128,7 @@ def _hessian_product(
     (gradient,) = torch.autograd.grad(criterion(model(point), y).sum(), point, create_graph=True)
     if not gradient.requires_grad:  # a loss that is linear in the image
         return torch.zeros_like(x)
+    # d<g, v>/dx = H v: the Hessian itself, pixels squared, is never built.
     inner = (gradient * vector).sum()
     (product,) = torch.autograd.grad(inner, point, allow_unused=True)
     return torch.zeros_like(x) if product is None else product.nan_to_num(0.0)

@@ -32,6 +32,7 @@ def rehearse(perturbation: Spec, loss: Spec = "standard") -> None:
                 generator=source,
             )
     except (TypeError, ValueError) as error:
+        # It says already which part of which spec is wrong.
         if isinstance(error, SpecError):
             raise
         raise SpecError(f"perturbation {split(perturbation)[0]!r}: {error}") from error

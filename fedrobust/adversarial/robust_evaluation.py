@@ -102,6 +102,7 @@ def _key(name: str) -> str:
 
 
 def _alarms(found: dict[str, Robustness], row: dict[str, Any]) -> list[str]:
+    # Every order that is checked has the many steps of PGD on one side.
     if "robust_accuracy" not in row:
         return []
     return list(

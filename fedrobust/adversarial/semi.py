@@ -52,6 +52,7 @@ def semi_batches(
     free = round(fraction * batch_size)
     bound = batch_size - free
     labelled, unlabelled = (y >= 0).nonzero()[:, 0], (y < 0).nonzero()[:, 0]
+    # Without any unlabelled row the loop below would never fill a batch.
     if len(labelled) < bound or bound < 1 or (free and not len(unlabelled)):
         raise ValueError(
             f"batches of {bound} labelled and {free} unlabelled rows need as many, "
@@ -60,6 +61,7 @@ def semi_batches(
     order = labelled[torch.randperm(len(labelled), generator=generator)]
     rest = unlabelled[:0]
     for place in range(len(labelled) // bound):
+        # A loop: a batch may need more unlabelled rows than there are.
         while len(rest) < free:
             fresh = unlabelled[torch.randperm(len(unlabelled), generator=generator)]
             rest = torch.cat([rest, fresh])
@@ -108,4 +110,5 @@ def rotations(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.dim() != 4 or x.shape[2] != x.shape[3]:
         raise ValueError(f"rotations need square images (B, C, S, S), got {tuple(x.shape)}")
     turned = torch.cat([x.rot90(turn, dims=(2, 3)) for turn in range(4)])
+    # cat laid the turns one after the other: first all images at 0 degrees, then all at 90, ...
     return turned, torch.arange(4, device=x.device).repeat_interleave(len(x))

@@ -34,12 +34,14 @@ class View:
         def loss(z: Tensor) -> Tensor:
             seen = self.diversify(z)
             logits = torch.stack([model(seen) for model in models]).sum(0)
+            # Summed later, not averaged: an image's gradient must not depend on its batch.
             return F.cross_entropy(logits, self.y, reduction="none")
 
         return self.smooth(input_gradient(loss, point))
 
     def project(self, point: Tensor) -> Tensor:
         """Into the ball around the clean images, then into [0, 1]."""
+        # The clean images are in [0, 1], so the second clamp cannot leave the ball.
         return point.clamp(self.x - self.eps, self.x + self.eps).clamp(0, 1)
 
 
@@ -53,13 +55,14 @@ def look(
     generator: torch.Generator | None,
 ) -> View:
     """Check an attack's input and settings; one model alone counts as a group of one."""
+    # A Sequential can be iterated too, over its layers: only a ModuleList is a group of models.
     alone = isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList)
     group = (models,) if alone or not hasattr(models, "__iter__") else tuple(models)  # type: ignore[arg-type]
     if not group:
         raise ValueError("a transfer attack needs at least 1 surrogate, got 0")
     images = as_images(x, y)
     return View(
-        group,  # type: ignore[arg-type]
+        group,
         images,
         as_labels(y),
         eps,
@@ -76,9 +79,11 @@ def _diversify(probability: float, source: torch.Generator) -> Callable[[Tensor]
         return int(torch.randint(high, (), generator=source, device=source.device))
 
     def shrink(z: Tensor) -> Tensor:
+        # rand is below 1: at probability 1 every input is shrunk.
         if probability <= float(torch.rand((), generator=source, device=source.device)):
             return z
         height, width = z.shape[-2:]
+        # draw(k) is one of 0 .. k - 1: heights from 90 % of the image, rounded up, to all of it.
         rows = height - draw(height - math.ceil(0.9 * height) + 1)
         columns = max(1, round(width * rows / height))
         top, left = draw(height - rows + 1), draw(width - columns + 1)
@@ -96,6 +101,7 @@ def _smooth(width: int, like: Tensor) -> Callable[[Tensor], Tensor]:
     places = torch.arange(width, dtype=like.dtype, device=like.device) - width // 2
     bell = torch.exp(-(places**2) / (2 * 3.0**2))
     bell = bell / bell.sum()
+    # One kernel per channel: smoothing must not mix the colours.
     kernel = torch.outer(bell, bell).expand(like.shape[1], 1, width, width)
     return lambda g: F.conv2d(g, kernel, padding=width // 2, groups=g.shape[1])
 

@@ -266,6 +266,7 @@ def _sweep(
         inner, outer = torch.zeros_like(point), torch.zeros_like(point)
         for _ in range(steps):
             moved = point
+            # CSE has no step down: its gradient would be a pass over all surrogates for nothing.
             if reverse:
                 moved = view.project(point - reverse * view.gradient(point).sign())
             for model in view.models:  # the inner momentum lives on across models and iterations

@@ -93,6 +93,7 @@ def pgd(
     best: Tensor | None = None
     with frozen(model, mode=mode):
         for _ in range(restarts):
+            # The generator goes on: each restart starts elsewhere, all from one seed.
             delta = _first(images, eps, norm, random_start, start, source)
             found = _climb(objective, images, delta, eps, step_size, steps, norm)
             best = found if best is None else _better(model, objective, best, found, y, targeted)
@@ -187,6 +188,7 @@ def trades_kl(
     source = generator or torch.Generator().manual_seed(0)
     with frozen(model, mode=mode):
         with torch.no_grad():
+            # A constant: the gradient goes through the perturbed side of the divergence alone.
             clean = model(images).log_softmax(1)
         delta = _project(noise * _draw(torch.randn, images, source), eps, norm)
         return _climb(lambda z: kl(clean, model(z)), images, delta, eps, step_size, steps, norm)
@@ -209,7 +211,9 @@ def _climb(
     for _ in range(steps):
         gradient = input_gradient(objective, x + delta)
         moved = (x + delta + step_size * _direction(gradient, norm)).clamp(0, 1)
+        # Clipped first: projecting shrinks delta towards x, which is in [0, 1], so both hold.
         delta = _project(moved - x, eps, norm)
+    # x + (moved - x) may miss [0, 1] by one rounding.
     return (x + delta).clamp(0, 1)
 
 
@@ -227,6 +231,7 @@ def _better(
     model: Model, objective: Objective, best: Tensor, found: Tensor, y: Tensor, targeted: bool
 ) -> Tensor:
     """Keep per sample what fools the model, then what has the higher objective."""
+    # Targeted, the aim is to be at y; otherwise not to be.
     fooled = [(model(z).argmax(1) == y) == targeted for z in (best, found)]
     higher = objective(found) > objective(best)
     take = (fooled[1] & ~fooled[0]) | ((fooled[1] == fooled[0]) & higher)
@@ -252,6 +257,7 @@ def _first(
     if norm == "linf":
         return _draw(torch.rand, x, source) * 2 * eps - eps
     direction = _direction(_draw(torch.randn, x, source), norm)
+    # The root makes it uniform in the volume: a plain uniform radius crowds the centre.
     radius = _draw(torch.rand, x.flatten(1)[:, 0], source) ** (1 / x.shape[1:].numel())
     return eps * column(radius, x) * direction
 
@@ -289,5 +295,6 @@ def _length(x: Tensor) -> Tensor:
 def _check(**settings: float) -> None:
     for name, value in settings.items():
         least = 1 if name == "restarts" else 0
+        # Not "value < least": NaN is refused too.
         if not value >= least:
             raise ValueError(f"{name} needs at least {least}, got {value}")

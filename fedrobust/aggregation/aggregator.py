@@ -79,6 +79,7 @@ def build(spec: Spec, *, pre: Sequence[Spec] = ()) -> Aggregator:
     ) -> Outcome:
         rows = matrix(updates)
         numbers = torch.arange(len(rows)) if clients is None else torch.tensor(list(clients))
+        # Functions, called only if the rule asks: a root update costs a training step.
         given = {"memory": lambda: state, "generator": lambda: generator, **(server or {})}
         if weights is not None:
             check_weighable(spec, pre=pre)
@@ -171,6 +172,7 @@ def _apply(
     check(rule, n=len(rows), pre=chain)
     rows, unit = _in_range(rows, largest, chain, name)
     if "weights" in given:
+        # Shares of those who are left: they have to add up to 1 again.
         left = given["weights"]()[finite]
         given = given | {"weights": lambda: shares(left, len(rows))}
     outcome = _chain(rows, chain, rule, given | {"clients": lambda: clients[finite]})

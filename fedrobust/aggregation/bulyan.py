@@ -19,6 +19,7 @@ def bulyan_picks(squared: Tensor, f: int) -> Tensor:
 
     Late picks have at least 1 neighbour; ties go to the lowest index.
     """
+    # -1 puts each row itself first, before its twins at distance 0, where it is cut off.
     order = squared.clone().fill_diagonal_(-1).sort(dim=1, stable=True).indices[:, 1:]
     picks = _picks(squared.numpy(), order.numpy(), f)
     return torch.from_numpy(picks)
@@ -112,5 +113,6 @@ def bulyan(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
         return by_blocks(
             updates, lambda block: nearest_mean(mixing @ block, middle, middle + 1, keep)
         )
+    # "epfl" is done above; it is named here so that a misspelling finds it.
     picks = chosen_variant(PICKS | {"epfl": None}, variant, "bulyan")(squared, f)
     return nearest_to_median(updates, n - 4 * f, rows=picks)

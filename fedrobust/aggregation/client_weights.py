@@ -101,6 +101,7 @@ def claimed(*, clients: Sequence[int], claims: Claims) -> Tensor:
     ----------
     McMahan et al., Communication-Efficient Learning, AISTATS 2017, Algorithm 1 (n_k / n).
     """
+    # An infinite claim counts nothing: shares() would refuse the whole round for it.
     return _numbers(claims).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0)
 
 
@@ -132,6 +133,7 @@ def weighing(spec: Spec, *, rule: Spec, pre: Sequence[Spec] = ()) -> Weighing:
         For an unknown name or setting, a table that is none, or a defence that cannot be weighted
         so: ``krum has no weighted form: ...``.
     """
+    # With the file's table in it: a file that is edited during a run changes nothing.
     name, given = split(written_out(spec, f=_own_f(rule, pre)))
     function, settings = resolve_weights({"name": name, **given})
     if name == "equal":
@@ -210,11 +212,13 @@ def table_of(spec: Spec) -> dict[str, float]:
     """
     _, given = split(spec)
     table, file = given.get("table"), given.get("file")
+    # Neither or both.
     if (table is None) == (file is None):
         raise SpecError("weights 'attested' need one of table and file: client -> weight")
     found = read_table(file) if file is not None else table
     if not isinstance(found, Mapping) or not found:
         raise SpecError(f"weights 'attested' need a table client -> weight, got {found!r}")
+    # Keys of TOML and JSON are strings; the numbers of clients are looked up as strings too.
     checked = {str(c): real(w, "weights 'attested'", f"{c!r}", low=0) for c, w in found.items()}
     if not max(checked.values()) > 0:
         raise SpecError("weights 'attested' need at least one above 0, got zeros only")

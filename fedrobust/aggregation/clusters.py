@@ -63,7 +63,9 @@ def sign_guard_weights(
     start = int(torch.randint(0, d - width + 1, (1,), generator=generator))
     features = sign_shares(updates[:, start : start + width])
     points = (features / features.max(0).values.clamp(min=TINY)).cpu().numpy()
+    # Without a state of its own sklearn would draw from numpy's global generator.
     bandwidth = estimate_bandwidth(points, quantile=0.5, random_state=0)
+    # 0 where the statistics coincide, and below four updates: MeanShift refuses it.
     if bandwidth > 0:
         labels = torch.from_numpy(MeanShift(bandwidth=bandwidth).fit(points).labels_)
         largest = labels.bincount().argmax()
@@ -108,6 +110,7 @@ def flame_step(
         copy=True,
     )
     labels = clustering.fit(cosine_distances(updates).numpy()).labels_
+    # Clusters of more than n / 2: there is one at most, number 0; -1 is noise.
     kept = torch.from_numpy(labels == 0)
     if not bool(kept.any()):
         raise Refusal(f"flame found no majority among {n} updates")
@@ -115,6 +118,7 @@ def flame_step(
     weights = torch.where(kept, clipping(lengths, bound), 0.0) / int(kept.sum())
     result = weighted(updates, weights)
     if noise:
+        # Drawn on the CPU, so that the noise is the same wherever the updates are.
         draw = torch.randn(result.shape, generator=generator, dtype=result.dtype)
         result = result + float(noise * bound) * draw.to(result)
     return Outcome(result, None, weights)
@@ -148,5 +152,6 @@ def hierarchical_clustering_krum_weights(
     mixing = F.one_hot(labels, count).T.double()
     mixing = mixing / mixing.sum(1, keepdim=True)
     between = squared_from(centred_gram(updates, mixing))  # of the clusters' means
+    # Krum among the means: it bears (count - 3) / 2 of them at most, whatever f is of updates.
     winner = int(lowest(krum_scores(between, min(f, max(0, (count - 3) // 2))), 1))
     return even((labels == winner).nonzero().flatten(), n)

@@ -35,6 +35,7 @@ def exceeds(f: int, *, clients: int, byzantine: int, cohort: int, rounds: int = 
 
     _check(clients, byzantine, cohort, rounds)
     whole(f, "a cohort", "f")
+    # sf is P(more than f), not f and more.
     once = float(hypergeom.sf(f, clients, byzantine, cohort))
     # 1 - (1 - p)^T, without losing a small p beside 1
     return -math.expm1(rounds * math.log1p(-once)) if once < 1 else 1.0
@@ -54,6 +55,7 @@ def smallest_f(
     _check(clients, byzantine, cohort, rounds)
     most = min(byzantine, cohort)
     given = {"clients": clients, "byzantine": byzantine, "cohort": cohort, "rounds": rounds}
+    # More than "most" cannot be among them, whatever rounding says.
     return next(f for f in range(most + 1) if f == most or exceeds(f, **given) <= delta)
 
 
@@ -83,6 +85,7 @@ def smallest_cohort(
             borne = tolerated(rule, n=cohort, pre=pre)
         except ValueError:  # too few for the rule even with f = 0
             continue
+        # A rule that takes no f is held to bear less than half.
         if (2 * needed < cohort) if borne is None else needed <= borne:
             return cohort
     return None

@@ -34,6 +34,7 @@ def chosen_variant(variants: Mapping[str, Any], variant: str, rule: str) -> Any:
     ValueError
         ``unknown variant 'epfll' of krum; did you mean 'epfl'?``
     """
+    # A list cannot be looked up in a dict: it would raise TypeError, not say what is wrong.
     if not isinstance(variant, str):
         raise SpecError(f"{rule} needs a name for its variant, got {variant!r}")
     if variant not in variants:

@@ -97,6 +97,7 @@ def _pairs(kept: Memory, result: Tensor, window: int) -> Memory:
     if "aggregate" not in kept or kept["aggregate"].shape != result.shape:
         return {}
     before = kept["aggregate"]
+    # The server subtracts the aggregate: that is the model's step.
     pairs = {"steps": -before[None], "changes": (result - before)[None]}
     if "steps" in kept:
         pairs = {key: torch.cat([kept[key], new])[-window:] for key, new in pairs.items()}
@@ -108,6 +109,7 @@ def _noted(
 ) -> tuple[Tensor, Tensor]:
     """Add this round's errors, adding up to 1, as the last column; NaN for who cannot be judged."""
     judged = torch.isin(numbers, kept["last_clients"])
+    # One client's error among one is always 1, and says nothing.
     if kept["last"].shape[1] != updates.shape[1] or int(judged.sum()) < 2:
         return errors, known
     places = places_of(numbers[judged], kept["last_clients"])
@@ -152,6 +154,7 @@ def hessian_product(steps: Tensor, changes: Tensor, vector: Tensor) -> Tensor:
         torch.cat([sigma * (s @ s.T), lower], 1), torch.cat([lower.T, -diagonal], 1),
     ])  # fmt: skip
     sides = torch.cat([sigma * (s @ v), y @ v])
+    # Not an inverse: steps that repeat make the matrix singular.
     inside = torch.linalg.pinv(middle) @ sides
     found = sigma * v - torch.cat([sigma * s, y]).T @ inside
     return found if bool(torch.isfinite(found).all()) else torch.zeros_like(v)
@@ -195,6 +198,7 @@ def clusters(scores: Tensor, references: int, source: torch.Generator) -> int:
 def _spreads(ordered: Tensor, most: int) -> Tensor:
     """Return the logarithm of the squared distances within 1 .. most clusters."""
     found = [splits(ordered, k)[0] for k in range(1, most + 1)]
+    # Points that coincide with their means have the logarithm of 0.
     return torch.tensor(found, dtype=torch.float64).clamp(min=1e-12).log()
 
 
@@ -211,6 +215,7 @@ def splits(ordered: Tensor, k: int) -> tuple[float, list[int]]:
     begin, end = torch.arange(n + 1)[:, None], torch.arange(n + 1)[None, :]
     count = (end - begin).clamp(min=1)
     cost = squares[None, :] - squares[:, None] - (sums[None, :] - sums[:, None]) ** 2 / count
+    # Differences of running sums: rounding may make them negative.
     cost = torch.where(begin < end, cost.clamp(min=0), torch.inf)
     best, cuts = cost[0], []
     for _ in range(k - 1):

@@ -71,6 +71,7 @@ def products(
         if scales is None:
             offsets = block - middle
         else:
+            # Scaled first: the difference of two values near the largest of float32 overflows.
             offsets = block * scales[:, None] - middle * scales[:, None]
         gram += offsets @ offsets.T
     return gram.cpu()
@@ -91,6 +92,7 @@ def squared_from(gram: Tensor) -> Tensor:
     """Turn products into (n, n) squared distances; symmetric, zero diagonal."""
     norms = gram.diagonal()
     squared = (norms[:, None] + norms[None, :] - 2 * gram).clamp_(min=0)
+    # The two halves of a product may differ in the last digit, which would decide ties.
     squared = (squared + squared.T) / 2
     return squared.fill_diagonal_(0)
 
@@ -119,6 +121,7 @@ def squared_to_mixture(gram: Tensor, weights: Tensor) -> Tensor:
 def norms_from(updates: Tensor, centre: Tensor) -> Tensor:
     """Return the distance of each row from a centre, (n,), summed in float64."""
     updates, centre = updates.detach(), centre.detach()
+    # fits wants two rows at least: the centre stands in twice.
     if kernels.fits(updates) and kernels.fits(centre[None].expand(2, -1)):
         return kernels.row_distances(updates, centre).sqrt()
     lengths = _lengths(updates, centre, 1.0)
@@ -174,6 +177,7 @@ def cosines(updates: Tensor) -> Tensor:
     if not bool(torch.isfinite(gram).all()) or float(gram.diagonal().min()) < SMALLEST:
         # Squares overflow or lose digits: rows of any size keep their cosines at length 1.
         largest = torch.maximum(updates.amax(1), -updates.amin(1)).double()
+        # 1 / largest of the smallest float32 values is beyond float32.
         scales = (1 / largest.clamp(min=1e-300)).clamp(max=1e38).to(updates.dtype)
         gram = products(updates, origin, scales)
     lengths = gram.diagonal().sqrt()

@@ -32,10 +32,12 @@ Memory = dict[str, Tensor]
 
 def add_to(memory: Memory | None, updates: Tensor, clients: Tensor, *, scale: float = 1) -> Memory:
     """Return each client's sum with its update added: ``clients`` (N,), ``sums`` (N, d)."""
+    # Sums of another number of coordinates belong to another model: the past is void.
     if memory is None or memory["sums"].shape[1] != updates.shape[1]:
         return {"clients": clients.clone(), "sums": updates * scale}
     known, sums = memory["clients"], memory["sums"]
     if torch.equal(known, clients):
+        # Not in place: memory is a value, and the caller keeps the one it gave.
         return {"clients": known, "sums": sums.add(updates, alpha=scale)}
     fresh = clients[~torch.isin(clients, known)]
     if len(fresh):
@@ -77,6 +79,7 @@ def foolsgold_rates(history: Tensor) -> Tensor:
     pardon = torch.where(most[:, None] < most[None, :], ratio, 1.0)
     rate = (1 - (cosine * pardon).fill_diagonal_(-torch.inf).max(1).values.clamp(min=0)).clamp(0, 1)
     rate = rate / rate.max().clamp(min=TINY)
+    # The logit of 1 below would be infinite.
     rate = rate.clamp(max=0.99)
     return (torch.log(rate / (1 - rate)) + 0.5).clamp(0, 1)
 
@@ -200,6 +203,7 @@ def safeguard_step(
     weights = even(good.nonzero().flatten(), len(updates))
     result = weighted(updates, weights)
     if noise:
+        # Drawn on the CPU, so that the noise is the same wherever the updates are.
         draw = torch.randn(result.shape, generator=generator, dtype=result.dtype)
         result = result + noise * draw.to(result)
     return Outcome(result, after, weights)
@@ -235,6 +239,7 @@ def clipped_clustering_step(updates: Tensor, *, memory: Any = None) -> Outcome:
     n, lengths = len(updates), norms(updates)
     past = lengths if memory is None else torch.cat([memory, lengths])
     scales = clipping(lengths, middle(past))
+    # One row is a cluster by itself, and sklearn refuses to cluster fewer than two.
     if n < 2:
         return Outcome(weighted(updates, scales), past, scales)
     labels = torch.from_numpy(

@@ -37,6 +37,7 @@ def nnm_mixing(updates: Tensor, *, f: int, weights: Tensor | None = None) -> Ten
     if weights is not None:
         room = 1 - bearable(weights, f, "nnm")
         mass = weights[order]
+        # From the nearest on each takes its whole share, until the room is full; the last a part.
         taken = torch.minimum(mass, (room - (mass.cumsum(1) - mass)).clamp(min=0))
         taken = torch.where(taken > slack(len(weights)), taken, 0.0)
         return torch.zeros_like(taken).scatter_(1, order, taken / room)
@@ -92,6 +93,7 @@ def arc_mixing(updates: Tensor, *, f: int) -> Tensor:
     n = len(updates)
     lengths = norms(updates)
     clipped = math.floor(2 * f / n * (n - f))
+    # n - 1 for safety alone: 2 f (n - f) / n is n / 2 at most.
     bound = lengths.sort(descending=True).values[min(clipped, n - 1)]
     return torch.diag(clipping(lengths, bound))
 

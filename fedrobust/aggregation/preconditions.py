@@ -31,6 +31,7 @@ def check(spec: Spec, *, n: int, pre: Sequence[Spec] = ()) -> None:
     """
     for one in pre:
         resolve_pre(one)
+        # The next one, or the rule, sees as many rows as this one leaves.
         n = check_pre(one, n)
     resolve_rule(spec)
     name, settings = split(spec)
@@ -64,6 +65,7 @@ def coefficient(spec: Spec, *, n: int, f: int, pre: Sequence[Spec] = ()) -> floa
     if record.kappa is None or settings.get("variant", "paper") != "paper":
         return None
     kappa = record.kappa(n, f)
+    # From the rule outwards: the last pre-aggregator stands next to it.
     for one in reversed(pre):
         with_pre = preaggregator_record(split(one)[0]).kappa
         if with_pre is None:
@@ -84,6 +86,7 @@ def tolerated(spec: Spec, *, n: int, pre: Sequence[Spec] = ()) -> int | None:
     if not rule_record(name).takes_f:
         return None
     check({"name": name, **settings, "f": 0}, n=n, pre=pre)
+    # A larger f never needs fewer updates: the first refusal ends the search.
     for f in range(1, n):
         try:
             check({"name": name, **settings, "f": f}, n=n, pre=pre)
@@ -128,5 +131,6 @@ def with_fewer(spec: Spec, lost: int) -> Spec:
     """Count rows already set aside against f."""
     name, settings = split(spec)
     if lost and "f" in settings:
+        # split made this dict anew: the caller's spec is not touched.
         settings["f"] = max(0, whole(settings["f"], name, "f") - lost)
     return {"name": name, **settings}

@@ -77,6 +77,7 @@ def projected_weights(
     whole(dimension, "projected", "dimension", low=1)
     compute, _ = chosen_variant(INNER, inner, "projected's inner rule")
     source = seeded(0, "projected") if generator is None else generator
+    # The geometric median takes none.
     given = {"f": f} if "f" in parameters(compute) else {}
     return compute(sketch(updates, dimension, source), **given)
 
@@ -99,10 +100,12 @@ def sketch(updates: Tensor, dimension: int, source: torch.Generator) -> Tensor:
         return updates
     draw = partial(torch.randint, 0, generator=source, device=source.device)
     bucket = draw(dimension, (TABLES, d)).cpu()
+    # The second table's sums stand behind the first's.
     bucket += dimension * torch.arange(TABLES)[:, None]
     sign = draw(2, (TABLES, d)).cpu() * 2 - 1
     sums = torch.zeros(n, TABLES * dimension, dtype=torch.float64)
     rows = updates.detach().cpu().contiguous().numpy()
+    # 5 bytes for a coordinate instead of 16: both are as long as the model.
     places, signs = bucket.int().numpy(), sign.to(torch.int8).numpy()
     in_parts(_sketched, rows, places, signs, sums.numpy(), parts=n, work=TABLES * rows.size)
     return (sums / TABLES**0.5).to(updates.device)

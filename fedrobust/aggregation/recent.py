@@ -120,6 +120,7 @@ def huber_weights(
         counted = clipping(distances, threshold) * shares
         return counted / counted.sum()
 
+    # A start that far rows do not move: by each row's median distance to the others.
     current = pulls(squared_from(gram).sqrt().median(0).values)
     for _ in range(max_iterations):
         moved = pulls(squared_to_mixture(gram, current).sqrt())

@@ -28,6 +28,7 @@ def weighted(updates: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted sum of the rows; a single row is returned as it is."""
     chosen = weights.nonzero().flatten()
     if len(chosen) == 1 and weights[chosen[0]] == 1:
+        # A copy: the aggregate must not be a view of a client's row.
         return updates[chosen[0]].clone()
     if updates.dtype == torch.float32 and bool((weights[chosen].abs() < 1e-30).any()):
         # float32 keeps few digits of a weight this small, and the row it belongs to may be huge

@@ -35,10 +35,12 @@ def common_unit(largest: Tensor, dtype: torch.dtype) -> float:
     positive = largest[largest > 0]
     if not len(positive):
         return 1.0
+    # The median: one huge row must not choose the unit of all.
     typical = float(positive.median())
     low, high = SAFE[dtype]
     if low <= typical <= high:
         return 1.0
+    # The inverse of 2^-1000 is a finite float64 still.
     return 2.0 ** max(-1000, round(math.log2(typical)))
 
 
@@ -60,4 +62,5 @@ def in_range(updates: Tensor, largest: Tensor, *, follows_scale: bool) -> tuple[
         return updates, 1.0
     pulled_back = farthest / largest.clamp(min=1e-300)
     factors = torch.minimum(torch.full_like(largest, 1 / unit), pulled_back)
+    # In float64: a factor may be beyond float32 where the result is not.
     return (updates.double() * factors.to(updates.device)[:, None]).to(updates.dtype), unit

@@ -58,7 +58,9 @@ def multi_krum_minimum(settings: dict[str, Any]) -> int:
 def krum_scores(squared: Tensor, f: int, variant: str = "paper") -> Tensor:
     """Sum the distances to the nearest others; which power and how many says the variant."""
     power, more, _ = chosen_variant(KRUM_VARIANTS, variant, "krum")
+    # One at least and not itself: some variants take as few as f + 2 updates, or any number.
     neighbours = min(max(1, len(squared) - f - 2 + more), len(squared) - 1)
+    # What is given is squared already: power 1 is the root of it.
     return nearest_sums(squared if power == 2 else squared.pow(power / 2), neighbours)
 
 

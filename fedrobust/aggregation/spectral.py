@@ -32,6 +32,7 @@ def principal_scores(gram: Tensor, weights: Tensor) -> tuple[float, Tensor]:
     top = float(values[-1].clamp(min=0))
     if top == 0:
         return 0.0, torch.zeros_like(share)
+    # The combination of rows that is the eigenvector has squared length top: hence the division.
     return top, (centred @ (root * vectors[:, -1])).square() / top
 
 
@@ -72,6 +73,7 @@ def dnc_weights(
     for _ in range(iterations):
         part = updates
         if coordinates is not None and coordinates < d:
+            # On the CPU: the same coordinates wherever the updates are.
             chosen = torch.randperm(d, generator=generator)[:coordinates]
             part = updates[:, chosen.to(updates.device)]
         _, scores = principal_scores(centred_gram(part), torch.ones(n, dtype=torch.float64))
@@ -114,5 +116,6 @@ def caf_weights(updates: Tensor, *, f: int) -> Tensor:
         if not greatest > 0:
             break
         weights = weights * (1 - scores / greatest).clamp(min=0)
+        # A row with next to no weight would still set the scale of the next step.
         weights[weights < 1e-12] = 0
     return best

@@ -29,6 +29,7 @@ def best_subset(n: int, f: int, cost: Callable[[list[int]], float], name: str) -
         raise Refusal(
             f"{name} with f={f} of {n} updates has {count} subsets, the limit is {MOST_SUBSETS}"
         )
+    # min keeps the first of equals, and combinations come in lexicographic order.
     return min((list(s) for s in itertools.combinations(range(n), n - f)), key=cost)
 
 
@@ -73,6 +74,7 @@ def smea_weights(updates: Tensor, *, f: int) -> Tensor:
 
     def top_eigenvalue(rows: list[int]) -> float:
         part = gram[rows][:, rows]
+        # Centred anew: the products are about one centre for all, the covariance about its own.
         part = part - part.mean(0) - part.mean(1, keepdim=True) + part.mean()
         return float(torch.linalg.eigvalsh(part)[-1]) / len(rows)
 

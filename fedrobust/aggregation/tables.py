@@ -175,6 +175,7 @@ PREAGGREGATORS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+# Taken at import, before a user's rule can stand in the table.
 _BUILT_IN = frozenset(RULES)
 
 

@@ -49,6 +49,7 @@ def fltrust_step(updates: Tensor, *, root: Tensor) -> Outcome:
     root = root.to(updates)
     length = norms(root[None])[0]
     lengths = norms(updates)
+    # The root at length 1 before the product: two long vectors overflow float32.
     along = products_with(updates, root / float(length.clamp(min=TINY)))
     scores = torch.where(lengths > 0, along / lengths, 0.0).clamp(min=0)
     if not scores.any():
@@ -98,6 +99,7 @@ def zeno_weights(
         descent - rho * float(norm) ** 2 if math.isfinite(descent) else -math.inf
         for descent, norm in zip(descents, norms(updates), strict=True)
     ]
+    # Negated, since lowest() breaks ties for the lowest index: the best score comes first.
     worst_first = -torch.tensor(scores, dtype=torch.float64)
     return even(lowest(worst_first, len(updates) - f), len(updates))
 

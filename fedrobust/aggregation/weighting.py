@@ -60,6 +60,7 @@ def bearable(weights: Tensor, f: int, who: str) -> float:
         50 %``.
     """
     share = heaviest(weights, f)
+    # Half but for rounding is half.
     if share >= 0.5 - slack(len(weights)):
         heavy = f"the {f} heaviest clients hold" if f > 1 else "the heaviest client holds"
         raise Refusal(
@@ -175,4 +176,5 @@ def weighted_median(values: Tensor, weights: Tensor, *, lower: bool = False) -> 
         return below
     after = (until > 0.5 + near).int().argmax(0)
     above = ordered.gather(0, after[None])[0]
+    # Not (below + above) / 2: the sum may overflow.
     return below / 2 + above / 2

@@ -25,6 +25,7 @@ def supporters(n: int, f: int) -> int:
     ValueError
         If s <= 0: the attackers are a majority already and ALIE is pointless.
     """
+    # The same as floor(n / 2 + 1) of the paper, without a float.
     s = n // 2 + 1 - f
     if s <= 0:
         raise ValueError(f"alie with n={n} needs f <= {n // 2}, a minority, got f={f}")
@@ -49,6 +50,7 @@ def z_max(n: int, f: int, formula: str = "neurips") -> float:
         raise ValueError(f"alie needs f >= 1 to choose z, got f={f}")
     s = supporters(n, f)
     share = (n - f - s) / (n - f) if formula == "neurips" else (n - s) / n
+    # inv_cdf refuses 0, and the quotient may be 0 or less: then no shift has enough supporters.
     return NormalDist().inv_cdf(share) if share > 0 else -math.inf
 
 
@@ -57,6 +59,7 @@ def support_probability(n: int, f: int, z: float) -> float:
 
     The upper tail of Binomial(n - f, 1 - Phi(z)) from s on.
     """
+    # A supporter lies beyond z on one side, hence the upper tail alone.
     s, h, p = supporters(n, f), n - f, 1 - NormalDist().cdf(z)
     return sum(math.comb(h, k) * p**k * (1 - p) ** (h - k) for k in range(s, h + 1))
 

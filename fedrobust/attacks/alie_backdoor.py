@@ -61,6 +61,7 @@ def alie_backdoor(
     model.load(start - lr * mean)
     stamped = stamp(images, size=size, value=value)
     _train_backdoor(model, stamped, target, alpha, epochs, batch_size, local_lr, generator)
+    # As a gradient: the server subtracts lr times it and lands on the trained model.
     aim = (start - model.vector) / lr
     return clip_into_spread(honest, aim, z=z, released_code=released_code)
 
@@ -76,6 +77,7 @@ def _train_backdoor(
     generator: torch.Generator,
 ) -> None:
     parameters = list(model.module.parameters())
+    # The distance is to where the honest mean leads, loaded just before, not to the global model.
     begin = [p.detach().clone() for p in parameters]
     model.module.train()
     for _ in range(epochs):
@@ -85,6 +87,7 @@ def _train_backdoor(
             labels = torch.full((len(batch),), target, device=stamped.device)
             planted = F.cross_entropy(logits, labels)
             backdoor_loss(planted, delta_loss(parameters, begin), alpha=alpha).backward()
+            # In place: the module's parameters are views of this vector.
             model.vector.sub_(model.gradient, alpha=lr)
 
 
@@ -101,6 +104,7 @@ def success_rate(module: torch.nn.Module, images: Tensor, labels: Tensor, *, tar
     images, labels
         Held-out uint8 (N, C, H, W) and int64 (N,), clean; images of the target class are left out.
     """
+    # An image of the target class would count as a hit without any backdoor.
     others = images[labels != target]
     with torch.inference_mode():
         was_training = module.training

@@ -30,6 +30,7 @@ def oja_step(honest: Tensor, centre: Tensor, z: Tensor, *, round: int) -> tuple[
     old, new = round / (1 + round), 1 / (1 + round)
     centre = old * centre.double() + new * mean(honest)
     z = z.double()
+    # Two passes over the columns: every score needs all of them before c can be summed.
     scores = honest.new_zeros(honest.shape[0], dtype=torch.float64)
     for columns, block in blocks(honest):
         scores += (block - centre[columns]) @ z[columns]
@@ -76,6 +77,7 @@ def mimic(
         raise ValueError(f"mimic needs iterations >= 1, got {iterations}")
     # The direction is a sum of centred rows, so its products with them are all that is needed.
     gram = centred_gram(honest)
+    # The row furthest out can hardly be orthogonal to the direction: a start without a draw.
     scores = gram[gram.diagonal().argmax()]
     for _ in range(iterations):
         scores = unit(gram @ scores)
@@ -125,6 +127,7 @@ def rop(
     last = torch.zeros_like(centre) if previous is None else previous.to(centre)
     heading = unit(centre if previous is None else memory * last + (1 - memory) * centre)
     ones = torch.ones_like(centre)
+    # Zero where the heading is the all-ones direction itself: then only the angle's cosine acts.
     aside = unit(reject(ones, heading))
     radians = math.radians(angle)
     p = math.sin(radians) * aside + math.cos(radians) * heading
@@ -168,6 +171,7 @@ def byzmean(
     goal = craft(
         honest, inner, n=n, f=f, round=round, rule=rule, generator=generator, previous=previous
     )[0].double()
+    # 0 for a single attacker, who then sends all that is missing.
     first = f // 2
     rest = ((n - first) * goal - (n - f) * mean(honest)) / (f - first)
     return torch.cat([repeat(goal, first, honest), repeat(rest, f - first, honest)])

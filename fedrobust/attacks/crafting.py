@@ -35,6 +35,7 @@ def knowledge(spec: Spec) -> tuple[Spec, str | None]:
         If it is none of "own", "colluding", "omniscient".
     """
     name, given = split(spec)
+    # split made this dict anew: the caller's spec is not touched.
     level = given.pop("knowledge", None)
     if level is not None and level not in KNOWLEDGE:
         hint = suggest(str(level), list(KNOWLEDGE))
@@ -228,13 +229,15 @@ def check(
 
 
 def _all_finite(values: Tensor) -> bool:
-    """Whether no value is NaN or infinite: one read, a quarter of the time of ``isfinite``."""
+    """Whether no value is NaN or infinite: one read, no mask of its size."""
     return not values.numel() or all(math.isfinite(float(end)) for end in torch.aminmax(values))
 
 
 def rehearse(name: str, function: Callable[..., Tensor], given: dict[str, Any], **who: int) -> None:
     """Run an attack once on a small invented matrix, so that bad values raise before the run."""
+    # Wide enough for the coordinate of "finite_norm".
     width = 8 + int(given.get("coordinate") or 0)
+    # Rows that differ: a spread of 0 would hide what a setting does.
     honest = torch.arange(max(1, who["n"] - who["f"]), dtype=torch.float64)[:, None]
     given_by_run = dict.fromkeys(SUPPLIED, None) | {"round": 0, "generator": seeded(0, name)}
     given_by_run["momentum"] = 0.0
@@ -269,6 +272,7 @@ def settings(spec: Spec, n: int, f: int) -> dict[str, Any]:
             used[key] = given.get(key, parameter.default)
     if f > 0:
         rehearse(used["name"], function, given, n=n, f=f)
+    # Without attackers the formula has no z to give.
     if "z" in used and (f > 0 or used["z"] is not None):
         used["z"] = alie.shift(n, f, z=used["z"], formula=used.get("formula", "neurips"))
     if "inner" in used:

@@ -21,6 +21,7 @@ def reverse(labels: Tensor, classes: int, _: torch.Generator) -> Tensor:
 
 def randomised(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
     """Every label becomes one of the other classes, evenly."""
+    # 1 .. classes - 1, added: never the label itself, and every other class as often.
     step = torch.randint(1, classes, labels.shape, generator=generator, device=generator.device)
     return (labels + step.to(labels)) % classes
 
@@ -128,6 +129,7 @@ def backdoor(
         raise ValueError(f"backdoor needs a target among the classes, got {target}")
     source = generator or seeded(0, "poison")
     order = torch.randperm(len(images), generator=source, device=source.device)
+    # Rounded up: minus the floor of minus.
     chosen = order[: -int(-share * len(images) // 1)].to(images.device)
     images, labels = images.clone(), labels.clone()
     images[chosen] = stamp(images[chosen], size=size, value=value)

@@ -16,6 +16,7 @@ from fedrobust.attacks.probe import draws, uniform
 from fedrobust.spec import suggest
 
 TARGETS = ("trimmed_mean", "median", "krum")
+# The threshold at which the paper gives up halving lambda.
 SMALLEST = 1e-5
 
 
@@ -27,6 +28,7 @@ def benign_sign(centre: Tensor) -> Tensor:
 def beyond(value: Tensor, b: float, upwards: Tensor) -> tuple[Tensor, Tensor]:
     """Return the interval next to an extreme value, b times as far on its outer side."""
     grows = (value > 0) == upwards
+    # An extreme value of exactly 0 has only itself: 0 * b = 0 / b = 0.
     other = torch.where(grows, value * b, value / b)
     return torch.minimum(value, other), torch.maximum(value, other)
 
@@ -53,8 +55,10 @@ def krum_picks(distances: Tensor, squares: Tensor, n: int, f: int) -> bool:
     others; a tie goes to the honest.
     """
     count = max(1, distances.shape[0] - 2)
+    # The f - 1 other attackers are at distance 0 and take the first places.
     mine = squares.sort().values[: max(0, count - (f - 1))].sum()
     rows = torch.cat([distances, squares[:, None].expand(-1, f)], dim=1).sort(dim=1).values
+    # From 1 on: place 0 is the distance to itself.
     return bool(mine < rows[:, 1 : count + 1].sum(dim=1).min())
 
 
@@ -68,6 +72,7 @@ def krum_size(honest: Tensor, sign: Tensor, n: int, f: int) -> float:
     scores = distances.sqrt().sort(dim=1).values[:, 1 : neighbours + 1].sum(dim=1)
     size = float(scores.min() / divisor + squares.max().sqrt()) / math.sqrt(dimension)
     while size > SMALLEST:
+        # |x + size * sign|^2 without another pass over the updates.
         gaps = squares + 2 * size * products + size**2 * dimension
         if krum_picks(distances, gaps, n, f):
             return size
@@ -121,6 +126,7 @@ def fang(
         return repeat(-krum_size(honest, sign, n, f) * sign, f, honest)
     low, high = partial_interval(honest) if partial else full_interval(honest, b)
     source = draws(generator, honest, "fang", round)
+    # One draw for each row: row i is the same however many attackers there are.
     return torch.stack([low + (high - low) * uniform(low.shape, low, source) for _ in range(f)]).to(
         honest
     )

@@ -26,6 +26,7 @@ def follows(output: Tensor, base: Tensor, direction: Tensor, gamma: float, share
     distance = float(moved @ direction / direction.square().sum())
     across = torch.linalg.vector_norm(moved - distance * direction)
     length = distance * torch.linalg.vector_norm(direction)
+    # A thousandth of slack: the plain mean itself comes to share * gamma but for rounding.
     return distance >= share * gamma * (1 - 1e-3) and bool(across <= length)
 
 
@@ -104,17 +105,20 @@ def search(
             f"finite_norm needs limit > 0 and 0 < tolerance < 1, got {limit}, {tolerance}"
         )
     probe = prober(rule, honest, f, "finite_norm")
+    # Row by row: a float64 copy of all rows would double or treble the memory.
     radius = max(float(torch.linalg.vector_norm(x.double() - centre)) for x in honest)
     scale = radius / float(torch.linalg.vector_norm(direction))
     if goal == "deviation":
         sizes = [scale * limit * 2.0**-k for k in range(15)]
         moved = [float((probe(centre + g * direction) - centre).norm()) for g in sizes]
+        # NaN in max() would make the answer depend on the order: it counts as the worst.
         return sizes[max(range(15), key=lambda k: moved[k] if math.isfinite(moved[k]) else -1.0)]
     base = probe(centre)
     share = f / (honest.shape[0] + f)
 
     def accepted(gamma: float) -> bool:
         output = probe(centre + gamma * direction)
+        # Equal updates have radius 0, and every size is 0: a shift of nothing always "follows".
         return gamma > 0 and follows(output, base, direction, gamma, share)
 
     return largest_accepted(accepted, scale=scale, limit=limit, tolerance=tolerance)

@@ -51,8 +51,10 @@ def impact(aggregate: Tensor, honest_mean: Tensor, *, spread: float) -> Impact:
     sent, goal = aggregate.double(), honest_mean.double()
     moved = float(torch.linalg.vector_norm(sent - goal))
     norms = float(torch.linalg.vector_norm(sent) * torch.linalg.vector_norm(goal))
+    # Rounding may leave [-1, 1] by a digit, and an arccosine of that is NaN.
     cosine = max(-1.0, min(1.0, float(sent @ goal) / norms)) if norms > 0 else 0.0
     if spread == 0:
+        # Equal honest updates: any other aggregate is infinitely far, in units of a spread of 0.
         return Impact(0.0 if moved == 0 else float("inf"), cosine)
     return Impact(moved / spread, cosine)
 
@@ -79,6 +81,7 @@ def bypass(weights: Tensor, malicious: Tensor) -> float:
         )
     if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
         raise ValueError("bypass needs finite weights that are not negative")
+    # float64: n float32 shares of 1 / n need not sum to 1.
     total = float(weights.double().sum())
     return float(weights[malicious].double().sum()) / total if total > 0 else 0.0
 

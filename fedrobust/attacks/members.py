@@ -36,6 +36,7 @@ FIXED: tuple[dict[str, Any], ...] = (
 )
 
 # Calls of the rule a round, by name: what a run of the member costs beside its training.
+# drift_search asks along five directions, gradient_search along three; opt_alie on two sides.
 QUESTIONS = {"gradient_search": 36, "drift_search": 52, "opt_alie": 40, "opt_ipm": 20}
 COARSE = 12  # fewer without the refinements
 
@@ -65,6 +66,7 @@ def is_auto(spec: Any) -> bool:
         If it is, and has settings.
     """
     name, _, text = spec.partition(":") if isinstance(spec, str) else (None, "", "")
+    # Text after the colon is a setting, whatever it says; it is refused below, not parsed.
     given: dict[str, Any] = {text: ""} if text else {}
     if not isinstance(spec, str):
         try:

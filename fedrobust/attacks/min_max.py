@@ -20,6 +20,7 @@ def perturbation(honest: Tensor, direction: str, ddof: int) -> tuple[Tensor, Ten
     if direction not in DIRECTIONS:
         hint = suggest(str(direction), list(DIRECTIONS))
         raise ValueError(f"unknown direction {direction!r} of min_max or min_sum; {hint}")
+    # ddof = 1 would divide 0 by 0; one update alone has spread 0 by definition here.
     if honest.shape[0] == 1:
         ddof = 0
     centre, std = moments(honest, ddof=ddof)
@@ -54,12 +55,15 @@ def min_max(honest: Tensor, *, n: int, f: int, direction: str = "std", ddof: int
     if size == 0:
         return repeat(centre, f, honest)
     squares, products = along(honest, centre, p)
+    # Never below 0 but for rounding, where the root would be NaN.
     room = (squared_distances(honest).max() - squares).clamp(min=0)
     # The stable form of (-b + sqrt(b^2 + size * room)) / size for positive b.
     root = (products.square() + size * room).sqrt()
+    # where computes both branches: the floor, which exists in float64 only, keeps 0 / 0 out.
     gammas = torch.where(
         products > 0, room / (products + root).clamp(min=1e-300), (root - products) / size
     )
+    # The smallest: the bound has to hold for every honest update.
     return repeat(centre + gammas.min() * p, f, honest)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Of a float64 block: 8 MiB.
 ENTRIES = 1 << 20
 
 
@@ -25,6 +26,7 @@ def blocks(updates: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 def repeat(vector: Tensor, f: int, like: Tensor) -> Tensor:
     """Give all f attackers one vector: (f, d) in ``like``'s dtype, one new row in memory."""
+    # A copy: an expanded view of an honest row would hand the attackers the row itself.
     return vector.to(dtype=like.dtype, device=like.device, copy=True).expand(f, -1)
 
 
@@ -55,6 +57,7 @@ def moments(honest: Tensor, *, ddof: int = 0) -> tuple[Tensor, Tensor]:
     std = torch.empty_like(centre)
     for columns, block in blocks(honest):
         centre[columns] = block.mean(dim=0)
+        # Not E[x^2] - mean^2, which cancels where the mean is far larger than the spread.
         squares = (block - centre[columns]).square().sum(dim=0)
         std[columns] = (squares / (honest.shape[0] - ddof)).sqrt()
     return centre, std
@@ -72,6 +75,7 @@ def median(honest: Tensor) -> Tensor:
     low, high = (honest.shape[0] - 1) // 2, honest.shape[0] // 2
     out = honest.new_empty(honest.shape[1], dtype=torch.float64)
     for columns, block in blocks(honest):
+        # Transposed first: sorting runs along memory, (width, h).
         ordered = ascending(block.t().contiguous())
         out[columns] = (ordered[:, low] + ordered[:, high]) / 2
     return out
@@ -81,6 +85,7 @@ def centred_gram(honest: Tensor) -> Tensor:
     """Products of all pairs of rows, each less the mean row: (h, h) float64."""
     gram = honest.new_zeros((honest.shape[0],) * 2, dtype=torch.float64)
     for _, block in blocks(honest):
+        # All rows are honest here: nobody can drag the mean away, as he could at the server.
         centred = block - block.mean(dim=0)
         gram.addmm_(centred, centred.t())
     return gram
@@ -90,6 +95,7 @@ def squared_distances(honest: Tensor) -> Tensor:
     """Squared Euclidean distance of every pair of rows, (h, h) float64."""
     gram = centred_gram(honest)
     norms = gram.diagonal()
+    # Rounding may make it negative, and its root NaN; a row is at exactly 0 from itself.
     return (norms[:, None] + norms[None, :] - 2 * gram).clamp_(min=0).fill_diagonal_(0)
 
 

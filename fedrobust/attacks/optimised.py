@@ -76,6 +76,7 @@ def opt_alie(
             evaluations=evaluations,
         )
         found.append((moved, side * z))
+    # By the value alone: max keeps the first of equals, side -1; pairs would go on to compare z.
     return repeat(centre + max(found, key=lambda pair: pair[0])[1] * std, f, honest)
 
 
@@ -159,8 +160,10 @@ def sensitivity_curve(
             f"got {limit}, {steps}, {tolerance}"
         )
     centre, std = moments(honest)
+    # Not sign(): a coordinate with mean 0 would never be attacked.
     against = -torch.where(centre < 0, -1.0, 1.0).to(centre)
     probe = prober(rule, honest, f, "sensitivity_curve")
+    # A copy: a rule of the user's may write into what it is given.
     base = callable_rule(rule, "sensitivity_curve")(honest.clone()).double()
 
     def moved(t: Tensor) -> Tensor:
@@ -172,9 +175,11 @@ def sensitivity_curve(
     for k in range(1, steps + 1):
         t = torch.full_like(centre, limit * k / steps)
         change = moved(t)
+        # By more than the tolerance: on a plateau the smallest t stays.
         better = change > best + tolerance * best.abs()
         high = torch.where(better, t, high)
         best = torch.where(better, change, best)
+    # The scan's step before the best one was not enough: the answer is between the two.
     low = (high - limit / steps).clamp(min=0)
     goal = best - tolerance * best.abs()
     for _ in range(steps):

@@ -37,6 +37,7 @@ def fixed(*, ids: Sequence[int], clients: int, byzantine: int, seed: int, round:
     ValueError
         Unless the list holds ``byzantine`` different ids of existing clients.
     """
+    # A string is a sequence too, of letters.
     if isinstance(ids, str) or not isinstance(ids, Sequence):
         raise ValueError(f"placement 'fixed' needs a list of ids, got {ids!r}")
     chosen = sorted({whole(one, "placement 'fixed'", "id", high=clients - 1) for one in ids})
@@ -54,6 +55,7 @@ def window(*, length: int, clients: int, byzantine: int, seed: int, round: int =
         If length < 1.
     """
     whole(length, "placement 'window'", "length", low=1)
+    # From 1 on: draw 0 is that of "random", and a window is another adversary.
     return drawn(clients, byzantine, seed, 1 + round // length)
 
 

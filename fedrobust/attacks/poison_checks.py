@@ -52,11 +52,14 @@ def check_poison(spec: Spec, victim: Victim = Victim()) -> None:
     """
     name, given = split(spec)
     function = {**POISONS, **TRAINED}[name]
+    # Defaults are checked as well: a pattern of 5 x 5 does not fit into every image.
     silent = {k: p.default for k, p in parameters(function).items() if p.default is not p.empty}
     for key, value in (silent | given).items():
+        # A check of one poison's own setting goes before the one of that name for all.
         if (check := CHECKS.get((name, key)) or CHECKS.get(("", key))) is not None:
             check(value, name, victim)
     settings = silent | given
+    # After the loop, which made sure that the size is a whole number.
     if "parts" in settings:
         pixels = settings["size"] ** 2
         whole(settings["parts"], name, f"parts (its pixels: {pixels})", low=1, high=pixels)

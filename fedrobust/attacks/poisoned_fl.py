@@ -12,6 +12,7 @@ from fedrobust.attacks.probe import draws
 from fedrobust.attacks.record import Crafted
 from fedrobust.ranges import real, whole
 
+# Keeps 0 / 0 out where nothing was sent before or nothing moved.
 TINY = 1e-9
 State = dict[str, Tensor]
 
@@ -57,6 +58,7 @@ def poisoned_fl(
     whole(period, "poisoned_fl", "period", low=1)
     kept = state or _fresh(honest, factor, draws(generator, honest, "poisoned_fl", round))
     signs, moved = kept["signs"].to(honest.device), kept["moved"].to(honest.device)
+    # No step to look at yet; the signs are drawn now, and stay for the whole run.
     if previous is None:
         return Crafted(repeat(torch.zeros_like(signs), f, honest), kept)
     step = previous.double()
@@ -69,12 +71,14 @@ def poisoned_fl(
         moved = torch.zeros_like(moved)
     sent = _pushed(step, kept["sent"].to(step), signs, push)
     after = {"signs": signs, "sent": sent, "moved": moved, "factor": torch.tensor(push)}
+    # float32 on the CPU, as a state is kept: the next round may run on another device.
     remembered = {key: value.float().cpu() for key, value in after.items()}
     return Crafted(repeat(sent, f, honest), remembered)
 
 
 def chance(d: int) -> int:
     """Return in how many of d coordinates random signs agree at most, in 99 of 100 cases."""
+    # Here, not at the top: scipy.stats takes long to import.
     from scipy.stats import binom
 
     return int(binom.ppf(0.99, d, 0.5))
@@ -84,6 +88,7 @@ def _fresh(honest: Tensor, factor: float, source: torch.Generator) -> State:
     d = honest.shape[1]
     signs = torch.randint(0, 2, (d,), generator=source, device=source.device).float().cpu() * 2 - 1
     nothing = torch.zeros(d)
+    # One tensor for both: a state is never written to.
     return {"signs": signs, "sent": nothing, "moved": nothing, "factor": torch.tensor(factor)}
 
 
@@ -92,6 +97,7 @@ def _pushed(step: Tensor, sent: Tensor, signs: Tensor, push: float) -> Tensor:
     length, own = float(step.norm()), float(sent.norm())
     others = (step - sent * (length / (own + TINY))).abs()
     whole_length = float(others.norm())
+    # A model that diverged gives no direction; what is not finite would be refused anyway.
     if not math.isfinite(whole_length):
         return torch.zeros_like(step)
     return push * length / (whole_length + TINY) * others * signs

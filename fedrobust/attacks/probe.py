@@ -30,6 +30,7 @@ def callable_rule(rule: Rule | None, attack: str) -> Callable[[Tensor], Tensor]:
     def ask(updates: Tensor) -> Tensor:
         from fedrobust.aggregation import aggregate
 
+        # The same draws at every call: a search would take a rule's own luck for a gain.
         return aggregate(updates, rule, generator=seeded(0, "probe"))
 
     return ask
@@ -92,6 +93,7 @@ def largest_accepted(
     ``scale * limit / 2**14 .. scale * limit`` and only its last accepted step is refined, until
     the rejected size is within ``tolerance`` (relative). Returns 0.0 when nothing is accepted.
     """
+    # 15 sizes by doubling, all of them asked.
     sizes = [scale * limit * 2.0**-k for k in range(14, -1, -1)]
     passed = [k for k, size in enumerate(sizes) if accepted(size)]
     if not passed:
@@ -117,6 +119,7 @@ def draws(
 
 def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
     """Draw N(0, 1) on the generator's device, in ``like``'s dtype and on its device."""
+    # Halves get rounded float32 draws: the same numbers in every type.
     dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
     return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(like)
 

@@ -42,6 +42,7 @@ class Trial:
 
     def beats(self, other: Trial) -> bool:
         """Whether it is better by more than rounding."""
+        # -inf + BETTER * inf is NaN: no trial would ever beat one that was refused.
         if not math.isfinite(other.value):
             return self.value > other.value
         return self.value > other.value + BETTER * abs(other.value)
@@ -126,7 +127,9 @@ def drift_search(
     drift = torch.zeros_like(centre) if state is None else state["drift"].to(centre)
     directions = downhill(centre, std, gradient) | {"-std": -std}
     if state is not None:
+        # In the first round there is no drift, and a direction of length 0 would waste its calls.
         directions["drift"] = unit(drift) * torch.linalg.vector_norm(std)
+    # B - mean, so that goal + R is B + (R - mean).
     goal = drift - centre
     search = _searcher(honest, f, rule, "drift_search", refinements)
     best, calls = search(
@@ -219,6 +222,7 @@ def _searcher(honest: Tensor, f: int, rule: Rule | None, attack: str, refinement
 
 def _asked(probe: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor | None:
     """Return the rule's output; None where it refuses, or where a server would refuse the reply."""
+    # So written, NaN is refused as well.
     if not bool((vector.abs() <= FARTHEST).all()):
         return None
     try:
@@ -240,6 +244,7 @@ def _ranked(trials: list[Trial]) -> list[Trial]:
     left, ranked = list(trials), []
     while left:
         ranked.append(best_of(left))
+        # By identity: == would compare the outputs, tensors that have no one truth value.
         left = [trial for trial in left if trial is not ranked[-1]]
     return ranked
 

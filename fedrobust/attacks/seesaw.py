@@ -30,6 +30,7 @@ def swing(round: int, *, period: int = 2, phase: int = 0) -> int:
     """
     if period < 1:
         raise ValueError(f"seesaw needs period >= 1, got {period}")
+    # In whole numbers; of an odd period the first half is the longer one, and 1 is always up.
     return 1 if 2 * ((round + phase) % period) < period else -1
 
 
@@ -75,6 +76,7 @@ def rotation(pivot: Tensor, std: Tensor, *, angle: float, sign: int, **_: object
     """Turn the pivot by ``angle`` degrees and keep its norm, to one side, then to the other."""
     forward = moments.unit(pivot)
     side = moments.unit(moments.reject(alternating(std) * std, forward))
+    # The other direction is that of the pivot (or the spread is 0): there is no side to turn to.
     if not side.any():
         return pivot
     radians = math.radians(angle)
@@ -150,4 +152,5 @@ def seesaw(
     _, std = moments.moments(honest, ddof=ddof)
     along = plank(direction, pivot, std)
     sent = MODES[mode](pivot, along, amplitude=amplitude, angle=angle, sign=sign, f=f)
+    # "split" alone has a row for each attacker.
     return sent.to(honest) if sent.dim() == 2 else moments.repeat(sent, f, honest)

@@ -113,6 +113,7 @@ def gaussian(
         raise ValueError(f"gaussian needs around='zero' or 'honest', got {around!r}")
     source = draws(generator, honest, "gaussian", round)
     noise = normal((f, honest.shape[1]), honest, source)
+    # In place: the noise is as large as all attackers' updates together.
     noise *= finite(std, "gaussian", "std", low=0)
     return noise if around == "zero" else noise + own_or_mean(honest, own, f)
 
@@ -182,4 +183,5 @@ def model_replacement(
         return sent
     norms = torch.linalg.vector_norm(sent, dim=1, keepdim=True)
     limit = finite(bound, "model_replacement", "bound", low=0)
+    # A row of zeros stays: its quotient is huge or infinite, and is cut to 1.
     return sent * (limit / norms.clamp(min=torch.finfo(sent.dtype).tiny)).clamp(max=1)

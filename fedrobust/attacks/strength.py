@@ -36,6 +36,7 @@ def strength(spec: Spec, *, n: int, f: int) -> float | None:
 
 
 def _distance(spec: Spec, n: int, f: int, shift: float) -> float:
+    # The same draws for both shifts: the distances differ by the shift alone.
     source = generator(0, "strength")
     noise = torch.randn(n - f, WIDTH, generator=source, dtype=torch.float64)
     honest: Tensor = noise + shift * torch.randn(WIDTH, generator=source, dtype=torch.float64)

@@ -70,6 +70,7 @@ TRAINED: dict[str, Callable[..., Tensor]] = {r.name: r.craft for r in _RECORDS i
 def attack_record(name: str) -> Attack:
     """Return an attack's record; a plain one for a name that has none (faults, poisoned data)."""
     known = ATTACK_RECORDS.get(name)
+    # A fault is committed by the client, so that its craft is never called; zero stands in.
     return known or Attack(name=name, craft=ATTACKS.get(name, simple.zero))
 
 

@@ -113,6 +113,7 @@ def members(experiment: Any, *, round: int = 0) -> tuple[int, ...]:
     """Return the Byzantine clients of a round; none where there is no attack."""
     if experiment.attack["name"] == NONE:
         return ()
+    # The schemes' adversary chooses by the assignment, not by a draw.
     if experiment.redundancy.name and (liars := rounds.chosen_liars(experiment)) is not None:
         return liars
     return tuple(

@@ -37,6 +37,7 @@ class Stack:
         """Return the parameters of some clients, one (k, ...) tensor a name, ready for autograd."""
         rows = self._rows(self.vector, places)
         parts = zip(rows.split(self._sizes, dim=1), self._shapes, strict=True)
+        # New leaves for each pass: keep() puts their gradients into the rows.
         return [part.view(len(rows), *shape).detach().requires_grad_() for part, shape in parts]
 
     def keep(self, places: Sequence[int], gradients: Sequence[Tensor]) -> None:
@@ -54,6 +55,7 @@ class Stack:
 
     @staticmethod
     def _rows(matrix: Tensor, places: Sequence[int]) -> Tensor:
+        # A slice is a view; a list of places copies the rows.
         return matrix[: len(places)] if _whole(places) else matrix[list(places)]
 
 

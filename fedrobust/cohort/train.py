@@ -156,6 +156,7 @@ def _kinds(members: Sequence[Member]) -> list[list[int]]:
         recipe = replace(member.recipe, batch_size=1, epochs=1, steps=0)
         shape = tuple(member.images.shape[1:])
         loss = member.loss.settings if isinstance(member.loss, StackableLoss) else member.loss
+        # By its text: a recipe holds tables, which have no hash.
         groups.setdefault((repr(recipe), shape, loss), []).append(i)
     return list(groups.values())
 
@@ -189,6 +190,7 @@ def _train_stack(model: FlatModel, start: Tensor, members: list[Member]) -> list
     plans = [batches(len(m.labels), m.recipe, m.generator) for m in members]
     losses, updates = [0.0] * len(members), [torch.empty(0)] * len(members)
     for step in range(lengths[0]):
+        # Sorted by falling length: those who still train are the first ones.
         active = sum(length > step for length in lengths)
         taken = [_take(m, next(p)) for m, p in zip(members[:active], plans, strict=False)]
         for places in _parts(model.module, _stackable(members[0]), taken):
@@ -200,6 +202,7 @@ def _train_stack(model: FlatModel, start: Tensor, members: list[Member]) -> list
         if recipe.mode == "update":
             optimizer.step()
         for i in (i for i in range(active) if lengths[i] == step + 1):
+            # At once: the optimizer goes on to move the rows of those who have finished, too.
             updates[i] = _update(stack, start, members[i], i)
     means = (loss / length for loss, length in zip(losses, lengths, strict=True))
     return list(zip(updates, means, strict=True))
@@ -249,6 +252,7 @@ def _backward(
     images = _padded([chosen for chosen, _, _ in taken], 0)
     labels = _padded([targets for _, targets, _ in taken], IGNORED)
     if recipe.augment != augment.NONE:
+        # Transposed, since draws have one column an image and filling up goes along the images.
         draws = _padded([one[2].T for one in taken if one[2] is not None], 0).flatten(0, 1).T
         flat = augment.apply(images.flatten(0, 1), recipe.augment, draws)
         images = flat.view(images.shape)
@@ -256,6 +260,7 @@ def _backward(
     x = pixels(images)
     with precision(recipe.precision, x.device):
         losses = loss.stacked(stack.networks(leaves), x, labels, sources)
+    # The rows are independent: the gradient of the sum is each client's own.
     stack.keep(places, torch.autograd.grad(losses.sum(), leaves))
     return losses.detach()
 

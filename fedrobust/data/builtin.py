@@ -47,6 +47,7 @@ def diabetes(root: Path | None, download: bool) -> Dataset:
     from sklearn.datasets import load_diabetes
 
     x, y = load_diabetes(return_X_y=True)
+    # Mean and spread of all targets, written out: no processor computes others.
     return as_dataset("diabetes", (x, (y - 152.1) / 77.0))
 
 
@@ -59,6 +60,7 @@ def docstrings(root: Path | None, download: bool) -> Dataset:
     source = resources.files("fedrobust.data").joinpath("docstrings_sample.npz")
     with source.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         text = torch.from_numpy(arrays["text"]).long()
+    # Less one: the last character has no next one.
     count = (text.shape[1] - 1) // WINDOW
     inputs = text[:, : count * WINDOW].reshape(len(text), count, WINDOW)
     targets = text[:, 1 : count * WINDOW + 1].reshape(len(text), count, WINDOW)

@@ -53,6 +53,7 @@ class DirichletPartitioner:
             if min(map(len, shares)) >= self._minimum:
                 break
         _fill(shares, self._minimum)
+        # Dealt class by class: a share would be sorted by class otherwise.
         for share in shares:
             source.shuffle(share)
         return shares
@@ -75,6 +76,7 @@ def dirichlet(*, alpha: float, clients: int, seed: int, minimum: int = 1) -> Any
         raise DataError(f"dirichlet needs alpha > 0, got {alpha}")
     if minimum < 1:
         raise DataError(f"dirichlet needs minimum of at least 1, got {minimum}")
+    # numpy draws NaN from it.
     if math.isinf(alpha):
         from flwr_datasets.partitioner import IidPartitioner
 
@@ -95,6 +97,7 @@ def _draw(
             # class, each with the same probability.
             portions = np.zeros(clients)
             portions[source.integers(clients)] = 1.0
+        # Without the last cut, the end itself: the sum of the portions may round below 1.
         cuts = (np.cumsum(portions) * len(chosen)).astype(int)[:-1]
         for share, part in zip(shares, np.split(chosen, cuts), strict=True):
             share.extend(part.tolist())

@@ -116,6 +116,7 @@ def _parts(name: str, given: Any) -> tuple[Examples, Examples]:
     elif _is_pair_of_sets(given):
         return _examples(name, given[0]), _examples(name, given[1])
     whole = _examples(name, given)
+    # Seed 0, not the experiment's: runs with other seeds are measured on the same test set.
     order = torch.randperm(len(whole), generator=generator(0, "held out"))
     held = round(HELD_OUT * len(whole))
     if not 0 < held < len(whole):
@@ -231,6 +232,7 @@ def _tensor(name: str, what: str, values: Any) -> Tensor:
         if array.dtype.kind not in "biuf":
             raise DataError(f"data {name!r}: the {what} hold no numbers of one shape: encode them")
         wide = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch has few unsigned types
+        # torch.tensor copies: what the user does to the array later must not change a run.
         tensor = torch.tensor(array.astype(np.int64) if wide else array)
     if tensor.dtype in (torch.uint8, torch.int64):
         return tensor
@@ -247,6 +249,7 @@ def _tensor(name: str, what: str, values: Any) -> Tensor:
 def _numbered(clients: Any) -> Tensor:
     """Number clients, whatever they are called, in the order of their names."""
     names = clients.numpy() if isinstance(clients, Tensor) else np.asarray(clients)
+    # reshape, since some versions of numpy return the inverse in the shape of the names.
     return torch.from_numpy(np.unique(names, return_inverse=True)[1].reshape(-1).astype(np.int64))
 
 
@@ -260,6 +263,7 @@ def _outputs(name: str, *targets: Tensor) -> int:
             f"data {name!r}: whole targets are classes 0, 1, ..., got {lowest}: turn them into"
             " floats for a regression"
         )
+    # Two at least: a single output has nothing to tell apart.
     return max(2, 1 + max(int(part.max()) for part in targets))
 
 
@@ -275,6 +279,7 @@ def _spread(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     else:
         return (), ()
     mean, std = values.mean(1), values.std(1)
+    # A constant column has nothing to scale: it is divided by 1, not by 0.
     return _rounded(mean), _rounded(torch.where(std > 0, std, torch.ones_like(std)))
 
 

@@ -35,6 +35,7 @@ def set_aside(dataset: Dataset, share: float, *, seed: int) -> Dataset:
     taken = round(share * count)
     if not 0 < taken < count:
         raise DataError(f"server.validation = {share:g} of {count} examples leaves a side empty")
+    # Sorted: in the order in which the data came.
     held, left = order[:taken].sort().values, order[taken:].sort().values
     owners = dataset.train_clients
     return replace(
@@ -67,6 +68,7 @@ def examples_of(experiment: Experiment, dataset: Dataset) -> Tensor:
         counts = torch.stack([torch.isin(dataset.test_clients.cpu(), own) for own in owned])
     elif dataset.holds_classes:
         held = torch.stack([train[s.cpu()].bincount(minlength=dataset.classes) for s in shares])
+        # A class without test examples is never looked up below; 1 only keeps 0 out of the divisor.
         there = test.bincount(minlength=dataset.classes).clamp_min(1)
         counts = (held.double() / there)[:, test]
     else:

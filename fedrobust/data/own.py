@@ -73,6 +73,7 @@ def load_own(path: str | Path, *, name: str, root: str | Path | None = None) -> 
     classes = int(facts["classes"])  # type: ignore[call-overload]
     if labels.shape != (len(images),) or int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise DataError(f"{str(path)!r} needs one label in 0..{classes - 1} an image")
+    # No test data: the server has its own, and the client's stay where they are.
     return Dataset(name, images, labels, images[:0], labels[:0], **facts)  # type: ignore[arg-type]
 
 
@@ -87,6 +88,7 @@ def _read(path: Path, name: str) -> Examples:
         if path.suffix == ".parquet":
             return examples(name, pd.read_parquet(path))
         if path.suffix == ".npz":
+            # A pickle inside an npz would run code as it is read.
             with np.load(path, allow_pickle=False) as arrays:
                 return examples(name, (arrays["inputs"], arrays["targets"]))
     except (OSError, KeyError, ValueError, ImportError) as error:
@@ -149,6 +151,7 @@ def _as_labels(path: Path, labels: np.ndarray) -> Tensor:
 def _folder(path: Path, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
     from PIL import Image
 
+    # In the order of names: a folder lists its files as it likes, and batches depend on it.
     found = sorted(file for file in path.glob("*/*") if file.suffix.lower() in PICTURES)
     if wrong := {file.parent.name for file in found if not file.parent.name.isdigit()}:
         raise DataError(f"class folders are numbers, {str(path)!r} has {sorted(wrong)[0]!r}")

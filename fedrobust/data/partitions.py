@@ -86,6 +86,7 @@ def natural(*, clients: int, seed: int, owners: Tensor | None = None) -> Shares:
             f" {len(names)}"
         )
     source = generator(seed, "natural clients")
+    # As many owners as clients: client i is owner i, whatever the seed.
     dealt = names[torch.randperm(len(names), generator=source)] if len(names) > clients else names
     held = [dealt[i::clients] for i in range(clients)]
     return Shares(tuple(torch.isin(owners, own).nonzero().flatten() for own in held))
@@ -146,6 +147,7 @@ def partition(
             f"partition {name!r} needs a class for each example, the targets are {labels.dtype} of"
             f" shape {tuple(labels.shape)}: choose from {', '.join(WITHOUT_CLASSES)}"
         )
+    # One class for all: the table below has a column of labels.
     strata = labels if classes else torch.zeros(len(labels), dtype=torch.int64)
     return _split(strata, build, settings, clients, seed)
 
@@ -164,6 +166,7 @@ def _own(name: str, shares: Any, labels: Tensor, clients: int) -> list[Tensor]:
     parts = [torch.as_tensor(share).long().flatten() for share in shares]
     if empty := [i for i, part in enumerate(parts) if not len(part)]:
         raise DataError(f"partition {name!r} left client {empty[0]} of {clients} without examples")
+    # Over all clients: one example twice would be trained on twice, or by two.
     used = torch.cat(parts)
     if int(used.min()) < 0 or int(used.max()) >= len(labels):
         raise DataError(f"partition {name!r} names an example outside 0..{len(labels) - 1}")
@@ -177,7 +180,9 @@ def _split(
 ) -> list[Tensor]:
     from datasets import Dataset as Table
 
+    # Shuffled here: IidPartitioner cuts consecutive parts, and data may come sorted by class.
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    # Their seeds are numpy's, of 32 bits.
     partitioner = build(clients=clients, seed=derive(seed, "partition") % 2**31, **settings)
     partitioner.dataset = Table.from_dict(
         {"index": order.tolist(), "label": labels[order].tolist()}

@@ -106,6 +106,7 @@ def digits(root: Path | None, download: bool) -> Dataset:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
+    # Its pixels are 0..16.
     images = torch.from_numpy(np.round(bunch.images * 255 / 16).astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(bunch.target).long()
     test = torch.arange(len(labels)) % 5 == 4
@@ -232,6 +233,7 @@ def _validation(source: Callable[[Path | None, bool], Dataset]) -> Callable[...,
     return load
 
 
+# Over a copy of the table, which grows meanwhile.
 DATASETS |= {name + VALIDATION: _validation(source) for name, source in [*DATASETS.items()]}
 
 

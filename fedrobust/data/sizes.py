@@ -19,6 +19,7 @@ class SizesPartitioner:
     """
 
     def __init__(self, shares: Sequence[float], gamma: float) -> None:
+        # Ends, not lengths: rounded, they leave no gap and no overlap.
         self._ends = np.cumsum(shares) / np.sum(shares)
         self._gamma = gamma
         self.dataset: Any = None
@@ -60,6 +61,7 @@ def sizes(
     if not isinstance(shares, Sequence) or isinstance(shares, str) or len(shares) != clients:
         found = len(shares) if isinstance(shares, Sequence) else shares
         raise DataError(f"sizes needs one share for each of {clients} clients, got {found}")
+    # By type: True is an int to isinstance.
     numbers = all(type(one) in (int, float) and 0 < one < math.inf for one in shares)
     if not numbers:
         raise DataError(f"sizes needs shares above 0, got {list(shares)}")

@@ -40,6 +40,7 @@ def dealt(
 def _deal(values: Sequence[str], first: str, count: int, seed: int, axis: str) -> list[str]:
     """Deal the master's value first, then the others in an order drawn from the seed."""
     others = [value for value in values if value != first]
+    # A draw for each axis: another diverse axis does not change what this one deals.
     source = generator(seed, f"assignment of {axis}")
     order = [others[i] for i in torch.randperm(len(others), generator=source).tolist()]
     hand = [first, *order]
@@ -53,6 +54,7 @@ def _made_to_fit(optimizers: Sequence[str], schedules: Sequence[str]) -> list[st
         if fits(optimizer, schedule):
             continue
         other = next(
+            # From 1 on: node 0 keeps the master's.
             (j for j in range(1, len(result)) if fits(optimizers[j], schedule)
              and fits(optimizer, result[j]) and result[j] != schedule), None)  # fmt: skip
         if other is None:

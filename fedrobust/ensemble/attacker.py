@@ -96,6 +96,7 @@ def make(
     for attack in transfer.attacks:
         say(f"{attack} on {len(clean)} images")
         images[attack] = attack_all(surrogates, clean, labels, transfer, attack)
+    # Kept beside the images, for the defenders' similarity: the surrogates are not kept.
     first, given = pixels(clean[:PROBES]), labels[:PROBES]
     gradient = loss_gradient(_summed(surrogates), first, given).float()
     facts = {
@@ -120,6 +121,7 @@ def attack_all(
         start = pixels(images)
         found = perturb_on_surrogates(surrogates, start, given, spec)
         found = quantise_images(found, reference=start, eps=transfer.eps)
+        # Rounded: k / 255 * 255 may be just below k, and the cast cuts off.
         parts.append((found * 255).round().to(torch.uint8))
     return torch.cat(parts)
 
@@ -133,6 +135,7 @@ def _surrogate(
     node = NodeSettings(
         name, transfer.optimizer, transfer.lr, momentum, transfer.weight_decay, "cosine"
     )
+    # The attacker has no validation part: it trains for the epochs it is given.
     nothing = share[:0]
     data = training.TrainValSplit(
         dataset.train_images[share], dataset.train_labels[share],

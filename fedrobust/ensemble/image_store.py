@@ -73,6 +73,7 @@ def save(crafted: Crafted, folder: Path) -> None:
         files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     picture(crafted, folder / "sheet.png")
     text = json.dumps({**crafted.facts, "sha256": files}, indent=2)
+    # Last: a folder without it was cut off, and is made again.
     (folder / MANIFEST).write_text(text)
 
 
@@ -87,6 +88,7 @@ def load(folder: Path) -> Crafted:
     facts = json.loads((folder / MANIFEST).read_text())
     arrays = {}
     for name, digest in facts.pop("sha256").items():
+        # The name alone: a manifest that was tampered with must not lead out of the folder.
         path = folder / Path(name).name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise ArchiveError(f"{str(path)!r} is not the file of its manifest: remove the folder")
@@ -106,6 +108,7 @@ def picture(crafted: Crafted, path: Path) -> None:
     first = crafted.clean[:SHOWN]
     rows = [first]
     for images in crafted.images.values():
+        # uint8 would wrap around where the image became darker.
         moved = images[:SHOWN].int() - first.int()
         rows += [images[:SHOWN], (128 + AMPLIFIED * moved).clamp(0, 255).to(torch.uint8)]
     sheet = torch.cat([_line(row) for row in rows], 1)
@@ -123,6 +126,7 @@ def _line(images: Tensor) -> Tensor:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the folder, which does not exist before its images do.
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -52,6 +52,7 @@ def by_vote(answers: Mapping[str, Tensor], labels: Tensor, votes: Mapping[str, S
 
 def by_member(answers: Mapping[str, Tensor], labels: Tensor) -> list[Cells]:
     """Return ``measure`` for each member alone, in the order of the rows."""
+    # A member may have answered some of the queries only.
     count = min(len(rows) for rows in answers.values())
     return [
         measure({k: _top(rows[m]) for k, rows in answers.items()}, labels) for m in range(count)

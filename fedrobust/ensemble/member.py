@@ -117,8 +117,10 @@ def train_epoch(
     member.losses.append(total / max(sum(map(len, batches)), 1))
     if len(data.held_labels):
         loss_now = held_out_loss(member.module, data, settings, member.epoch)
+        # min() with a NaN depends on its place; infinity is never the lowest.
         member.held_losses.append(loss_now if math.isfinite(loss_now) else math.inf)
         if keep_best and member.held_losses[-1] <= min(member.held_losses):
+            # Copies: training goes on in the same memory.
             member.best = {k: v.detach().clone() for k, v in member.module.state_dict().items()}
 
 
@@ -153,6 +155,7 @@ def pack(member: Member) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = {k: v for k, v in state.items() if isinstance(v, Tensor)}
         tensors |= {f"optimizer/{place}/{k}": v for k, v in found.items()}
     facts = {"epoch": member.epoch, "losses": member.losses, "held_losses": member.held_losses}
+    # float32 throughout, BatchNorm's batch counter too: exact to 2^24, cast back on loading.
     return {k: v.detach().float().clone() for k, v in tensors.items()}, facts
 
 
@@ -165,8 +168,10 @@ def unpack(
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in _under("optimizer/", tensors).items():
         place, _, name = key.partition("/")
+        # A copy, since an optimizer writes its state in place.
         state.setdefault(int(place), {})[name] = value.clone()
     whole = member.optimizer.state_dict()
+    # Plain SGD has no state to put back.
     member.optimizer.load_state_dict({**whole, "state": state or whole["state"]})
     member.epoch = int(facts["epoch"])
     member.losses, member.held_losses = list(facts["losses"]), list(facts["held_losses"])
@@ -199,5 +204,6 @@ def _set_rate(
     rate, momentum = settings.practice.rate(node, now)
     for group in member.optimizer.param_groups:
         group["lr"] = rate
+        # Adam's kind has betas instead.
         if "momentum" in group:
             group["momentum"] = momentum

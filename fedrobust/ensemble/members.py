@@ -75,4 +75,5 @@ class Ensemble(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the system's logits, (B, C)."""
         stack = torch.stack([member(images) for member in self.members])
+        # In logarithms: a probability that underflows to 0 has no gradient. (Up to log m.)
         return stack.log_softmax(2).logsumexp(0) if self.vote == "soft" else stack.mean(0)

@@ -98,6 +98,7 @@ def _node(
         0.0 if optimizer == PLAIN else master.momentum or usual,
         master.weight_decay,
         schedule,
+        # It would mean something else in another schedule: 0 is that one's own default.
         master.schedule_value if same else 0.0,
         tuned=plan.tunes,
     )

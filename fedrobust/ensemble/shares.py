@@ -53,6 +53,7 @@ def attacker_share(experiment: Experiment, dataset: Dataset) -> Tensor:
     if experiment.transfer.data == "disjoint":
         return used[len(used) // 2 :]
     if experiment.transfer.data == "share":
+        # The attacker's own seed: its images are kept, and used against defenders of every seed.
         source = generator(experiment.transfer.seed, "attacker's share")
         order = torch.randperm(len(used), generator=source)
         return used[order[: max(1, len(used) // experiment.transfer.parts)]]

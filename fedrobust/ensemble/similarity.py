@@ -42,6 +42,7 @@ def vote_gradient(module: nn.Module, images: Tensor, weights: Tensor) -> Tensor:
 def cosine(first: Tensor, second: Tensor) -> float:
     """Return the mean over images of the cosine between two gradients; 0 where one is zero."""
     one, two = first.flatten(1).double(), second.flatten(1).double()
+    # A floor that only float64 has: gradients of 1e-30 are usual on a confident model.
     lengths = (one.norm(dim=1) * two.norm(dim=1)).clamp_min(1e-300)
     return float(((one * two).sum(1) / lengths).mean())
 
@@ -63,4 +64,5 @@ def similarities(
 
 def mean_logit(logits: Tensor) -> Tensor:
     """Return the system's logits from its members', (m, B, C) -> (B, C)."""
+    # One member's NaN would silence the whole system.
     return torch.nan_to_num(logits).mean(0)

@@ -126,11 +126,13 @@ def search(
     for rung in rungs(epochs):
         promoted(alive)
         for number in alive:
+            # In the journal from before an interruption: this rung need not be trained again.
             known = _known(study, number, rung)
             if known is None:
                 while trained[number] < rung:
                     best[number] = min(best[number], _finite(next(running[number])))
                     trained[number] += 1
+                # 1e30 for infinity, which JSON does not have.
                 asked[number][0].report(min(best[number], 1e30), rung)
             else:
                 best[number] = known
@@ -171,6 +173,7 @@ def _regularity(trial: Trial, node: NodeSettings, values: Range) -> dict[str, An
 
 
 def _open(journal: Path | None) -> Study:
+    # Here, not at the top: tuning alone needs it, and it takes long to import.
     import optuna
     from optuna.storages import InMemoryStorage, JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -191,11 +194,13 @@ def _ask(
     from optuna import Trial
     from optuna.samplers import RandomSampler
 
+    # One sampler a trial; numpy's seeds have 32 bits.
     study.sampler = RandomSampler(seed=derive(seed, "trial", client=number) % 2**32)
     known = study.get_trials(deepcopy=False)
     if number < len(known):
         from optuna.trial import FixedTrial
 
+        # A finished trial takes no questions: its values are read from the journal.
         if known[number].state.is_finished():
             return None, propose(FixedTrial(known[number].params))  # type: ignore[arg-type]
         trial = Trial(study, known[number]._trial_id)

@@ -29,6 +29,7 @@ def check(e: Experiment) -> list[str]:
     ]
     errors += [sentence for holds, sentence in (*_ranges(e), *_attacker_ranges(e)) if not holds]
     errors += _refusals(e)
+    # Nodes and votes are resolved from these settings, which have to be right first.
     return errors or [*_nodes(e), *_votes(e)]
 
 

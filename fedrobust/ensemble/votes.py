@@ -150,6 +150,7 @@ def one_hot(labels: Tensor, *, classes: int) -> Tensor:
         got = f"{labels.dtype} {tuple(labels.shape)}"
         raise ValueError(f"one_hot needs integer labels (members, B), got {got}")
     known = (labels >= 0) & (labels < classes)
+    # one_hot refuses labels that are none: they stand as 0 for a moment, then become NaN.
     rows = torch.nn.functional.one_hot(labels.long().masked_fill(~known, 0), classes).float()
     return rows.masked_fill(~known[..., None], torch.nan)
 
@@ -163,10 +164,12 @@ def _tally(answers: Tensor, vote: Spec, generator: torch.Generator | None) -> tu
         raise ValueError("combine needs at least 1 member, got 0")
     answers = answers.detach()
     valid = torch.isfinite(answers).all(2)
+    # Logits have no bounds but finiteness.
     if function is not mean_logit and not settings.get("logits", False):
         valid &= ((answers >= -_SLACK) & (answers <= 1 + _SLACK)).all(2)
     if function is robust:
         return function(answers, valid, generator=generator, **settings), valid
+    # float64: in float32 the order of the members would decide ties by rounding.
     return function(answers.double(), valid, **settings), valid
 
 

@@ -44,6 +44,7 @@ def check_against_data(
         if e.data not in sets:
             sets[e.data] = data.load(e.data, root=data_root, download=download)
         dataset = data.set_aside(sets[e.data], e.server.validation, seed=e.seed)
+        # A spec as text: a table is no key of another one.
         key = (e.data, str(e.partition), e.clients, e.seed, e.server.validation)
         if key not in cuts:
             cuts[key] = _cut(e, dataset)
@@ -65,6 +66,7 @@ def wrong(experiment: Experiment, dataset: Dataset, shares: Shares) -> list[str]
             f"server.root_images needs at most the {examples} training images, got {count}"
         )
     errors += _task(experiment, dataset)
+    # What follows would stumble over the same settings, and say so in worse words.
     if errors:
         return errors
     try:

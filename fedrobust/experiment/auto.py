@@ -32,6 +32,7 @@ def expanded(document: Mapping[str, Any], build: Build) -> list[Experiment]:
         return [build(document)]
     if "redundancy" in document:
         raise _unsupported("redundancy")
+    # Built without an attack: what it is, and who is asked in its rounds, decides which ones apply.
     plain = build({**document, "attack": "none"})
     if plain.mode != "federated":
         raise _unsupported(plain.mode)

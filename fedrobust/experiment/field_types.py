@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from fedrobust.spec import parse_spec
 
+# Nothing unknown: a misspelt setting would run with its default, and nobody would see it.
 CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)  # of every table
 
 # Strict: "3" and true are no numbers; a whole number may stand for any other.
@@ -73,6 +74,7 @@ def some_of(table: type, without: tuple[str, ...] = ()) -> type:
     kept = {name: hint for name, hint in hints.items() if name not in without}
     build: Any = TypedDict  # its fields are known at run time only
     made: Any = build(f"SomeOf{table.__name__}", kept, total=False)
+    # A TypedDict has no other place for its configuration.
     made.__pydantic_config__ = CONFIG
     return cast(type, made)
 

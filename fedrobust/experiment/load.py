@@ -52,7 +52,7 @@ def from_dict(document: Mapping[str, Any]) -> Experiment:
     """
     errors: list[str] = []
     table = _lifted(renamed(document, errors), errors)
-    plugins.provide(table)
+    plugins.provide(table)  # before any name is looked up
     mode = _mode(table, errors)
     missing = _missing(table, mode, errors)
     values, wrong = _typed(table, errors)
@@ -71,7 +71,7 @@ def _lifted(document: dict[str, Any], errors: list[str]) -> dict[str, Any]:
     if not isinstance(inner := document.get("federated", {}), Mapping):
         errors.append(f"federated: needs a table, got {inner!r}")
         inner = {}
-    moved = {field.name for field in fields(FederatedAdversarial)}  # type: ignore[arg-type]
+    moved = {field.name for field in fields(FederatedAdversarial)}
     for key in inner:
         if key in moved:
             errors.append(f"[federated] {key} is now [adversarial.federated] {key}")
@@ -121,6 +121,7 @@ def _typed(table: dict[str, Any], errors: list[str]) -> tuple[dict[str, Any], se
         errors += sentences(error)
         wrong = {str(found["loc"][0]) for found in error.errors()}
         right = {key: value for key, value in table.items() if key not in wrong}
+        # Once more without them: the checks of the other keys need those keys' values.
         return _adapter().validate_python(right), wrong
 
 
@@ -167,8 +168,9 @@ def _build(values: dict[str, Any], broken: set[str]) -> Experiment:
     """Build the experiment; the attributes of broken keys are not there."""
     if not broken:
         return Experiment(**values)
+    # Past the constructor: the checks of all other keys have to run without those that are broken.
     experiment = object.__new__(Experiment)
-    for field in fields(Experiment):  # type: ignore[arg-type]
+    for field in fields(Experiment):
         if field.name in values:
             object.__setattr__(experiment, field.name, values[field.name])
         elif field.default_factory is not MISSING and field.name not in broken:
@@ -197,6 +199,7 @@ def read(source: str | Path) -> dict[str, Any]:
 
 def names_a_file(source: str | Path) -> bool:
     """Whether this is a file's path, not TOML text."""
+    # One line without "=" sets no key, so it is no TOML.
     return isinstance(source, Path) or ("\n" not in source and "=" not in source)
 
 
@@ -216,6 +219,7 @@ def override(document: Mapping[str, Any], assignments: Mapping[str, Any]) -> dic
         place = result
         for part in path:
             inner = place.get(part, {})
+            # ``attack.scale`` may be set where ``attack`` is a name: that stands for a table.
             place[part] = {"name": inner} if isinstance(inner, str) else inner
             place = place[part]
         place[last] = value

@@ -34,7 +34,7 @@ Paradigm = Literal[
     "architecture+scheduler", "architecture+optimizer", "scheduler+optimizer",
     "architecture+optimizer+scheduler",
 ]  # fmt: skip
-PARADIGMS = get_args(Paradigm)[1:]
+PARADIGMS = get_args(Paradigm)[1:]  # without "", which is none
 AXES = ("architecture", "optimizer", "scheduler")
 OPTIMIZERS_OF_NODES = (
     "sgd", "sgd_m", "sgd_n", "adam", "nadam", "adagrad", "asgd", "rprop", "rmsprop",

@@ -184,6 +184,7 @@ class Experiment:
         kept = {key: _honoured(self.mode, key, value) for key, value in document.items()}
         unused = {"ensemble"} if not self.ensemble.paradigm else set()
         unused |= {key for key in ("rule", "pre", "metrics") if not document[key]}
+        # Left out at its default: runs from before there was a choice of losses keep their ids.
         unused |= {"loss"} if self.loss == {"name": CLASSES} else set()
         return {k: v for k, v in kept.items() if v is not None and k not in unused}
 
@@ -194,6 +195,7 @@ class Experiment:
     @property
     def run_id(self) -> str:
         """Hash of the resolved configuration: equal settings, equal folder."""
+        # Sorted: in which order a file or the classes state the keys is no setting.
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

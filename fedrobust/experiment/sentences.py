@@ -41,7 +41,7 @@ def table_at(location: Location) -> type | None:
 def keys_at(location: Location) -> list[str]:
     """Return the keys that a table may hold."""
     table = table_at(location)
-    own = [field.name for field in fields(table)] if table else []  # type: ignore[arg-type]
+    own = [field.name for field in fields(table)] if table else []
     return [*own, *RECIPE_KEYS] if _pattern(location) == ("groups", "*") else own
 
 
@@ -64,6 +64,7 @@ def _sentence(found: Mapping[str, Any], location: Location) -> str:
         text = str(found["ctx"]["error"])
         return f"{path} {text}" if text.startswith("needs ") else f"{path}: {text}"
     if kind == "literal_error":
+        # The empty name stands for "off" and is nothing to suggest.
         allowed = [name for name in get_args(_field(location).annotation) if name]
         return f"unknown {path} {value!r}; {suggest(str(value), allowed)}"
     if kind in KINDS:

@@ -108,7 +108,7 @@ class Group:
     dropout: Probability = 0.0
 
 
-RECIPE_KEYS = tuple(f.name for f in fields(Recipe) if f.name not in SHARED)  # type: ignore[arg-type]
+RECIPE_KEYS = tuple(f.name for f in fields(Recipe) if f.name not in SHARED)
 GroupTable = Annotated[
     Group, BeforeValidator(lambda table: gathered(table, (*RECIPE_KEYS, *SHARED)))
 ]

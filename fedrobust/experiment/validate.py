@@ -55,6 +55,8 @@ def check(experiment: Experiment, broken: Set[str] = frozenset()) -> list[str]:
             for sentence in part(experiment) or ():
                 errors.append(sentence)
         except AttributeError as error:
+            # Any other attribute is a mistake in a check of ours, which must not pass for a broken
+            # key.
             if error.obj is not experiment or error.name not in broken:
                 raise
         except (SpecError, ValueError, TypeError) as error:
@@ -138,6 +140,7 @@ def _rule(e: Experiment) -> None:
 
 def _pre(e: Experiment) -> None:
     for spec in e.pre:
+        # A chain needs a rule at its end, and the mean has no needs of its own.
         aggregation.build("mean", pre=(spec,))
 
 
@@ -148,6 +151,7 @@ def _operands(e: Experiment) -> Iterator[str]:
         yield from wrong
         if wrong:
             return
+    # A number of attackers out of its range has its own sentence, in ``_byzantine``.
     if e.mode != "ensemble" and e.rule and 0 <= e.byzantine < e.clients:
         files = e.mode == "redundancy"
         n = rounds.operands(e) if files else stragglers.sample_size(e)

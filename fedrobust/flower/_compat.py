@@ -20,15 +20,15 @@ import httpx
 from flwr.app import Array, Message
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
-from flwr.proto.fleet_pb2 import (  # type: ignore[import-untyped]
+from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     PullMessagesRequest,
     PullMessagesResponse,
     PushMessagesRequest,
     PushMessagesResponse,
 )
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest  # type: ignore[import-untyped]
-from flwr.proto.message_pb2 import (  # type: ignore[import-untyped]
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
     ConfirmMessageReceivedResponse,
     Metadata,
@@ -38,7 +38,7 @@ from flwr.proto.message_pb2 import (  # type: ignore[import-untyped]
     PushObjectRequest,
     PushObjectResponse,
 )
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest  # type: ignore[import-untyped]
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.constant import HEAD_BODY_DIVIDER
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -113,6 +113,8 @@ def cut(array: Array, ends: Sequence[int]) -> Array:
     """Say at which bytes an array's chunks end when it is sent; returns the array."""
     view, starts = memoryview(array.data), [0, *ends[:-1]]
     chunks = [ArrayChunk(view[start:end]) for start, end in zip(starts, ends, strict=True)]
+    # Where Flower keeps an array's chunks once it has cut it: what stands there it does not cut
+    # anew.
     array.__dict__["_chunks"] = [(chunk.object_id, chunk) for chunk in chunks]
     return array
 
@@ -194,9 +196,9 @@ def run_config(client: Any, node_id: int, run_id: int) -> dict[str, Any]:
     """Return a run's configuration as a SuperNode puts it together."""
     from flwr.common.config import get_fused_config_from_fab
     from flwr.common.serde import fab_from_proto, run_from_proto
-    from flwr.proto.fab_pb2 import GetFabRequest  # type: ignore[import-untyped]
-    from flwr.proto.node_pb2 import Node  # type: ignore[import-untyped]
-    from flwr.proto.run_pb2 import GetRunRequest  # type: ignore[import-untyped]
+    from flwr.proto.fab_pb2 import GetFabRequest
+    from flwr.proto.node_pb2 import Node
+    from flwr.proto.run_pb2 import GetRunRequest
 
     node = Node(node_id=node_id)
     run = run_from_proto(client.GetRun(GetRunRequest(node=node, run_id=run_id)).run)
@@ -238,8 +240,8 @@ def chunk_content(data: bytes) -> bytes:
 
 def stranger_requests() -> dict[str, bytes]:
     """Return well-formed requests on the control and task routes: path -> body."""
-    from flwr.proto import control_pb2 as control  # type: ignore[import-untyped]
-    from flwr.proto import runtime_pb2 as runtime  # type: ignore[import-untyped]
+    from flwr.proto import control_pb2 as control
+    from flwr.proto import runtime_pb2 as runtime
 
     requests: dict[str, Any] = {
         "/v1/runtime/acquire-task": runtime.AcquireTaskRequest(),

@@ -89,6 +89,7 @@ def simulate_app(
     run.primary_task_id = held.generate_rand_int_from_bytes(held.TASK_ID_NUM_BYTES)
     run.federation_id = held.NOOP_FEDERATION_ID
     run.override_config = dict(run_config)
+    # Of the process: the constructor of every message reads it, in 1.42 from class attributes.
     identity = held.TaskIdentity
     identity.task_id, identity.run_id = run.primary_task_id, run_id
     identity.node_id = held.SUPERLINK_NODE_ID
@@ -119,6 +120,7 @@ def replaced_fit_clients(function: Callable[..., Any]) -> Iterator[None]:
 
 def fit_to_record(instruction: Any) -> Any:
     """Return the records of an older ``FitIns``."""
+    # Kept: clients share one FitIns, which the first of them would be given the only copy of.
     return importlib.import_module(RECORDS).fitins_to_recorddict(instruction, keep_input=True)
 
 

@@ -71,6 +71,7 @@ def run_supernode(
         with answering():
             push(**given)
 
+    # In that module alone: another ``time.sleep`` for the whole process would reach every thread.
     loop.__dict__.update(_push_messages=announced, time=SimpleNamespace(sleep=sleep))
     sys.argv = ["flower-supernode", *arguments]
     flower_supernode()

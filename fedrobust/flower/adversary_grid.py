@@ -93,6 +93,7 @@ class AdversaryGrid(WrappedGrid):
 
     def _split(self, messages: list[Message]) -> tuple[list[Message], list[Message]]:
         def colludes(message: Message) -> bool:
+            # An app may have several trainings: "train.warmup" is one too.
             if message.metadata.message_type.split(".")[0] != "train":
                 return False
             malicious = set(self._members(int(read_setting(message.content, "config", "round"))))
@@ -125,6 +126,8 @@ class AdversaryGrid(WrappedGrid):
     def _answers(self, colluders: list[Message], crafted: Message | None) -> list[Message]:
         """Send one row under each colluder's name; an attack that failed is its error reply."""
         for message in colluders:
+            # Copies went out in the place of these: without an id nobody could answer, or be
+            # missed.
             stamp(message, f"colluder-{next(self._ids)}")
         if crafted is None:
             return []

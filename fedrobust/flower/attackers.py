@@ -75,6 +75,7 @@ class Attackers(WrappedGrid):
         check_attack(attack)
         if (f is None) == (nodes is None):
             raise SpecError(f"attackers need one of f and nodes, got f={f}, nodes={nodes}")
+        # To Python True is the whole number 1.
         if f is not None and (isinstance(f, bool) or not isinstance(f, int) or f < 1):
             raise SpecError(f"attackers need a whole f of at least 1, got {f!r}")
         self._attack, self._knowledge = attack, "omniscient"
@@ -108,6 +109,7 @@ class Attackers(WrappedGrid):
         trains = [m for m in asked if m.metadata.message_type.split(".")[0] == "train"]
         if not trains:
             return list(self._inner.send_and_receive(asked, timeout=timeout))
+        # Before they leave: clients in this process may change the records that they are sent.
         sent = Sent.of(trains)
         chosen = self._chosen()
         replies = list(self._inner.send_and_receive(asked, timeout=timeout))

@@ -121,6 +121,7 @@ BROKEN: dict[str, Broken] = {
     "empty": empty,
     "extra_metric": extra_metric,
     "garbage": garbage,
+    # In the claim's own type: the number is the attack, another type would be refused for itself.
     "many_examples": _claiming(lambda value: type(value)(10**12)),
     "negative_examples": _claiming(lambda value: type(value)(-3 * abs(value) - 1)),
     "nan_examples": _claiming(lambda value: float("nan")),

@@ -74,12 +74,15 @@ class CohortGrid(WrappedGrid):
         end = None if timeout is None else time.monotonic() + timeout
         result: list[Message] = []
         for wave in self._pack([stamp(m, f"cohort-{next(self._ids)}") for m in messages]):
+            # All waves share the caller's time: a slow host leaves the others' next parts less of
+            # it.
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 break
             outer = {id(message): members for message, members in wave}
             sent = [message for message, _ in wave]
             replies = list(self._inner.send_and_receive(sent, timeout=left))
+            # Only now: the inner grid gives messages their ids when it sends them.
             by_id = {m.metadata.message_id: outer[id(m)] for m in sent}
             for reply in replies:
                 result += _unpack(reply, by_id.get(reply.metadata.reply_to_message_id, []))

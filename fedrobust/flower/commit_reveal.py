@@ -31,7 +31,7 @@ SCHEME = "scheme"
 STAGES = ("profile", "commit", "sketch", "reveal", "sum", "code")
 BUDGET = "reply-arrays", "reply-bytes"
 FLOAT, DOUBLE = 4, 8
-LONGEST_PROFILE = 300
+LONGEST_PROFILE = 300  # characters: it stands in logs and errors
 
 T = TypeVar("T")
 

@@ -113,6 +113,7 @@ def attack_replies(
     if not mine or layout is None or not layout.coordinates:
         reason = "its reply holds no floating array"
         return Crafted({}, {node: untouched.get(node, reason) for node in own})
+    # Where no honest node was read an omniscient attacker is left with its own.
     seen = [r for r in readable if (r.node in own) == (knowledge != "omniscient")] or mine
     starts = starts_of(readable, layout, sent)
     view, honest = matrix_of(seen, layout, starts), matrix_of(mine, layout, starts)

@@ -54,6 +54,7 @@ def screen_answer(message: Message, *, query: str, shape: tuple[int, ...]) -> Te
             raise Rejected(f"arrays: {', '.join(sorted(arrays.keys()))[:80]}, expected: answer")
         if reply.get("query") != query:
             raise Rejected(f"answers the query {str(reply.get('query'))[:40]!r}, not {query!r}")
+        # What it declares first, which costs nothing to compare; then what the bytes hold.
         if tuple(arrays["answer"].shape) != shape:
             raise Rejected(f"answer of shape {tuple(arrays['answer'].shape)}, expected {shape}")
         answer = tensor_of(arrays["answer"])

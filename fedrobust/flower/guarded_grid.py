@@ -48,7 +48,7 @@ ITEM = 4  # bytes of a float32
 SHORTEST = 0.1  # seconds between two looks for replies
 SHARE = 0.1  # of the time since the question: a look is late by a tenth of the waiting at most
 OUTAGE = 300.0  # seconds for which a SuperLink that fails is asked again
-LONGEST_PAUSE = 30.0
+LONGEST_PAUSE = 30.0  # seconds between two tries
 
 T = TypeVar("T")
 
@@ -181,7 +181,7 @@ class GuardedGrid(WrappedGrid):
 
     def _settle(self) -> None:
         """Look for answers that nobody waited for: they clear the SuperLink, and their nodes."""
-        now = time.time()
+        now = time.time()  # not monotonic: messages are stamped with the time of day
         for asked, message in list(self._owed.items()):
             if message.metadata.created_at + message.metadata.ttl < now:
                 del self._owed[asked]

@@ -112,6 +112,7 @@ class InProcessGrid(Grid):
         for _ in asked:
             if end is not None and time.monotonic() > end:
                 break
+            # One at a time: who comes after the deadline has not computed anything.
             if (reply := next(answers)) is not None:
                 replies.append(reply)
         return replies

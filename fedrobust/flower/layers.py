@@ -69,8 +69,10 @@ def _read(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> Tensor
     if len(array.data) > size + HEADER:
         raise ValueError(f"layer {name!r} takes {len(array.data)} bytes, expected {size}")
     values = array.numpy()
+    # So far only claims were compared: the bytes have a header of their own.
     if str(values.dtype) != array.dtype or values.shape != shape:
         raise ValueError(f"layer {name!r} holds {values.dtype} {values.shape}")
     if not np.isfinite(values).all():
         raise Refusal(f"layer {name!r} holds values that are not finite")
+    # A copy: the numbers of a ``TensorArray`` are its sender's own memory.
     return torch.from_numpy(np.array(values, copy=True))

@@ -51,6 +51,7 @@ def array_values(array: Array) -> np.ndarray:
     """
     if isinstance(array, TensorArray):
         return array.numpy()
+    # No more than a header can have is given to numpy's parser.
     data, stream = array.data, io.BytesIO(array.data[:HEADER])
     if array.stype != NPY:
         raise Refused(f"serialised as {str(array.stype)[:40]!r}, expected {NPY!r}")
@@ -196,6 +197,8 @@ def agreed(layouts: Sequence[Layout]) -> Layout | None:
         return None
     ballots = [frozenset(layout.slots.items()) for layout in layouts]
     winner, votes = Counter(ballots).most_common(1)[0]
+    # The most frequent one is not enough: f Byzantine nodes could be that, where honest ones
+    # differ.
     if 2 * votes <= len(layouts):
         return None
     fitting = [layout for layout, b in zip(layouts, ballots, strict=True) if b == winner]

@@ -47,6 +47,7 @@ def wire_of(experiment: Experiment, sizes: tuple[int, ...]) -> Wire:
     codec = Codec(sizes, settings.bits, settings.scale, settings.bucket)
 
     def write(update: Tensor, round: int, client: int) -> Array:
+        # A draw for each client: rounding errors that all have in common would not average out.
         source = generator(experiment.seed, "quantise", round=round, client=client)
         return packet_array(codec, update, generator=source)
 

@@ -90,6 +90,7 @@ class Quarantine:
             standing = self.nodes[node]
             standing.kept += 1
             if standing.kept >= standing.falls:
+                # Not to zero: one silence more and it is held again.
                 standing.strikes, standing.kept = FULL - 1, 0
 
     def report(self, clients: Mapping[int, int]) -> list[dict[str, Any]]:

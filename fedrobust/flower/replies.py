@@ -80,6 +80,7 @@ def collect(
         node = node_of.get(reply.metadata.reply_to_message_id)
         if node is None or node not in waiting or not _is_from(reply, node):
             continue
+        # Before it is read: a node that sends nonsense first has no second try.
         del waiting[node]
         if generated(reply, node):
             found.refused[node] = f"{SILENT} ({Rejected(reply.error.reason)})"

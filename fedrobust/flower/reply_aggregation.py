@@ -223,12 +223,14 @@ class ReplyAggregator:
             return None, str(error), {}
         if not torch.isfinite(outcome.aggregate).all():
             return None, f"{self.name} returned values that are not finite", {}
+        # Not before: a round that takes no step leaves the memory as it was.
         self._memory = outcome.state
         found = given.get("weights")
         return outcome, "", {} if found is None else dict(zip(nodes, found.tolist(), strict=True))
 
     def _median(self, key: Key, accepted: list[ModelReply]) -> np.ndarray:
         stack = np.stack([reply.values[key] for reply in accepted])
+        # The lower of two middle values, not their mean: whole numbers stay whole.
         middle = np.sort(stack, axis=0)[(len(stack) - 1) // 2]
         return as_whole(middle, self._integers[key]) if key in self._integers else middle
 

@@ -121,6 +121,8 @@ class RobustGrid(WrappedGrid):
 
     def _aggregated(self, sent: Sent, replies: list[Message]) -> list[Message]:
         n = len(sent.messages)
+        # A loop of its own may ask a single node later on; the older API sends each message by
+        # itself.
         if n == 1 and (self._round == 0 or LEGACY in next(iter(sent.messages.values())).content):
             raise ValueError(ALONE)
         if self._round == 0:

@@ -104,6 +104,7 @@ class Robust(Strategy):
         self._sent = Sent({}, {})
         self._asked: list[Message] = []  # of the evaluation
         self._checked = self._leading = False
+        # Bound now: under ``_in_front`` the strategy's own names lead back to this object.
         self._configure_train = strategy.configure_train
         self._aggregate_train = strategy.aggregate_train
         self._aggregate_evaluate = strategy.aggregate_evaluate

@@ -101,7 +101,7 @@ def _provide(names: Iterable[str]) -> None:
 
 def _value(text: str) -> Any:
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(text)  # numbers, text and lists, but no code
     except (SyntaxError, ValueError):
         return {"true": True, "false": False}.get(text, text)
 

@@ -72,7 +72,7 @@ def _record(record: Any, copies: dict[int, Any]) -> Any:
         return result
     if isinstance(record, ConfigRecord):
         return ConfigRecord({**record, SALT: secrets.token_hex(BYTES)})
-    return MetricRecord({**record, SALT: secrets.randbits(62)})
+    return MetricRecord({**record, SALT: secrets.randbits(62)})  # a signed 64-bit number
 
 
 def salted_array(array: Array) -> Array:

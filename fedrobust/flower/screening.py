@@ -159,6 +159,7 @@ def finite_vector(
     Rejected
         If it is anything else.
     """
+    # Before any byte is read; a packet declares its number of bytes, not the update's shape.
     if read is tensor_of and tuple(array.shape) != shape:
         raise Rejected(f"{key} of shape {tuple(array.shape)}, expected {shape}")
     try:
@@ -169,6 +170,7 @@ def finite_vector(
         raise Rejected(f"{key} of shape {tuple(values.shape)}, expected {shape}")
     if not values.numel():
         return values
+    # One pass without a temporary of d values; a NaN anywhere comes through in both.
     low, high = (float(bound) for bound in torch.aminmax(values))
     greatest = max(-low, high) if low == low and high == high else math.nan
     if not math.isfinite(greatest):

@@ -88,7 +88,7 @@ def tensor_of(array: Array) -> Tensor:
     if shape != tuple(array.shape):
         raise ValueError(f"declared shape {tuple(array.shape)} but the bytes hold {shape}")
     if offset == len(array.data):
-        return torch.empty(shape)
+        return torch.empty(shape)  # ``frombuffer`` takes no empty buffer
     flat = torch.frombuffer(array.data, dtype=torch.float32, offset=offset)
     return (flat.clone() if flat.data_ptr() % ALIGNED else flat).view(shape)
 

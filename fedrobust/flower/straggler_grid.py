@@ -40,6 +40,7 @@ class StragglerGrid(WrappedGrid):
         super().__init__(inner)
         self._clients = clients
         self._ids = count(1)
+        # Every message of a round asks, and then its row.
         self._timing = lru_cache(maxsize=4)(timing)
 
     def send_and_receive(

@@ -64,6 +64,7 @@ def read_reply(
     Exception
         Whatever Flower's own reader raises for bytes that are no message.
     """
+    # Two objects an array: itself and its last chunk. Whole chunks follow from the bytes.
     most_objects = (MOST_SMALL + 2 * arrays) * clients + most_bytes // CHUNK
     contents = {} if contents is None else contents
     left = most_bytes - sum(map(len, contents.values()))

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 def tracked(module: nn.Module) -> dict[str, Tensor]:
     """Return the floating buffers that a model saves, by name; counters are left out."""
+    # What is not saved (constants, such as a normalisation's mean) is no statistic.
     saved = module.state_dict(keep_vars=True)
     named = dict(module.named_buffers())
+    # Whole numbers count batches: a mean of them over clients says nothing.
     return {name: b for name, b in named.items() if name in saved and b.is_floating_point()}
 
 

@@ -18,6 +18,7 @@ class Sum(nn.Module):
         first, *others = self.branches
         total = first(x)
         for branch in others:
+            # Not in place: an Identity returns x itself, which the other branches need.
             total = total + branch(x)
         return total
 
@@ -41,6 +42,7 @@ class Gate(nn.Module):
         super().__init__()
         self.weigh = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
+            # 1x1 convolutions on a 1x1 image: linear layers that need no reshaping.
             nn.Conv2d(channels, hidden, 1),
             act(),
             nn.Conv2d(hidden, channels, 1),

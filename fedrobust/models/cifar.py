@@ -22,6 +22,7 @@ Shape = tuple[int, int, int]
 
 def conv(i: int, o: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """Convolution without bias that keeps the size at stride 1."""
+    # Without bias: the BatchNorm that follows would subtract it again.
     return nn.Conv2d(i, o, kernel, stride, kernel // 2, groups=groups, bias=False)
 
 
@@ -39,6 +40,7 @@ def unit(
 
 def biased(i: int, o: int, kernel: int = 3) -> list[nn.Module]:
     """Convolution with bias, BatchNorm, ReLU."""
+    # The zoo's VGG and GoogLeNet keep a bias before BatchNorm: it counts among their parameters.
     return [nn.Conv2d(i, o, kernel, padding=kernel // 2), nn.BatchNorm2d(o), nn.ReLU()]
 
 
@@ -56,6 +58,7 @@ def head(channels: int, classes: int) -> list[nn.Module]:
 
 def network(shape: Shape, *layers: nn.Module) -> nn.Module:
     """Put the padding of 28x28 images first."""
+    # Rounded up, since the strides and pools below need 32 at least.
     pad = max(0, (32 - shape[1] + 1) // 2)
     return nn.Sequential(*([nn.ZeroPad2d(pad)] if pad else []), *layers)
 
@@ -92,6 +95,7 @@ def resnet18(shape: Shape, classes: int) -> nn.Module:
 def _pre_activated(i: int, o: int, stride: int, gate: nn.Module | None = None) -> nn.Module:
     before = nn.Sequential(nn.BatchNorm2d(i), nn.ReLU())
     body = [conv(i, o, stride=stride), nn.BatchNorm2d(o), nn.ReLU(), conv(o, o)]
+    # A bare convolution: its input is normalised already.
     shortcut = None if stride == 1 and i == o else conv(i, o, 1, stride)
     return PreAct(before, nn.Sequential(*body, *([gate] if gate else [])), shortcut)
 
@@ -144,6 +148,7 @@ def densenet121(shape: Shape, classes: int) -> nn.Module:
 
     def layer(i: int) -> nn.Module:
         body = [nn.BatchNorm2d(i), nn.ReLU(), conv(i, 128, 1), nn.BatchNorm2d(128), nn.ReLU()]
+        # The new channels first, as the zoo puts them.
         return Cat(nn.Sequential(*body, conv(128, 32)), nn.Identity())
 
     layers, width = [conv(shape[0], 64)], 64
@@ -183,9 +188,11 @@ def mobilenet_v2(shape: Shape, classes: int) -> nn.Module:
         m = expand * i
         body = [*unit(i, m, 1), *unit(m, m, 3, stride, m), conv(m, o, 1), nn.BatchNorm2d(o)]
         whole = nn.Sequential(*body)
+        # A projection where the width changes, as in the zoo; the paper has no shortcut there.
         return Sum(whole, projection(i, o, 1)) if stride == 1 else whole
 
     layers, i = unit(shape[0], 32), 32
+    # Stem and second stage with stride 1, where the paper's have 2: the images are small.
     for expand, o, count, stride in ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2),
                                      (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)):  # fmt: skip
         for k in range(count):
@@ -207,6 +214,7 @@ def dpn92(shape: Shape, classes: int) -> nn.Module:
             first = nn.Sequential(conv(i, width + grow, 1, stride), nn.BatchNorm2d(width + grow))
             kept: nn.Module = nn.Identity() if k else first
             layers.append(DualPath(nn.Sequential(*body), kept, width))
+            # One grow comes with the stage's first shortcut, one with each of its k + 1 blocks.
             i = width + (k + 2) * grow
     return network(shape, *layers, *head(i, classes))
 
@@ -218,6 +226,7 @@ def efficientnet_b0(shape: Shape, classes: int) -> nn.Module:
         m = expand * i
         body = unit(i, m, 1, act=nn.SiLU) if expand > 1 else []
         body += unit(m, m, kernel, stride, m, nn.SiLU)
+        # A quarter of the block's input, not of the expanded channels.
         body += [Gate(m, i // 4, nn.SiLU), conv(m, o, 1), nn.BatchNorm2d(o)]
         whole = nn.Sequential(*body)
         return Sum(whole, nn.Identity()) if stride == 1 and i == o else whole
@@ -238,6 +247,7 @@ def regnetx_200mf(shape: Shape, classes: int) -> nn.Module:
     layers, i = unit(shape[0], 64), 64
     for o, count, stride in ((24, 1, 1), (56, 1, 1), (152, 4, 2), (368, 7, 2)):
         for k in range(count):
+            # Groups are 8 channels wide; o // 8 is how many.
             layers.append(_grouped(i, o, o, stride if k == 0 else 1, o // 8))
             i = o
     return network(shape, *layers, *head(368, classes))

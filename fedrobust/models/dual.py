@@ -38,6 +38,7 @@ class DualBatchNorm(nn.Module):
 
 def dual(module: nn.Module) -> nn.Module:
     """Replace every BatchNorm2d of a fresh model by a dual one, in place; return the model."""
+    # A list: children are replaced on the way.
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, DualBatchNorm(child.num_features))
@@ -100,6 +101,7 @@ class Routed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of the branch that the images belong to."""
+        # By identity: where eps is 0 both batches have equal values.
         with on_branch(self.model, "adversarial" if images is self._perturbed else "clean"):
             logits: Tensor = self.model(images)
         return logits

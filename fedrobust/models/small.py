@@ -12,6 +12,7 @@ Shape = tuple[int, int, int]
 
 
 def _norm(channels: int) -> nn.Module:
+    # Groups of 8 channels each.
     return nn.GroupNorm(channels // 8, channels)
 
 
@@ -40,6 +41,7 @@ class Dense(nn.Module):
 
 
 def _head(channels: int, classes: int) -> list[nn.Module]:
+    # To 4x4 whatever the image's size, so that the last layer fits.
     return [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * channels, classes)]
 
 
@@ -108,6 +110,7 @@ def small_dense(shape: Shape, classes: int) -> nn.Module:
 
     return nn.Sequential(
         nn.Conv2d(shape[0], 24, 3, 2, 1), nn.ReLU(), nn.Conv2d(24, 32, 3, 2, 1),
+        # Each adds 16 channels: 32, 48, 64, 80.
         grow(32), grow(48), grow(64), _norm(80), nn.ReLU(), *_head(80, classes),
     )  # fmt: skip
 
@@ -120,6 +123,7 @@ def small_patch(shape: Shape, classes: int) -> nn.Module:
                 nn.Conv2d(c, c, 1), nn.GELU(), _norm(c)]  # fmt: skip
 
     return nn.Sequential(
+        # The stride is the kernel's width: patches do not overlap.
         nn.Conv2d(shape[0], 64, 4, 4), nn.GELU(), _norm(64),
         *mix(64), *mix(64), *_head(64, classes),
     )  # fmt: skip

@@ -17,6 +17,7 @@ class Causal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, outputs, T) for (B, inputs, T)."""
+        # On the left alone: no place may see what comes after it, which is its target.
         return self.convolution(nn.functional.pad(x, (REACH - 1, 0)))
 
 
@@ -33,6 +34,7 @@ class CharCnn(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits (B, T, classes) for tokens (B, T)."""
+        # Convolutions want (B, channels, T), the embedding and the head (B, T, channels).
         return self.head(self.body(self.embedding(tokens).transpose(1, 2)).transpose(1, 2))
 
 

@@ -71,7 +71,7 @@ class GivenModel:
             If the function needs anything else, or returns no module.
         """
         if isinstance(self.made, nn.Module):
-            return copy.deepcopy(self.made)
+            return copy.deepcopy(self.made)  # training would write into the user's own
         known: dict[str, Any] = {"shape": shape, "classes": classes}
         asked = inspect.signature(self.made).parameters
         needed = [k for k, p in asked.items() if p.default is p.empty and _named(p)]
@@ -101,7 +101,7 @@ def mlp(shape: Shape, classes: int) -> nn.Module:
     output is logits here, the log-softmax is in the loss.
     """
     hidden = nn.Linear(_pixels(shape), 100)
-    nn.init.xavier_uniform_(hidden.weight)
+    nn.init.xavier_uniform_(hidden.weight)  # of the first layer alone, as in that code
     return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(100, classes))
 
 

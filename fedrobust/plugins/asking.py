@@ -78,6 +78,7 @@ def _listed(value: Any) -> list[Any]:
 def _names(value: Any) -> list[str]:
     """Return the name in a spec, if there is one."""
     name = value.get("name") if isinstance(value, Mapping) else value
+    # A rule may be text with its settings behind it: "krum:f=2".
     return [name.partition(":")[0].strip()] if isinstance(name, str) else []
 
 
@@ -116,6 +117,7 @@ def value_digest(kind: str, value: Any) -> str:
             raise PlugInError(
                 f"the model {type(value).__name__} has lazy layers: run one batch through it first"
             )
+        # With its layers in words: parameters alone do not tell one activation from another.
         found = hashlib.sha256(repr(value).encode())
         for key, tensor in value.state_dict().items():
             found.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())

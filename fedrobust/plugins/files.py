@@ -37,6 +37,7 @@ def use(path: str | Path) -> list[Part]:
         raise PlugInError(f"--use {str(path)!r}: {error.strerror}") from error
     if file in ROOM.files and ROOM.files[file][0] == digest:
         return [part for part, _ in ROOM.parts.values() if part.digest == digest]
+    # The file has changed: its former parts would stand in the way of the new ones' names.
     for kind, name in [key for key, (part, _) in ROOM.parts.items() if part.origin == file.name]:
         ROOM.take(kind, name)
     module = _loaded(file)
@@ -78,6 +79,7 @@ def _loaded(file: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise PlugInError(f"--use {str(file)!r} is no Python file: its name must end with .py")
     module = importlib.util.module_from_spec(spec)
+    # Before it runs: dataclasses and pickle find the module of a class by its name.
     sys.modules[name] = module
     before = list(sys.path)
     sys.path.insert(0, str(file.parent))  # it may import its neighbours, as a script would

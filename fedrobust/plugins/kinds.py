@@ -20,6 +20,7 @@ from fedrobust.models import GivenModel
 from fedrobust.spec import InputError, by_keyword
 from fedrobust.training import METRICS, TASK_LOSSES, Metric
 
+# Columns of a row: a metric of that name would write over them.
 RESERVED = (
     "round",
     "seconds",
@@ -87,7 +88,7 @@ def _data(name: str, value: Any) -> AbstractContextManager[None]:
 
     def load(root: Path | None, download: bool) -> data.Dataset:
         if root not in held:
-            held.clear()
+            held.clear()  # one copy in memory, not one for each root
             held[root] = as_dataset(name, made(value, root=root, download=download))
         return held[root]
 

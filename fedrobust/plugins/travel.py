@@ -37,6 +37,7 @@ def at_hand(paths: str = "") -> None:
     file = os.environ.get(VARIABLE)
     if file and Path(file).is_file():
         for part in cloudpickle.loads(Path(file).read_bytes()):
+            # A worker process serves many messages of a run, and each of them comes by here.
             if (part.kind, part.name) not in ROOM.parts:
                 ROOM.put(part)
 
@@ -59,6 +60,8 @@ def write_parts(file: Path, parts: Sequence[Part]) -> None:
                 f"an object of yours cannot be sent to another process ({type(error).__name__}:"
                 f" {error}): put it into a file and name that by --use, or run in process"
             ) from error
+    # Its owner's alone before it holds a byte: whoever could write it would run code in its
+    # readers.
     file.touch(mode=0o600)
     file.write_bytes(text)
 

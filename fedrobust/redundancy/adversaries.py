@@ -45,6 +45,7 @@ def corrupt(
     """
     function, settings = resolve(ADVERSARIES, spec, kind="adversary", supplied=("q", "adversaries"))
     check_byzantine(assignment.workers, q)
+    # A set first: one worker named twice would pass as two.
     chosen = None if adversaries is None else tuple(sorted(set(adversaries)))
     if chosen is not None and (
         len(chosen) != q or not set(chosen) <= set(range(assignment.workers))
@@ -108,6 +109,7 @@ def _cornered(
     if not set(chosen) <= set(honest):
         raise ValueError(f"the victims must be honest workers, got {chosen}")
     outside = [worker for worker in honest if worker not in chosen]
+    # A copy of such a file would set its holder against an honest worker that is no victim.
     seen = assignment.matrix[outside].any(0)
     return Corruption(byzantine, _rows(assignment, byzantine) & ~seen)
 
@@ -206,6 +208,7 @@ def corrupted_labels(assignment: Assignment, corruption: Corruption) -> Tensor:
     `fedrobust.redundancy.agreement`.
     """
     names = torch.arange(1, assignment.workers + 1)[:, None]
+    # Beside 0, the true value: one label for all who collude, one each for the others.
     wrong = torch.ones_like(names) if corruption.colluding else names
     labels = torch.where(corruption.distorted, wrong, 0)
     return torch.where(assignment.matrix, labels, MISSING)

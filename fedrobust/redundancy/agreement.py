@@ -43,6 +43,7 @@ def agreement(labels: Tensor) -> Agreement:
     for i in range(holders.shape[1]):
         for j in range(i + 1, holders.shape[1]):
             both = holders[:, j] >= 0
+            # A pair as one number for bincount; holders are in order: the upper triangle only.
             pair = holders[both, i] * workers + holders[both, j]
             equal = values[both, i] == values[both, j]
             shared += torch.bincount(pair, minlength=workers * workers)
@@ -58,6 +59,7 @@ def compact(labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     came = labels != MISSING
     most = int(came.sum(0).max()) if labels.numel() else 0
+    # Those that came sort first; stable keeps them in the order of the workers.
     order = torch.sort((~came).byte(), dim=0, stable=True).indices[:most].T
     present = came.gather(0, order.T).T
     values = labels.gather(0, order.T).T
@@ -103,6 +105,7 @@ def _label(
     files: int,
 ) -> Tensor:
     columns: dict[int, dict[int, Any]] = {}
+    # In the workers' order: labels must not depend on which reply came first.
     for worker, file in sorted(returned):
         if not (0 <= worker < workers and 0 <= file < files):
             raise ValueError(f"no worker {worker} with file {file} among {workers} x {files}")
@@ -115,6 +118,7 @@ def _label(
 
 def exact(stack: Tensor) -> Tensor:
     """Label the rows of (r, d): equal labels for rows with the same bits (0.0 and -0.0 differ)."""
+    # Compared as bytes: a NaN equals itself, and -0.0 is not 0.0, as in a digest.
     bits = stack.detach().reshape(len(stack), -1).contiguous().view(torch.uint8)
     labels: list[int] = []
     for row in bits:
@@ -129,8 +133,10 @@ def relative_distances(stack: Tensor) -> Tensor:
     """(r, r) float64: |a - b| / max(|a|, |b|) over the whole vector; infinite if not finite."""
     rows = stack.detach().flatten(1).double()
     norms = torch.linalg.vector_norm(rows, dim=1)
+    # Row by row: all differences at once would take r times the memory of the values.
     gaps = torch.stack([torch.linalg.vector_norm(rows - row, dim=1) for row in rows])
     largest = torch.maximum(norms[:, None], norms[None, :])
+    # Two vectors of zeros agree; 0 / 0 would be NaN.
     ratio = torch.where(largest == 0, 0.0, gaps / largest)
     return torch.nan_to_num(ratio, nan=torch.inf, posinf=torch.inf)
 
@@ -150,6 +156,7 @@ def cluster(stack: Tensor, *, tolerance: float) -> Tensor:
     """
     check_tolerance(tolerance)
     distances = relative_distances(stack).cpu()
+    # A row that is not finite is infinitely far even from itself.
     free = torch.isfinite(distances.diagonal())
     labels = torch.full((len(stack),), MISSING)
     near = distances <= tolerance
@@ -164,6 +171,7 @@ def cluster(stack: Tensor, *, tolerance: float) -> Tensor:
         labels[members] = label
         free = free & ~members
     alone = labels == MISSING
+    # Each a label of its own: what is not finite agrees with nobody.
     labels[alone] = len(stack) + torch.arange(len(stack))[alone]
     return labels
 

@@ -52,6 +52,7 @@ class Assignment:
     @property
     def pair_counts(self) -> Tensor:
         """(K, K) int64: the files each pair of workers shares; a worker's load on the diagonal."""
+        # Exact for counts below 2^53, and far faster than a product of integers.
         rows = self.matrix.double()
         return (rows @ rows.T).round().long()
 
@@ -61,6 +62,7 @@ class Assignment:
 
         Example: ``assign("aspis", workers=5, replication=3).holders[0]`` is ``[0, 1, 2]``.
         """
+        # False sorts first: those that hold the file, in their order.
         order = torch.sort(~self.matrix, dim=0, stable=True).indices.T
         place = torch.arange(self.workers)
         order = torch.where(place < self.copies[:, None], order, -1)
@@ -128,6 +130,7 @@ def byzshield_mols(*, workers: int, replication: int) -> Assignment:
             f" got workers={workers}, replication={replication}"
         )
     gf = field(size)
+    # Slopes 1 .. r, none of them 0: lines of different slopes meet in exactly one file.
     squares = [gf.add[gf.multiply[a + 1]].reshape(-1) for a in range(replication)]
     return Assignment(torch.cat([torch.arange(size)[:, None] == square for square in squares]))
 
@@ -174,6 +177,7 @@ def detox(*, workers: int, replication: int) -> Assignment:
     authors' code (K=25, r=3: eight groups, the last of four).
     """
     groups = workers // replication
+    # Clamped: the workers beyond the last full group join it.
     owner = torch.clamp(torch.arange(workers) // replication, max=groups - 1)
     return Assignment(owner[:, None] == torch.arange(groups))
 

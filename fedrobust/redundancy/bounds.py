@@ -58,8 +58,10 @@ def wrong_bound(
     rows = assignment.matrix[present]
     held, needed = rows.sum(0), assignment.copies // 2 + 1
     if kind == WHOLLY:
+        # All that came: one honest holder among them would give the file away.
         needed = torch.maximum(needed, held)
     try:
+        # A file of which fewer copies came than it takes cannot fall: the search leaves it out.
         return _search(rows[:, held >= needed], needed[held >= needed], min(q, len(present)))
     except NotApplicable:
         return None

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedrobust.redundancy.agreement import check_tolerance
 from fedrobust.seeds import generator
 
+# Directions are drawn block by block: another length is another sketch.
 BLOCK = 8_192
 ROUNDING = 1e-5  # relative to the norm: two sketches of one float32 vector, made elsewhere
 
@@ -31,6 +32,7 @@ def digest(vector: Tensor) -> bytes:
     """
     if vector.dtype != torch.float32:
         raise ValueError(f"a digest needs float32 values, got {vector.dtype}")
+    # Little-endian by name, for workers on other processors.
     array = vector.detach().flatten().contiguous().cpu().numpy().astype("<f4", copy=False)
     return hashlib.sha256(array).digest()  # of the memory itself, without a copy
 
@@ -55,6 +57,7 @@ def sketch(values: Tensor, *, seed: int, size: int = 64) -> Tensor:
         raise ValueError(f"a sketch needs a size of at least 1, got {size}")
     result = torch.zeros(*values.shape[:-1], size, dtype=torch.float64)
     for number, start in enumerate(range(0, values.shape[-1], BLOCK)):
+        # On the CPU in any case: server and workers must draw and multiply alike.
         part = values[..., start : start + BLOCK].detach().cpu().float()
         source = generator(seed, "sketch", round=number)
         directions = torch.randn(part.shape[-1], size, generator=source)

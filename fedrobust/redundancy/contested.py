@@ -86,6 +86,7 @@ def uncontested(
     seen = agreement(labels)
     graph = graph_of((seen.counts < seen.shared).numpy())
     everyone = _mask(heard.nonzero().flatten().tolist())
+    # A clique with w in it leaves its neighbours out: can what is left of q cover the rest?
     answers = [
         coverable(graph, everyone & ~(1 << w) & ~graph[w], q - graph[w].bit_count(), nodes=nodes)
         if heard[w]
@@ -94,6 +95,7 @@ def uncontested(
     ]
     candidates = torch.tensor([answer is not False for answer in answers])
     held = came & candidates[:, None]
+    # 0 where no candidate holds the file; held.any(0) below leaves such files out.
     first = held.byte().argmax(0)
     value = labels.gather(0, first[None])[0]
     single = held.any(0) & ((labels == value) | ~held).all(0)

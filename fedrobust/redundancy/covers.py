@@ -52,11 +52,13 @@ def minimal_covers(
     waiting = [(0, (1 << len(graph)) - 1)]
     while waiting:
         steps += 1
+        # One beyond the limit shows that there are more than the limit.
         if steps > nodes or (limit is not None and len(found) > limit):
             return found[:limit], True
         cover, left = waiting.pop()
         worker, degree = _busiest(graph, left)
         if degree == 0:
+            # Minimal: each member covers an edge alone, or the clique beside is not maximal.
             if all(graph[member] & ~cover for member in bits(cover)):
                 found.append(cover)
             continue
@@ -101,6 +103,7 @@ def _branches(
     result = []
     if degree <= room:
         result.append((cover | neighbours, left & ~neighbours & ~one))
+    # Last in, first out: the busiest worker itself is tried before its neighbours.
     result.append((cover | one, left & ~one))
     return result
 

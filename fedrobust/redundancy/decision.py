@@ -120,6 +120,7 @@ def judge(
 def _by_contest(labels: Tensor, q: int, everyone: Tensor, copies: Tensor) -> Verdict:
     found = uncontested(labels, q=q, copies=copies)
     kept, enough = found.chosen >= 0, bool((copies > q).all())
+    # Without a sure file there is nothing to average that is known to be right.
     plain = bool(found.sure.any()) and (enough or int(found.sure.sum()) >= ENOUGH * int(kept.sum()))
     flagged = (everyone & ~found.candidates).nonzero().flatten().tolist()
     return Verdict(
@@ -128,6 +129,7 @@ def _by_contest(labels: Tensor, q: int, everyone: Tensor, copies: Tensor) -> Ver
         flagged=tuple(flagged),
         accepted=plain,
         plain=plain,
+        # All q are out: who is left is honest.
         known=len(flagged) == q,
         bound=None if plain else WHOLLY,
         capped=found.capped,
@@ -138,6 +140,7 @@ def _by_cliques(labels: Tensor, q: int, rule: str, everyone: Tensor, copies: Ten
     seen = agreement(labels)
     found = detect(seen.counts, q=q, files_per_pair=seen.shared, rule=rule)
     trusted = everyone.clone()
+    # The paper's rule lets the convicted vote on; the strict one, below, does not.
     voters, assigned = labels, copies
     if found.accepted:
         trusted[:] = False

@@ -64,12 +64,14 @@ def _columns(order: int, count: int) -> Blocks:
 
 
 def _sorted(blocks: Blocks) -> Blocks:
+    # One order: a file's number must be the same for the server and every worker.
     return sorted(tuple(sorted(block)) for block in blocks)
 
 
 def bose(points: int) -> Blocks:
     """Bose's Steiner triple system on 6t+3 points, from the idempotent x*y = (x+y)/2 mod 2t+1."""
     n = points // 3
+    # n is odd, so that (n + 1) / 2 is the inverse of 2 modulo n.
     product = [[(x + y) * (n + 1) // 2 % n for y in range(n)] for x in range(n)]
     return _sorted(_columns(n, n) + _triples(n, product))
 

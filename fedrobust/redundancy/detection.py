@@ -83,12 +83,15 @@ def detect(
     check_byzantine(workers, q)
     if rule not in RULES:
         raise ValueError(f"unknown clique rule {rule!r}; choose from {', '.join(RULES)}")
+    # A worker that is alone shares no file with anyone, and is not absent for it.
     silent = (shared.sum(1) == 0) & (workers > 1)
     absent = frozenset(np.flatnonzero(silent).tolist())
     heard = frozenset(range(workers)) - absent
     size = len(heard) - q
+    # A pair without a shared file has 0 == 0: its edge stays.
     edges = (counts == shared) & ~silent & ~silent[:, None]
     np.fill_diagonal(edges, False)
+    # By name as well: where size is 1 a degree of 0 is enough, and absent workers have that.
     kept = prune(edges, least=size - 1) - absent
     cliques, capped = _cliques(edges, kept, size, nodes=nodes, limit=limit)
     if rule == "paper" and cliques:
@@ -123,6 +126,7 @@ def _cliques(
         return [], False
     apart = ~edges[np.ix_(members, members)]
     np.fill_diagonal(apart, False)
+    # At most q less those pruned may be left out of a clique.
     most = len(members) - size
     covers, capped = minimal_covers(graph_of(apart), most=most, nodes=nodes, limit=limit)
     everyone = (1 << len(members)) - 1
@@ -133,6 +137,7 @@ def _checked(agreement: Tensor, files_per_pair: int | Tensor) -> tuple[np.ndarra
     """Return agreements and shared files of each pair as arrays, zero on the diagonal, checked."""
     if agreement.ndim != 2 or agreement.shape[0] != agreement.shape[1]:
         raise ValueError(f"agreement must be a (K, K) matrix, got {tuple(agreement.shape)}")
+    # A copy: the diagonal is written below, and numpy() shares the caller's memory.
     counts = agreement.detach().cpu().numpy().copy()
     if isinstance(files_per_pair, Tensor):
         shared = files_per_pair.detach().cpu().numpy().copy()

@@ -106,9 +106,12 @@ def _cyclic(workers: int, s: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, f
     code = np.empty((workers, workers), dtype=np.complex128)
     for task in index:
         outside = (task - index) % workers > 2 * s
+        # The first row of Q is all ones, so that e1 picks the sum; the rest makes W zero outside.
         column = np.linalg.solve(first[outside, 1:], -first[outside, 0])
         code[:, task] = first @ np.concatenate([[1.0], column])
+        # Zero but for rounding: a worker has no value of a task that it does not hold.
         code[outside, task] = 0
+    # initial: without errors to correct (s = 0) there is no C2 at all.
     defect = np.abs(second.conj().T @ code).max(initial=0) / np.abs(code).max()
     return first, second, code, float(defect)
 
@@ -187,6 +190,7 @@ def decode_cyclic(
         raise ValueError(f"the cyclic code needs complex vectors, got {received.dtype}")
     first, second, _, defect = _cyclic(workers, s)
     finite = torch.isfinite(received.real).all(1) & torch.isfinite(received.imag).all(1)
+    # One NaN would spread over all syndromes; its row is known to be wrong already.
     clean = torch.where(finite[:, None], received, 0)
     direction = torch.randn(received.shape[1], generator=generator, device=generator.device)
     wide = direction.to(received.device, torch.complex128)
@@ -194,6 +198,7 @@ def decode_cyclic(
     spread = float(torch.linalg.vector_norm(clean, dim=1).double().median())
     honest = max(float(np.median(abs(projected))), spread)
     zero = slack * max(torch.finfo(received.dtype).eps, rounding, defect) * honest
+    # One huge wrong vector costs all syndromes digits, in proportion to its size.
     zero += slack * np.finfo(np.float64).eps * float(abs(projected).max())
     wrong = _locate(second.conj().T @ projected, workers, s, zero)
     wrong = sorted(set(wrong) | set((~finite).nonzero().flatten().tolist()))
@@ -210,6 +215,7 @@ def _weights(first: np.ndarray) -> np.ndarray:
     """Return the least v with v^T C1[V] = e1: it turns the combinations into the sum."""
     unit = np.zeros(first.shape[1], dtype=np.complex128)
     unit[0] = 1
+    # Of least norm, since the entries of v multiply the rounding of what was received.
     return np.linalg.lstsq(first.T, unit, rcond=None)[0]
 
 

@@ -66,10 +66,13 @@ class FileGradient:
             If the loss is no finite scalar.
         """
         module = self.model.module.train()
+        # One thread: sums split among threads round otherwise, and copies are compared bit by bit.
         with one_thread(), reproducible(seed, self._device):
+            # Inside the block: a dataset that augments draws from torch's generator too.
             samples = [self._data[i] for i in indices.tolist()]
             inputs, targets = (part.to(self._device) for part in default_collate(samples))
             self.model.load(vector)
+            # Each file starts from the round's statistics: train mode has written over them.
             load_statistics(module, statistics)
             self.model.gradient.zero_()
             value = self._loss(module(inputs), targets)
@@ -98,7 +101,9 @@ def reproducible(seed: int, device: torch.device) -> Iterator[None]:
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     with global_generators(seed, devices):
         if devices:
+            # warn_only: an operation without such a kernel runs all the same.
             torch.use_deterministic_algorithms(True, warn_only=True)
+            # Not all cards have TF32: holders on different ones would differ.
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         try:
             yield

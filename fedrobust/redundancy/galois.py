@@ -75,6 +75,7 @@ def _product(a: list[int], b: list[int], modulus: list[int], prime: int) -> list
     product = [0] * (2 * degree - 1)
     for (i, x), (j, y) in itertools.product(enumerate(a), enumerate(b)):
         product[i + j] = (product[i + j] + x * y) % prime
+    # From the top down: x^degree is minus the lower part of the monic modulus.
     for top in range(len(product) - 1, degree - 1, -1):
         for k, coefficient in enumerate(modulus):
             place = top - degree + k
@@ -88,6 +89,7 @@ def _irreducible(prime: int, degree: int) -> list[int]:
     for tail in range(prime**degree):
         modulus = _digits(tail, prime, degree)
         pairs = itertools.combinations_with_replacement(elements, 2)
+        # By trial of all products: the orders in use are small.
         if all(any(_product(a, b, modulus, prime)) for a, b in pairs):
             return modulus
     raise AssertionError(f"no irreducible polynomial of degree {degree} over GF({prime})")

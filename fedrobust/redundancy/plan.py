@@ -65,6 +65,7 @@ class FilePlan:
         Passes over the shuffled set; the last partial batch of a pass is dropped, as in the
         authors' code.
         """
+        # Rounds count from 1; each pass over the data has an order of its own.
         turn, place = divmod(self.round - 1, self.examples // self.batch)
         order = torch.randperm(self.examples, generator=generator(self.seed, "files", round=turn))
         return order[place * self.batch : (place + 1) * self.batch].view(self.base.files, -1)
@@ -83,6 +84,7 @@ def plan_from(settings: Mapping[str, Any]) -> FilePlan:
     return FilePlan(**{field.name: settings[field.name] for field in fields(FilePlan)})
 
 
+# Asked for in every round, by the server and each worker, and always the same.
 @lru_cache(maxsize=4)
 def assigned(scheme: str, m: int, workers: int, replication: int) -> Assignment:
     """Return a scheme's assignment, made once; nobody writes into it."""

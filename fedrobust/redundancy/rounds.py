@@ -62,6 +62,7 @@ def filled(values: Mapping[str, Any]) -> dict[str, Any]:
     ``values`` are the experiment's fields so far; those that change are returned.
     """
     scheme, byzantine = values.get("redundancy"), values.get("byzantine")
+    # A number of another type is refused by the check of types, not here.
     if scheme is None or not scheme.name or not isinstance(byzantine, int):
         return {}
     full = replace(
@@ -186,6 +187,7 @@ def check(experiment: Experiment) -> list[str]:
     if scheme.name not in SCHEMES:
         return [f"unknown scheme {scheme.name!r}; {suggest(scheme.name, list(SCHEMES))}"]
     errors = [sentence for holds, sentence in _ranges(experiment) if not holds]
+    # Each by itself: all that is wrong is said at once.
     for part in (_shape, _adversary):
         try:
             part(experiment)

@@ -40,8 +40,10 @@ def extreme_set(
     for worker, row in enumerate(matrix):
         held = np.flatnonzero(row)
         files[worker, : len(held)] = held
+    # More than half of the copies.
     bar = matrix.sum(0) // 2 + 1 if needed is None else needed.numpy()
     chosen, count, steps = _search(files, bar.astype(np.int64), q, least, nodes)
+    # The best of a search that was cut short bounds nothing.
     if steps >= nodes:
         raise NotApplicable(
             f"the exact search over {q} of {assignment.workers} workers needs more than"
@@ -54,6 +56,7 @@ def extreme_set(
 def _reach(waiting: np.ndarray, picks: int, load: int) -> int:
     """Bound the files that the remaining picks can still win: cheapest files first."""
     budget, gain = picks * load, 0
+    # A file that lacks more copies than there are picks left cannot fall.
     for lack in range(1, min(picks, len(waiting) - 1) + 1):
         won = min(waiting[lack], budget // lack)
         gain += won
@@ -103,6 +106,7 @@ def _search(
             chosen[depth] += 1
         else:
             chosen[depth] = chosen[depth - 1] + 1 if depth > 0 else 0
+        # Too few workers are left behind this one to fill the set.
         if chosen[depth] > workers - (q - depth):
             chosen[depth] = -1
             depth -= 1
@@ -111,6 +115,7 @@ def _search(
         lost += _move(lack, waiting, files[chosen[depth]], -1)
         left = q - depth - 1
         reach = 0 if least else _reach(waiting, left, load)
+        # Adding workers never saves a file. Strict: of equal sets the first in order stays.
         promising = lost < score if least else lost + reach > score
         if promising and left == 0:
             score = lost

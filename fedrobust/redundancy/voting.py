@@ -46,6 +46,7 @@ def majority(labels: Tensor, *, copies: Tensor | None = None) -> Tensor:
         lead = lead + torch.where(column == candidate, 1, -1) * present
     votes = (values == candidate[:, None]).sum(1)
     verified = 2 * votes > ((values != MISSING).sum(1) if copies is None else copies)
+    # Where nothing came the candidate is MISSING, which the padding would vote for.
     return torch.where(verified & (candidate != MISSING), candidate, MISSING)
 
 
@@ -66,6 +67,7 @@ def representatives(
         fit = torch.zeros_like(labels, dtype=torch.bool)
         chosen = sorted(honest)
         fit[chosen] = labels[chosen] != MISSING
+    # argmax gives the first of equals, and takes no bool.
     return torch.where(fit.any(0), fit.byte().argmax(0), -1)
 
 
@@ -105,6 +107,7 @@ def vote(stack: Tensor, *, policy: str = "drop", tolerance: float | None = None)
     winner = int(majority(labels[:, None]))
     if winner != MISSING:
         members = (labels == winner).nonzero().flatten()
+        # Within a tolerance the members differ: the most central one stands for them.
         row = int(members[_medoid(stack[members])])
         return Vote(stack[row].clone(), row, len(members), True)
     if policy == "drop" or not torch.isfinite(stack).flatten(1).all(1).any():
@@ -117,6 +120,7 @@ def _medoid(stack: Tensor) -> int:
     """Return the row nearest to the others, by the sum of distances capped at the largest of 2."""
     distances = relative_distances(stack)
     unusable = ~torch.isfinite(distances.diagonal())
+    # 2 is the most that finite vectors differ by: an infinite one must not make every sum infinite.
     sums = distances.clamp(max=2.0).sum(1)
     return int(torch.where(unusable, torch.inf, sums).argmin())
 

@@ -68,6 +68,7 @@ def window_step(
     low = workers - 1 - disagreed.sum(1) < workers - q - 1
     new = [worker for worker in low.nonzero().flatten().tolist() if worker not in window.flagged]
     flagged = (*window.flagged, *new)
+    # Not [-q:]: with q = 0 that is everybody.
     return Window(window.iteration + 1, disagreed, flagged[max(0, len(flagged) - q) :])
 
 
@@ -105,6 +106,7 @@ def latency(
         disagreed |= _majority_disagreements(names[:, blocks], byzantine)
         flagged |= workers - 1 - disagreed.sum(2) < workers - q - 1
         complete = (flagged | ~byzantine).all(1)
+        # The first iteration only: flags stay, and later ones are complete as well.
         done[complete & (done == 0)] = iteration
     return done
 

@@ -61,6 +61,7 @@ def distortion(
     if attack not in ("optimal", "weak"):
         raise ValueError(f"unknown attack {attack!r}; choose from optimal, weak")
     check_byzantine(workers, q)
+    # Closed forms: C(K, r) files may be too many to list.
     if name == "aspis":
         check_replication(workers, replication)
         return _aspis(workers, replication, q, attack)
@@ -125,6 +126,7 @@ def detox_set(assignment: Assignment, *, q: int, worst: bool) -> tuple[int, ...]
     groups = [row.nonzero().flatten().tolist() for row in assignment.matrix.T]
     if worst:
         groups.sort(key=len)
+        # First a bare majority of every group: more in one that has fallen would be wasted.
         heads = [worker for group in groups for worker in group[: len(group) // 2 + 1]]
         tails = [worker for group in groups for worker in group[len(group) // 2 + 1 :]]
         return tuple(sorted((heads + tails)[:q]))
@@ -140,6 +142,7 @@ def second_eigenvalue(assignment: Assignment) -> float:
     matrix = assignment.matrix.double()
     scale = torch.tensor(assignment.loads).double().rsqrt()
     normal = scale[:, None] * matrix * assignment.copies.double().rsqrt()
+    # In falling order: the first is 1, for any assignment.
     return float(torch.linalg.svdvals(normal)[1] ** 2)
 
 

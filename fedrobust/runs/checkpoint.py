@@ -51,6 +51,7 @@ def save(path: Path, tree: Any) -> None:
     try:
         with temporary.open("wb") as file:
             np.savez(file, **members)  # type: ignore[arg-type]
+            # On disk before the renaming: after a crash the new name could stand for an empty file.
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -93,6 +94,7 @@ def _plain(value: Any, arrays: list[np.ndarray]) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item, arrays) for item in value]
     if isinstance(value, dict):
+        # As pairs: JSON turns the whole numbers among the keys into strings.
         return {"items": [[_key(k), _plain(v, arrays)] for k, v in value.items()]}
     raise CheckpointError(f"a checkpoint cannot hold {type(value).__name__}")
 

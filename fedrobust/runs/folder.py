@@ -89,6 +89,7 @@ class RunFolder:
             lock = (self.path / ".lock").open("w")
         with lock:
             try:
+                # The lock goes with the open file: one that a killed process held is free again.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise FolderError(f"another process is writing {str(self.path)!r}") from error
@@ -102,7 +103,7 @@ class RunFolder:
                 with _told(self.path):
                     self._start(tree, own or {})
                 yield self
-            except BaseException:
+            except BaseException:  # Ctrl+C, too, ends a run that has written nothing
                 if tree is None and not self.rows():
                     self._put_back()
                 raise
@@ -166,6 +167,7 @@ class RunFolder:
             told = first | {"resumed": resumed}
         _replace(self.path / "config.toml", self._experiment.to_toml())
         _replace(self.path / "environment.json", json.dumps(told, indent=2))
+        # Rows after the checkpoint go: their rounds are computed again.
         _replace(self.path / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _set_aside(self) -> None:
@@ -195,6 +197,8 @@ class RunFolder:
         """Append one round, on disk before the next one starts."""
         with _told(self.path), (self.path / ROWS).open("a") as file:
             file.write(json.dumps(row) + "\n")
+            # To the system: a killed process loses no row. ``save`` puts rows on disk before a
+            # checkpoint.
             file.flush()
 
 

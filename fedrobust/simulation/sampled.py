@@ -34,6 +34,7 @@ def implied_f(values: Mapping[str, Any]) -> int:
     scheme, byzantine, clients = values.get("redundancy"), values["byzantine"], values["clients"]
     cohort = size(values.get("participation", 1.0), clients)
     turns = values.get("rounds", 1)
+    # Numbers out of range have sentences of their own, elsewhere.
     drawn = cohort < clients and 0 <= byzantine <= clients and turns >= 1
     if (scheme is not None and scheme.name) or not drawn:
         return rounds.implied_f(values)
@@ -56,6 +57,7 @@ def check_cohort(
     try:
         check(rule, n=cohort, pre=pre)
     except Refusal as error:
+        # Everybody is asked already: no larger cohort can help.
         if cohort == clients:
             raise
         least = smallest_cohort(

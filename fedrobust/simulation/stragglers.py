@@ -62,6 +62,7 @@ def check(experiment: Experiment) -> None:
     for name, group in experiment.groups.items():
         wrong += _recipe_errors(replace(experiment.training, **group.training), f"groups.{name}.")
     total = sum(group.share for group in experiment.groups.values())
+    # Shares such as ten times 0.1 do not add up to 1 exactly.
     if total > 1 + 1e-9:
         wrong.append(f"the shares of all groups sum to {total:g}, more than 1")
     if wrong:
@@ -112,6 +113,7 @@ def assign(experiment: Experiment) -> tuple[str, ...]:
     done, share = 0, 0.0
     for name, group in experiment.groups.items():
         share += group.share
+        # Of the running sum: rounded one by one the groups might not add up.
         until = round(share * experiment.clients)
         for client in order[done:until]:
             result[client] = name
@@ -178,6 +180,7 @@ def timing(
         Clients that always answer in time: the Byzantine ones, which is the worst case.
     """
     dropped, late, last = [], [], 0.0
+    # A client that is skipped draws nothing, and changes nobody else's draw: each has its own.
     excused = set(spared)
     for client in participants(experiment, round):
         group = experiment.groups.get(groups[client])
@@ -199,6 +202,7 @@ def _answer(
 ) -> tuple[bool, float]:
     """Draw whether a client is gone, and the seconds after which its reply is there."""
     source = generator(experiment.seed, "delay", round=round, client=client)
+    # Both are drawn in any case, in this order: a dropout of 0 does not change the delays.
     luck = float(torch.rand((), generator=source, dtype=torch.float64))
     noise = torch.randn((), generator=source, dtype=torch.float64)
     work = _images(recipe_of(experiment, name, round), size)

@@ -53,6 +53,7 @@ def crop(images: Tensor, draws: Tensor) -> Tensor:
 
     One draw in [0, 1) chooses among the (2 PADDING + 1)^2 places of the window in the padded image.
     """
+    # Cut: a float32 draw just below 1 may round to the place behind the last.
     place = (draws[0] * PLACES * PLACES).long().clamp_max(PLACES * PLACES - 1)
     return _window(images, place // PLACES, place % PLACES)
 
@@ -80,6 +81,7 @@ def paper(images: Tensor, draws: Tensor) -> Tensor:
     zero = torch.zeros_like(area)
     affine = torch.stack([torch.stack([wide, zero, across], 1),
                           torch.stack([zero, high, down], 1)], 1)  # fmt: skip
+    # align_corners=False: positions go by the edges of the image, not by its outer pixels' centres.
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
     return F.grid_sample(
         flip(seen, draws[4:]), grid.to(seen), padding_mode="border", align_corners=False
@@ -92,6 +94,7 @@ def _uniform(rows: int) -> Callable[[int, torch.Generator], Tensor]:
 
 def _draw_light(count: int, generator: torch.Generator) -> Tensor:
     turn = torch.rand(1, count, generator=generator)
+    # As floats, to be rows of one matrix of draws; small whole numbers are exact.
     return torch.cat([turn, torch.randint(PLACES, (2, count), generator=generator).float()])
 
 

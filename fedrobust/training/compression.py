@@ -71,6 +71,7 @@ class Quantized:
         if not bool((torch.isfinite(self.norms) & (self.norms >= 0)).all()):
             raise ValueError("norms need finite values of at least 0")
         if 2 * self.levels + 1 < torch.iinfo(self.codes.dtype).max and self.codes.numel():
+            # torch has no maximum of uint16.
             wide = self.codes if self.codes.dtype == torch.uint8 else self.codes.to(torch.int32)
             top = int(wide.max())
             if top > 2 * self.levels + 1:
@@ -141,10 +142,12 @@ class Quantized:
         start = _HEADER.size + 8 * len(shape)
         middle = start + _buckets(count, bucket) * norm_type.itemsize
         end = middle + -(-count * bits // 8)
+        # Before anything is made of it: a header may claim any size.
         if len(data) != end:
             raise ValueError(
                 f"a quantised tensor of shape {shape} needs {end} bytes, got {len(data)}"
             )
+        # astype copies: torch wants memory that it may write to, in the machine's byte order.
         norms = np.frombuffer(data[start:middle], norm_type).astype(norm_type.newbyteorder("="))
         codes = kernels.unpack(np.frombuffer(data, np.uint8, offset=middle), count, bits)
         return cls(
@@ -214,6 +217,7 @@ def quantize(
     norms = _norms(flat, width, scale)
     if not bool(torch.isfinite(norms).all()):
         raise Refusal(f"quantize needs finite values whose {scale} norm is finite too")
+    # One draw whatever the values are: what is drawn next must not depend on them.
     key = torch.randint(2**32, (2,), generator=generator, device=generator.device).tolist()
     codes = torch.empty(flat.shape, dtype=_code_type(levels), device=x.device)
     if x.device.type == "cpu":

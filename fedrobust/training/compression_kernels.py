@@ -36,6 +36,7 @@ def decode(codes: Array, norms: Array, width: int, levels: int, out: Array) -> N
 def decode_torch(codes: Tensor, norms: Tensor, width: int, levels: int, out: Tensor) -> None:
     """Do on any device what ``decode`` does on the CPU."""
     wide = codes.to(torch.int32)
+    # A code is 2 * level + sign bit.
     signed = (wide >> 1) * (2 * (wide & 1) - 1)
     torch.mul(signed.to(norms.dtype) / levels, spread(norms, width, len(codes)), out=out)
 
@@ -56,6 +57,7 @@ def peaks_and_sums_torch(
     rows = F.pad(x, (0, -x.numel() % width)).reshape(-1, width)
     peaks = rows.abs().amax(1)
     units = peaks.double().clamp_min(_TINY)
+    # Scaled by the peak before squaring: squares of large float32 values overflow.
     return peaks, units, (rows / units[:, None]).square().sum(1) if squares else None
 
 
@@ -78,9 +80,11 @@ def spread(norms: Tensor, width: int, count: int) -> Tensor:
 def encode_torch(flat: Tensor, norms: Tensor, width: int, levels: int, key: list[int]) -> Tensor:
     """Do on any device what ``encode`` does on the CPU, draw for draw."""
     norm = spread(norms, width, flat.numel())
+    # Cut to the levels: rounding may bring the largest value above its own norm.
     ratio = torch.where(norm > 0, (flat.abs() / norm * levels).clamp_max(levels), 0)
     whole = ratio.floor()
     words = random_words(key, flat.numel(), device=flat.device)
+    # Times 2^32, a power of two: exact in each type, so that CPU and GPU draw alike.
     up = words < ((ratio - whole).double() * _WORD).long()
     return torch.where(norm > 0, 2 * (whole.int() + up) + (flat > 0), 0)
 
@@ -89,6 +93,7 @@ def random_words(key: list[int], count: int, *, device: torch.device | str = "cp
     """Return ``count`` words of 32 bits in int64: Threefry-2x32-20 in the layout of the encoder."""
     half = _BLOCK // 2
     pairs = torch.arange(-(-count // _BLOCK) * half, device=device)
+    # int64 with masks, since torch has no arithmetic of uint32.
     first, second = pairs & 0xFFFFFFFF, pairs >> 32
     keys = (key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDA)
     first, second = (first + keys[0]) & 0xFFFFFFFF, (second + keys[1]) & 0xFFFFFFFF
@@ -114,6 +119,7 @@ def unpack(data: Array, count: int, bits: int) -> Array:
     """Return ``count`` codes from what ``pack`` wrote: uint8 up to 8 bits, uint16 above."""
     if bits in (8, 16):
         kind = np.dtype("u1" if bits == 8 else "<u2")
+        # A copy: the bytes of a message are read-only, and codes may start at an odd address.
         return data.copy().view(kind).astype(kind.newbyteorder("="), copy=False)
     out = np.empty(count, np.uint8 if bits < 8 else np.uint16)
     _unpack(data, bits, out)
@@ -168,10 +174,12 @@ def _encode_run(x, norm, levels, word, draws, codes):
 def _encode(x, norms, width, levels, word, key, codes):
     draws = np.empty(_BLOCK, np.uint32)
     for block in range(0, x.size, _BLOCK):
+        # The counter goes by pairs of words: each call of the generator yields two.
         _words(key, block // 2, draws)
         start, end = block, min(x.size, block + _BLOCK)
         while start < end:
             bucket = start // width
+            # Blocks of draws and buckets of norms overlap as they like: up to whichever ends first.
             stop = min(end, (bucket + 1) * width)
             here = draws[start - block : stop - block]
             if norms[bucket] > 0:
@@ -186,6 +194,7 @@ def _decode_run(codes, norm, levels, out):
     for i in range(out.size):
         code = np.int32(codes[i])
         signed = (code >> 1) * (2 * (code & 1) - 1)
+        # Divided first, as decode_torch does: the same bits on every device.
         out[i] = out.dtype.type(signed) / levels * norm
 
 

@@ -52,6 +52,7 @@ def direction(
         raise ValueError(
             f"needs beta1 and beta2 in [0, 1) and tau > 0, got {beta1:g}, {beta2:g} and {tau:g}"
         )
+    # tau^2 is the least start that Algorithm 2 allows.
     mean, second = moments or (torch.zeros_like(aggregate), torch.full_like(aggregate, tau**2))
     mean = beta1 * mean + (1 - beta1) * aggregate
     second = square(second, aggregate * aggregate, beta2)

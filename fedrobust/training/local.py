@@ -65,6 +65,7 @@ def train_local(
     if recipe.mode == "gradient":
         value = next(steps)
         out.copy_(model.gradient)
+        # No optimizer runs in this mode, which would have added it.
         if recipe.weight_decay:
             out.add_(start, alpha=recipe.weight_decay)
         return out, value
@@ -78,6 +79,7 @@ def train_local(
 
 def batches(count: int, recipe: Recipe, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield index batches: shuffled passes over ``count`` images, as many as the recipe asks."""
+    # A client with fewer images has one batch of all of them.
     size = min(recipe.batch_size, count)
     per_pass = -(-count // size)
     for step in range(length(count, recipe)):
@@ -147,4 +149,5 @@ def gradient_steps(
 def shortening(gradients: Tensor, clip: float) -> Tensor:
     """Return the factors (..., 1) that shorten vectors (..., d) to the length ``clip``, <= 1."""
     norms = torch.linalg.vector_norm(gradients, dim=-1, keepdim=True)
+    # A gradient of zeros stays: clip / 1e-12 is cut to 1.
     return (clip / norms.clamp_min(1e-12)).clamp_max(1.0)

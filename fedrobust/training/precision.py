@@ -26,6 +26,7 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
     if name == "bf16":
         with torch.autocast(device.type, torch.bfloat16):
             yield
+    # A CPU has none: there it stays float32.
     elif name == "tf32" and device.type == "cuda":
         with _tf32():
             yield

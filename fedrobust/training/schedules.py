@@ -43,6 +43,7 @@ def exponential(step: int, *, lr: float, gamma: float = 0.95, every: int = 1) ->
 
 def cyclic(step: int, *, lr: float, steps: int, factor: float = 10.0) -> float:
     """Rise from ``lr`` to ``factor * lr`` and fall back, a triangle of ``steps`` steps, again."""
+    # A triangle of one step would have no place for its peak.
     place = step / max(steps, 2) % 1
     return lr * (1 + (factor - 1) * (1 - abs(2 * place - 1)))
 
@@ -113,6 +114,7 @@ def lr_at(
     function, settings = resolve(SCHEDULES, schedule, kind="schedule", supplied=supplied)
     if step < warmup:
         return lr * (step + 1) / warmup
+    # A plateau without known losses needs them in its spec: resolve has asked for them.
     if function is plateau and losses is not None:
         settings = {**settings, "losses": losses}
     return function(step - warmup, lr=lr, **settings)
@@ -122,6 +124,7 @@ def _cuts(losses: Sequence[float], patience: int, threshold: float) -> int:
     """Count the cuts of ReduceLROnPlateau after these losses."""
     best, waiting, cuts = math.inf, 0, 0
     for loss in losses:
+        # A NaN is never lower, and so counts as an epoch without progress.
         if loss < best * (1 - threshold):
             best, waiting = loss, 0
         else:

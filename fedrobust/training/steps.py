@@ -172,6 +172,7 @@ def _adaptive(
     tau: float,
 ) -> tuple[Tensor, StepState]:
     settings = {"beta1": beta1, "beta2": beta2, "tau": tau}
+    # lr is applied here: moments do not depend on the schedule.
     way, moments = fedopt.direction(aggregate, state.moments, square, **settings)
     return model - lr * way, StepState(state.step + 1, moments)
 
@@ -180,6 +181,7 @@ def _step_layers(
     transform: Transform, model: Tensor, aggregate: Tensor, state: StepState, shapes: Shapes
 ) -> tuple[Tensor, StepState]:
     kept = tuple(tuple(layers(moment, shapes)) for moment in state.moments)
+    # Nothing is kept before the first step: the transformation makes its own zeros.
     memory = kept if state.step else None
     parts = layers(model, shapes), layers(aggregate, shapes)
     after, memory = step_layers(transform, *parts, memory)
@@ -258,6 +260,7 @@ def take_step(
     own = {key: value for key, value in offered.items() if key in parameters(function)}
     stepped, state = function(model, aggregate, state, lr=rate, **own, **settings)
     if fixed:
+        # After the step, and on the model alone: moments are kept of all coordinates.
         stepped = torch.cat([model[:fixed], stepped[fixed:]])
     if not bool(torch.isfinite(stepped).all()):
         raise ValueError("the step would make the model non-finite")

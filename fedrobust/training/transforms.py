@@ -33,6 +33,7 @@ class Transform:
     def init(self, params: Sequence[Tensor]) -> Memory:
         """Return the memory before the first step: zeros."""
         zeros = tuple(torch.zeros_like(p, requires_grad=False) for p in params)
+        # The same zeros for every moment: nothing is changed in place.
         return (zeros,) * self.moments
 
 
@@ -76,9 +77,11 @@ def scale_by_adam(betas: tuple[float, float], eps: float) -> Transform:
     def apply(updates: Layers, params: Layers, memory: Memory) -> tuple[Layers, Memory]:
         means = _running_means(memory[0], updates, betas[0])
         squares = tuple(
+            # In place on the product just made, not on the memory.
             (betas[1] * v).addcmul_(g, g, value=1 - betas[1])
             for v, g in zip(memory[1], updates, strict=True)
         )
+        # A sum a layer: one number to look at, not finite where any of the layer's is not.
         check_finite([v.sum() for v in squares])
         scaled = []
         for mean, square in zip(means, squares, strict=True):

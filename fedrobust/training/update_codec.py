@@ -61,6 +61,7 @@ class Codec:
         ValueError
             If the bytes are not exactly one packet of these sizes and settings.
         """
+        # From the settings that were agreed, not from what the packet says of itself.
         lengths = self.lengths()
         if len(data) != sum(lengths):
             raise ValueError(f"a packet needs {sum(lengths)} bytes, got {len(data)}")
@@ -68,6 +69,7 @@ class Codec:
         for size, length in zip(self.sizes, lengths, strict=True):
             part = Quantized.from_bytes(data[offset : offset + length])
             self._check(part, size)
+            # Straight into its place: no second copy of the update.
             part.dequantize(out=result[place : place + size])
             place, offset = place + size, offset + length
         return result

@@ -86,12 +86,14 @@ def ask(
     faults: dict[int, dict[str, Any]] = {}
     for start in range(0, len(images), batch_size):
         stop = min(start + batch_size, len(images))
+        # A name for each batch: an answer to another batch has the same shape and would pass.
         query = f"{name}/{start}"
         sent = _messages(clients, images, slice(start, stop), query, what, deadline, extra or {})
         replies = grid.send_and_receive(sent, timeout=deadline)
         read = partial(screen_answer, query=query, shape=(stop - start, *shape))
         collected = collect(sent, replies, read)
         for entry in collected.rejected(clients):
+            # The first reason only: a dead member would have one for each batch.
             faults.setdefault(entry["client"], entry)
         for node, answer in collected.accepted.items():
             member = clients[node]
@@ -99,6 +101,7 @@ def ask(
     there = [k for k, member in enumerate(members) if heard[member]]
     rows = found[there]
     if what == "labels" and there:
+        # A cast of NaN to a whole number is undefined; -1 is no class and becomes NaN again.
         rows = one_hot(rows.nan_to_num(-1).long(), classes=classes)
     return Heard(rows, [members[k] for k in there], [faults[m] for m in sorted(faults)])
 

@@ -66,6 +66,7 @@ class EnsembleStrategy(RecordedStrategy):
         read = partial(screen_progress, most_examples=self._most_examples)
         heard = collect(self._sent, replies, read)
         told = {self._clients[node]: progress for node, progress in heard.accepted.items()}
+        # Claims, in the row alone: nothing is weighted or stopped by them.
         losses = [progress.loss for progress in heard.accepted.values()]
         self._row = {
             "round": server_round,

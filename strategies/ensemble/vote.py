@@ -88,8 +88,10 @@ def vote(
         heard |= {name: asked(name, images) for name, images in crafted.images.items()}
         metrics |= _transfer(heard, crafted.labels, decide)
         missing += [entry for each in heard.values() for entry in each.missing]
+        # Once, at the end: every image costs each member gradients, not only a forward pass.
         if plan.probe_images and server_round == experiment.rounds:
             metrics["probes"] = probe(grid, experiment, dataset, clients, crafted)
+    # Backwards, so that the first reason of a client is the one that stays.
     named = {entry["client"]: entry for entry in reversed(missing)}
     return metrics | {"rejected": [named[c] for c in sorted(named)]}
 

@@ -16,7 +16,7 @@ from strategies.redundancy.exchange import Exchange, RoundLog, read_all
 from strategies.redundancy.reveal import ask_sketches
 
 Accept = Callable[[int, int, Tensor], bool]
-SAME = 5 * ROUNDING
+SAME = 5 * ROUNDING  # as in ``sums``: two sketches of one vector
 
 
 def held_files(files: Assignment, workers: Iterable[int]) -> dict[int, list[int]]:

@@ -58,6 +58,7 @@ def ask_profiles(
     def read(message: Message, worker: int) -> tuple[str, bytes]:
         return commit_reveal.read_profile(message)
 
+    # A log of its own: silence here is not held against the worker in the first round.
     told = read_all(replies, asked, read, RoundLog())
     alike = len({probe for _, probe in told.values()}) < 2
     if settings.tolerance or alike:

@@ -74,6 +74,7 @@ class Exchange:
         setting = ConfigRecord({"round": self.round})
         for order in orders.values():
             content = RecordDict({**records, "config": setting, SCHEME: order})
+            # By identity: ``orders`` keeps them alive, so that no id can stand for two.
             contents.setdefault(id(order), content)
         label, ttl = str(self.round), self.deadline
         return [

@@ -65,6 +65,8 @@ class ModelLayout:
         """Return a model in the form of ``like``, which ``read`` has just read."""
         kept = statistics.clone()
         if self.b:
+            # The screen of a file's value asks for finite numbers alone; the root of a negative one
+            # is NaN.
             kept[self._variances] = kept[self._variances].clamp(min=0)
         if "model" in like and set(like.keys()) <= FLAT:
             return array_of(model=vector, **({"statistics": kept} if self.b else {}))

@@ -72,6 +72,8 @@ class Membership:
         silent
             Of whom an answer was missing or useless.
         """
+        # Who was not asked keeps its count: else a pause would clear it, and it would cost a
+        # deadline again.
         kept = {w: n for w, n in self.silent.items() if w not in asked}
         more = {w: self.silent.get(w, 0) + 1 for w in silent}
         return replace(self, proven={**self.proven, **caught}, silent={**kept, **more})
@@ -125,6 +127,7 @@ def with_profiles(
         groups.setdefault(probe, []).append(worker)
     if len(groups) < 2:
         return known
+    # Of two groups of one size that with the lowest worker, in every run.
     alike = max(groups.values(), key=lambda group: (len(group), -group[0]))
     ours = told[alike[0]][0]
     apart = {

@@ -69,6 +69,7 @@ class Reveal:
             able = {file: [w for w in found if w in chosen] for file, found in able.items()}
         load: dict[int, int] = {}
         result = {}
+        # Files with few holders first: they have the least choice, the others even the load out.
         for file in sorted(able, key=lambda f: (len(able[f]), f)):
             worker = min(able[file], key=lambda w: (load.get(w, 0), w))
             load[worker] = load.get(worker, 0) + 1
@@ -122,6 +123,8 @@ def reveal_files(
     values: dict[int, Tensor] = {}
     origin: dict[int, int] = {}
     pending = list(files)
+    # Ends: what is not delivered in a pass puts a holder into the log, and ``believed`` leaves it
+    # out.
     while sources := job.sources(pending):
         for worker, got in _ask_slices(job, sources, 0, job.length).items():
             for file, value in got.items():
@@ -159,9 +162,11 @@ def reveal_slices(
             stop = min(start + width, job.length)
             rows = {f: v for got in _ask_slices(job, sources, start, stop).values()
                     for f, v in got.items()}  # fmt: skip
+            # Somebody was refused or silent: the pass begins anew with another holder of its files.
             if len(rows) < len(sources):
                 break
             for file, row in rows.items():
+                # Little-endian, as ``digest`` has it, on whatever machine the server is.
                 hashes[file].update(row.contiguous().numpy().astype("<f4", copy=False).tobytes())
             result[start:stop] = combine(torch.stack([rows[file] for file in sorted(rows)]))
         else:

@@ -100,6 +100,7 @@ class SecondStage:
             raise Refusal(NOTHING)
         if plain:
             total = torch.stack([part.total for part in sums]).sum(0)
+            # By the files that came, not by those that were voted for.
             return Aggregate(
                 value=total / len(origin), origin=origin, path="sum", memory=self.memory
             )

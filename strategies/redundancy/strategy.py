@@ -229,6 +229,7 @@ class RedundantStrategy(RecordedStrategy):
             stepped = self._stepped(now, value)
         except Refusal as error:  # nothing to step with, or the rule's own refusal
             row["kept"] = str(error)
+        # Outside of the try: who was caught in a round that keeps the model is out all the same.
         self._members = self._members.after(
             asked=now.asked, caught=ledger.caught, silent=ledger.silent
         )

@@ -123,7 +123,7 @@ def reveal_sums(
 
 def _split(groups: Mapping[int, list[int]], wanted: int) -> dict[int, list[list[int]]]:
     """Cut each worker's files into as many parts as give ``wanted`` sums in all, about equal."""
-    parts = -(-wanted // len(groups))
+    parts = -(-wanted // len(groups))  # rounded up
     cut = {}
     for worker, files in groups.items():
         count = min(parts, len(files))

@@ -153,11 +153,39 @@ def test_each_attempt_has_a_seed_of_its_own():
             seeds.append(commit_reveal.setting(message, "seed"))
         return honest()
 
-    fleet = Fleet({0: lie, 6: watch})
+    fleet = Fleet({1: lie, 6: watch})
     row, gap = fleet.play()
-    assert set(row["caught"]) == {"0"}
+    assert set(row["caught"]) == {"1"}
     assert gap < 1e-3
     assert len(set(seeds)) >= 2
+
+
+def false_digests(message, honest, values):
+    """Commit to values that nobody computed."""
+    if stage_of(message) != "commit":
+        return honest()
+    held = len(commit_reveal.setting(honest(), "digests")) // 32
+    return commit_reveal.digests_reply(message, [bytes([7]) * 32] * held)
+
+
+@pytest.mark.parametrize(("byzantine", "sketching"), [((1,), {0, 2, 3, 4, 5, 6}), ((1, 4), set())])
+def test_the_flagged_sketch_nothing_and_nobody_does_where_all_q_are_flagged(byzantine, sketching):
+    fleet = Fleet(dict.fromkeys(byzantine, false_digests))
+    row, gap = fleet.play()
+    assert row["flagged"] == list(byzantine)
+    assert gap < 1e-3
+    assert {worker for _, stage, worker in fleet.asked if stage == "sketch"} == sketching
+    assert ("sketch" in row["bytes_by_stage"]) is bool(sketching)
+
+
+def test_over_a_cycle_of_rounds_all_upload_equally_many_sums():
+    """Five of seven workers hold every file: two are left out, others in each round."""
+    fleet = Fleet({})
+    for _ in range(7):
+        assert fleet.play()[1] < 1e-3
+    sums = [[w for r, stage, w in fleet.asked if (r, stage) == (n, "sum")] for n in range(1, 8)]
+    assert [len(set(workers)) for workers in sums] == [5] * 7
+    assert [sum(w in workers for workers in sums) for w in range(7)] == [5] * 7
 
 
 def test_vouching_for_a_false_sum_needs_every_holder():
@@ -269,10 +297,10 @@ def test_an_order_says_how_much_its_answer_needs(files):
     assert len(reply.content["arrays"]) == files
     with pytest.raises(TooLarge):
         read_reply(tree, contents.__getitem__, most_bytes=own.size // 2, arrays=own.arrays)
-    sketches = commit_reveal.sketches_reply(asked, torch.zeros(1176, 8, dtype=torch.float64))
+    sketches = commit_reveal.sketches_reply(asked, torch.zeros(2352, 8))
     tree, contents = objects(sketches)
-    size = {"most_bytes": 1176 * 64 + SLACK}
-    assert read_reply(tree, contents.__getitem__, records=1176 * 64, **size).content["scheme"]
+    size = {"most_bytes": 2352 * 32 + SLACK}
+    assert read_reply(tree, contents.__getitem__, records=2352 * 32, **size).content["scheme"]
     with pytest.raises(TooLarge):
         read_reply(tree, contents.__getitem__, **size)
 
@@ -433,16 +461,16 @@ def test_who_is_proven_byzantine_is_out_for_good():
         sums = {name: -tensor_of(a) for name, a in honest().content["arrays"].items()}
         return commit_reveal.values_reply(message, sums)
 
-    fleet = Fleet({0: lie})
+    fleet = Fleet({1: lie})
     fleet.play()
     row, gap = fleet.play()
-    assert set(row["proven"]) == {"0"}
+    assert set(row["proven"]) == {"1"}
     assert gap < 1e-3
-    assert (2, "commit", 0) not in fleet.asked
-    other = Fleet({0: lie})
+    assert (2, "commit", 1) not in fleet.asked
+    other = Fleet({1: lie})
     other.strategy.restore(fleet.strategy.snapshot())
     other.play()
-    assert all(worker != 0 for _, _, worker in other.asked)
+    assert all(worker != 1 for _, _, worker in other.asked)
 
 
 def test_repeated_silence_is_not_waited_for():
