@@ -87,9 +87,7 @@ def check_sum(
     proportion; a Byzantine worker may move the sum by as much.
     """
     parts = sketches if isinstance(sketches, Tensor) else torch.stack(list(sketches))
-    return sums_agree(
-        sketch(total, seed=seed, size=parts.shape[-1]), parts, tolerance=tolerance
-    )
+    return sums_agree(sketch(total, seed=seed, size=parts.shape[-1]), parts, tolerance=tolerance)
 
 
 def sums_agree(own: Tensor, parts: Tensor, *, tolerance: float) -> bool:

@@ -14,7 +14,8 @@ from fedrobust.redundancy import Assignment, Corruption, rounds
 from fedrobust.training import StepState
 from fedrobust.training.server_optimizer import server_step
 from fedrobust.vector import FlatModel
-from strategies.redundancy.strategy import RedundantStrategy, Truth
+from strategies.redundancy.outcome import Truth
+from strategies.redundancy.strategy import RedundantStrategy
 
 
 def redundant_strategy(
