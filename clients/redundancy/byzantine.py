@@ -40,7 +40,7 @@ class ByzantineWorkers:
         self._experiment = e = node.experiment
         self._honest = honest
         self.workers = workers
-        self.lies = e.redundancy.lies
+        self.distorts_from = e.redundancy.distorts_from
         self.corruption: Corruption = rounds.corruption(e, workers, honest.assignment)
         self._level = threat_model.knowledge(e.attack)
         self._common: Tensor | None = None

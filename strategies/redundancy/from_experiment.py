@@ -102,7 +102,7 @@ def _truth_of(experiment: Experiment) -> Truth:
     def truth(server_round: int, files: Assignment) -> Corruption:
         byzantine = threat_model.members(experiment, round=server_round)
         found = rounds.corruption(experiment, byzantine, files)
-        if fault or experiment.redundancy.lies == "reveal":
+        if fault or experiment.redundancy.distorts_from == "reveal":
             return replace(found, distorted=torch.zeros_like(found.distorted))
         return found
 

@@ -140,7 +140,7 @@ def test_a_sum_is_sent_before_its_sketch_is_known(given):
 def test_each_attempt_has_a_seed_of_its_own():
     seeds = []
 
-    def lie(message, honest, values):
+    def distort(message, honest, values):
         if stage_of(message) == "sketch":
             seeds.append(commit_reveal.setting(message, "seed"))
         if stage_of(message) != "sum":
@@ -153,7 +153,7 @@ def test_each_attempt_has_a_seed_of_its_own():
             seeds.append(commit_reveal.setting(message, "seed"))
         return honest()
 
-    fleet = Fleet({1: lie, 6: watch})
+    fleet = Fleet({1: distort, 6: watch})
     row, gap = fleet.play()
     assert set(row["caught"]) == {"1"}
     assert gap < 1e-3
@@ -266,11 +266,11 @@ def test_cyclic_codes_hold_in_single_precision_gradients_and_say_where_they_do_n
     given = {"scheme": "draco_cyclic", "replication": 7, "second": "mean", "q": 3}
     noise = 1e3 * torch.randn(4, 21, generator=torch.Generator().manual_seed(2))
 
-    def lie(message, honest, values):
+    def distort(message, honest, values):
         code = tensor_of(honest().content["arrays"]["code"])
         return commit_reveal.values_reply(message, {"code": code + noise})
 
-    fleet = Fleet({1: lie, 8: lie, 24: lie}, workers=25, **given)
+    fleet = Fleet({1: distort, 8: distort, 24: distort}, workers=25, **given)
     asked = fleet.strategy.configure_train(1, fleet.arrays, ConfigRecord(), fleet.grid)
     stepped, _ = fleet.strategy.aggregate_train(1, fleet.grid.send_and_receive(asked))
     assert fleet.strategy.history[-1]["flagged"] == [1, 8, 24]
@@ -357,7 +357,7 @@ def silent(message, honest, values):
 def reversed_copies(worker, files=None):
     """Return a hostile worker that commits to wrong values and stays consistent."""
 
-    def lie(message, honest, values):
+    def distort(message, honest, values):
         if stage_of(message) == "profile":
             return honest()
         honest()  # turns the values to this round
@@ -373,7 +373,7 @@ def reversed_copies(worker, files=None):
         copies = replace(true, value=value, digest=lambda f: digest(value(f)), sketches=sketches)
         return answers.answer(message, values, copies)
 
-    return lie
+    return distort
 
 
 @pytest.mark.parametrize("detection", ["contested", "strict"])
@@ -455,19 +455,19 @@ def test_batch_statistics_are_agreed_like_gradients():
 
 
 def test_who_is_proven_byzantine_is_out_for_good():
-    def lie(message, honest, values):
+    def distort(message, honest, values):
         if stage_of(message) != "sum":
             return honest()
         sums = {name: -tensor_of(a) for name, a in honest().content["arrays"].items()}
         return commit_reveal.values_reply(message, sums)
 
-    fleet = Fleet({1: lie})
+    fleet = Fleet({1: distort})
     fleet.play()
     row, gap = fleet.play()
     assert set(row["proven"]) == {"1"}
     assert gap < 1e-3
     assert (2, "commit", 1) not in fleet.asked
-    other = Fleet({1: lie})
+    other = Fleet({1: distort})
     other.strategy.restore(fleet.strategy.snapshot())
     other.play()
     assert all(worker != 1 for _, _, worker in other.asked)
