@@ -23,6 +23,7 @@ from fedrobust.experiment.schema import Experiment
 from fedrobust.failures import REFUSALS
 from fedrobust.flower import array_of
 from fedrobust.flower.node_state import tensor_in
+from fedrobust.models import Products
 from fedrobust.seeds import generator
 from fedrobust.simulation import stragglers
 
@@ -42,6 +43,10 @@ class Foresight:
     memory
         What the rule remembers from the rounds before; None where it remembers nothing, or where
         the colluders do not see what it saw.
+    form
+        How the server's rule is shown updates, where it is not as they are sent.
+    start
+        The global model (d,) of the round, which that form needs.
     """
 
     experiment: Experiment
@@ -49,6 +54,12 @@ class Foresight:
     view: Tensor
     clients: tuple[int, ...] | None
     memory: Any
+    form: Products | None
+    start: Tensor
+
+    def seen(self, rows: Tensor) -> Tensor:
+        """Return rows (m, d) as the rule is shown them."""
+        return rows if self.form is None else self.form.seen(rows, self.start)
 
     def outcome(self, rows: Tensor) -> Outcome:
         """Run the rule on rows (m, d), honest ones first, in the order of their clients.
@@ -56,7 +67,7 @@ class Foresight:
         The root update of the server is taken for the mean of the view, its loss for the linear
         part along it.
         """
-        e, middle = self.experiment, self.view.mean(0)
+        e, middle, rows = self.experiment, self.seen(self.view).mean(0), self.seen(rows)
         ids, order = self._order(len(rows))
         return build(e.rule, pre=e.pre).apply(
             rows if order is None else rows[order],
@@ -73,7 +84,8 @@ class Foresight:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return the rule's output alone, (d,)."""
-        return self.outcome(rows).aggregate
+        found = self.outcome(rows).aggregate
+        return found if self.form is None else self.form.sent(found, self.start)
 
     def _order(self, rows: int) -> tuple[Sequence[int] | None, list[int] | None]:
         """Return the rows' clients, and the order in which the server has them, where it counts."""
@@ -87,7 +99,15 @@ class Foresight:
         return [ids[place] for place in order], order
 
 
-def foresee(experiment: Experiment, server_round: int, view: Tensor, context: Context) -> Foresight:
+def foresee(
+    experiment: Experiment,
+    server_round: int,
+    view: Tensor,
+    context: Context,
+    *,
+    form: Products | None,
+    start: Tensor,
+) -> Foresight:
     """Return the rule as the colluders know it before they craft."""
     asked = stragglers.participants(experiment, server_round)
     bad = set(threat_model.members(experiment, round=server_round))
@@ -96,7 +116,7 @@ def foresee(experiment: Experiment, server_round: int, view: Tensor, context: Co
     known = sees_all(experiment) and len(honest) == len(view)
     ids = (*honest, *(c for c in asked if c in bad)) if known else None
     memory = _recalled(context) if known else None
-    return Foresight(experiment, server_round, view, ids, memory)
+    return Foresight(experiment, server_round, view, ids, memory, form, start)
 
 
 def sees_all(experiment: Experiment) -> bool:
@@ -121,7 +141,8 @@ def foreseen(rule: Foresight, sent: Tensor, context: Context) -> dict[str, float
     except REFUSALS:
         return {}
     _keep(outcome.state, context)
-    found = impact(outcome.aggregate, rule.view.mean(0), spread=spread(rule.view))
+    honest = rule.seen(rule.view)
+    found = impact(outcome.aggregate, honest.mean(0), spread=spread(honest))
     return {"deviation": round(min(found.deviation, FARTHEST), 6)}
 
 

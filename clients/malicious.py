@@ -34,6 +34,7 @@ from fedrobust.failures import blamed
 from fedrobust.flower import array_of, read_setting, read_tensor
 from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, NOTES, VIEW
 from fedrobust.flower.screening import TIMES
+from fedrobust.models import form_of
 from fedrobust.seeds import generator
 from fedrobust.simulation import stragglers
 from fedrobust.spec import parameters, resolve, split
@@ -135,7 +136,8 @@ def _crafted_from(
 ) -> tuple[Tensor, Notes]:
     experiment = node.experiment
     record = attack_record(experiment.attack["name"])
-    rule = foresee(experiment, task.server_round, view, context)
+    form = form_of(experiment.adapters, node.model.module)
+    rule = foresee(experiment, task.server_round, view, context, form=form, start=task.vector)
     crafted = step(
         view,
         experiment.attack,

@@ -18,24 +18,6 @@ from fedrobust.attacks.members import members, members_among
 from fedrobust.experiment import auto
 from fedrobust.experiment.schema import Experiment
 
-
-def write_summary(results: Results, output: Path) -> list[Path]:
-    """Write the table (Markdown, CSV, LaTeX) and the picture; return what was written."""
-    values = (results.table() * 100).round(2) if results.headline.is_share else results.table()
-    (output / "table.csv").write_text(tables.csv(values))
-    (output / "table.md").write_text(results.table("markdown"))
-    (output / "table.tex").write_text(results.table("latex"))
-    picture = output / ("heat_map.png" if len(results.runs) > 1 else "accuracy.png")
-    results.plot().savefig(picture, dpi=150)
-    written = [output / "table.md", output / "table.csv", output / "table.tex", picture]
-    if "wrong_files" in (frame := results.frame):
-        from experiments.pictures import detection
-
-        written.append(output / "detection.png")
-        detection(frame).savefig(written[-1], dpi=150)
-    return written
-
-
 MOST_COLUMNS = 9  # of attacks on a terminal
 
 
@@ -101,6 +83,7 @@ def defence(experiment: Experiment) -> str:
 def as_json(results: Results, sweep: Sweep) -> dict[str, Any]:
     """Return the table, its intervals and each run's folder, for machines."""
     return {
+        # Through pandas, which writes null for NaN: JSON has no NaN.
         "table": json.loads(results.table().to_json(orient="index")),
         "interval": json.loads(results.interval().to_json(orient="index")),
         "auto": [

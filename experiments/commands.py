@@ -10,7 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli_output, sampled_cohorts, tables, weight_shares
+from experiments import (
+    cli_output,
+    keeping,
+    sampled_cohorts,
+    stacked_clients,
+    tables,
+    weight_shares,
+)
 from experiments.cli_inputs import experiments_of
 from experiments.coefficients import published, vectors
 from experiments.outcomes import expecting_steps
@@ -67,9 +74,10 @@ def run(
     _announce(experiments, errors, quiet=quiet)
     settings["secret"] = hidden.read(secret) if secret is not None else None
     sweep = Sweep(experiments, output / file.stem, grid, data_root, **settings)
+    # With --json standard output is the object's alone.
     results = _run(sweep, errors if as_json else console, track, quiet=quiet, strict=strict)
     with expecting_steps(results, errors):
-        written = cli_output.write_summary(results, sweep.output)
+        written = keeping.write_tables(results, sweep.output)
         if study.applies(results):
             written += study.write(results, sweep.output)
         if as_json:
@@ -107,9 +115,10 @@ def sweep_over(
     check_against_data(experiments, data_root=data_root, download=download)
     _announce(experiments, errors, quiet=quiet)
     sweep = Sweep(experiments, output / file.stem, "in_process", data_root, **settings)
+    # Before the runs: a misspelt format is no reason to lose their table hours later.
     resolve_one(table, list(tables.FORMATS), "format")
     results = _run(sweep, errors, track, quiet=quiet, strict=strict)  # only a table on stdout
-    written = cli_output.write_summary(results, sweep.output)
+    written = keeping.write_tables(results, sweep.output)
     from experiments.report import write as write_report  # matplotlib takes its time
 
     page = write_report(sweep.folders(), sweep.output / "report.html", data_root=data_root)
@@ -157,7 +166,8 @@ def check(
 
         console.print(expected(experiments, data_root=data_root), soft_wrap=True)
     told = sampled_cohorts.sentences(experiments, delta=delta)
-    for line in [*told, *weight_shares.sentences(experiments, data_root=data_root)]:
+    told += weight_shares.sentences(experiments, data_root=data_root)
+    for line in [*told, *stacked_clients.sentences(experiments, data_root=data_root)]:
         console.print(line, highlight=False, soft_wrap=True)
     for nodes in node_tables.tables(experiments, data_root):
         console.print(nodes)

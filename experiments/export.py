@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from fedrobust import data, models
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.models.batchnorm import load_statistics
+from fedrobust.plugins import installed
 from fedrobust.vector import FlatModel
 from fedrobust.version import __version__
 
@@ -43,7 +46,20 @@ def state_dict(
     model.load(vector)
     if statistics is not None:
         load_statistics(model.module, statistics)
+    # Copies: parameters are views of one vector, and safetensors refuses memory that is shared.
     return {k: v.detach().clone().contiguous() for k, v in model.module.state_dict().items()}
+
+
+def of_run(results: Any, run: int, *, data_root: str | None = None) -> dict[str, Tensor]:
+    """Return the final model of one run of ``Results``; see ``Results.state_dict``."""
+    if not results.models:
+        raise ConfigError(["no models were kept: simulate(..., keep_models=True)"])
+    running = results.running[run] if results.running else None
+    experiment, vector = results.runs[run][0], results.models[run]
+    with ExitStack() as stack:
+        for part in results.parts:
+            stack.enter_context(installed(part))
+        return state_dict(experiment, vector, statistics=running, data_root=data_root)
 
 
 def write(path: Path, experiment: Experiment, state: dict[str, Tensor]) -> Path:
@@ -59,6 +75,7 @@ def write(path: Path, experiment: Experiment, state: dict[str, Tensor]) -> Path:
             from safetensors.torch import save_file
         except ImportError as error:
             raise ConfigError(["needs safetensors: pip install 'fedrobust[export]'"]) from error
+        # The metadata of safetensors are texts alone.
         told = {"experiment": json.dumps(experiment.to_dict()), "fedrobust": __version__}
         save_file(state, path, metadata=told)
     elif path.suffix == ".pt":

@@ -15,19 +15,21 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.tables import final
+from experiments.tables import final, half_width
 from fedrobust.aggregation.tables import PREAGGREGATOR_RECORDS, RULES, rule_record
 from fedrobust.attacks.members import is_searched
 from fedrobust.attacks.searched import SIZES
 from fedrobust.experiment import auto
 from fedrobust.experiment.schema import Experiment
 from fedrobust.spec import parameters
+from fedrobust.text import printable
 
 Row = dict[str, Any]
 Run = tuple[Experiment, list[Row]]
 
 RISING = 0.01  # accuracy gained over the last fifth of the rounds
 FIFTH = 0.8
+WIDE = 0.10  # half-width of a 95 % interval
 SPREAD = 0.05  # between the best and the worst seed
 MARGIN = 0.01  # what one attack must do more than another to count
 OFTEN = 0.5  # of the rounds
@@ -51,6 +53,7 @@ def rising(rows: Sequence[Row]) -> str:
 def below_chance(rows: Sequence[Row], *, chance: float | None) -> str:
     """Accuracy is below that of a guess: the model was turned, not merely harmed."""
     found = final(rows)
+    # A tenth below, since a model that merely guesses is under chance at times.
     if chance is None or not found < 0.9 * chance:
         return ""
     return f"accuracy {100 * found:.1f} is below chance ({100 * chance:.0f}): the model is turned"
@@ -62,6 +65,25 @@ def spread_over_seeds(accuracies: Sequence[float], *, what: str) -> str:
     if far <= SPREAD:
         return ""
     return f"{what}: the seeds differ by {100 * far:.1f} points; take more of them"
+
+
+def wide_interval(accuracies: Sequence[float], *, what: str) -> str:
+    """The seeds are so few, or so far apart, that the interval of the mean tells nothing."""
+    half = half_width(accuracies)
+    if not half > WIDE:
+        return ""
+    return (
+        f"{what}: {len(accuracies)} seeds give an interval of ± {100 * half:.1f} points;"
+        " take more of them"
+    )
+
+
+def never_stepped(rows: Sequence[Row]) -> str:
+    """Not one round took a step: the accuracy is that of the initial model."""
+    trained = [row for row in rows if row["round"] > 0]
+    if not trained or not all("kept" in row for row in trained):
+        return ""
+    return f"not one of {len(trained)} rounds took a step: {printable(trained[0]['kept'])}"
 
 
 def at_the_edge(rows: Sequence[Row]) -> str:
@@ -179,7 +201,9 @@ def flags(runs: Sequence[Run], *, chance: float | None = None) -> list[str]:
     said = [
         *_each(rising, clean or by_attack[winner]),
         *_each(lambda rows: below_chance(rows, chance=chance), by_attack[winner]),
+        *_each(never_stepped, by_attack[winner]),
         spread_over_seeds(finals[winner], what=winner),
+        wide_interval(finals[winner], what=winner),
         *_each(at_the_edge, by_attack[winner]),
         fixed_beats_searched(means, searched),
         _fewer(means),

@@ -12,7 +12,6 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from experiments.results import Results
     from fedrobust.experiment.schema import Experiment
 
 Row = dict[str, Any]
@@ -26,6 +25,7 @@ def stuck(experiment: Experiment, rows: list[Row]) -> str:
     """Say that a run took no step, and why; empty where it took one, or has no round yet."""
     rounds = [row for row in rows if row["round"] > 0]
     reasons = Counter(str(row["kept"]) for row in rounds if "kept" in row)
+    # One round with a step is enough: what it came to is a result.
     if not rounds or reasons.total() < len(rounds):
         return ""
     (reason, count), *_ = reasons.most_common(1)
@@ -36,8 +36,8 @@ def stuck(experiment: Experiment, rows: list[Row]) -> str:
 
 
 @contextmanager
-def expecting_steps(results: Results, terminal: Console) -> Iterator[None]:
-    """End the command with exit code 1, after its output, if a run took no step at all."""
+def expecting_steps(results: Any, terminal: Console) -> Iterator[None]:
+    """End the command with exit code 1, after its output, if a run of ``Results`` took no step."""
     yield
     lines = [line for experiment, rows in results.runs if (line := stuck(experiment, rows))]
     for line in lines:

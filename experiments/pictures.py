@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.report.plots import COLOURS
 from fedrobust.training.tasks import ACCURACY, Headline
 
 
@@ -27,12 +32,14 @@ def heat_map(
         table = table[["none", *(name for name in table if name != "none")]]
     factor = 100 if shown.is_share else 1
     rows, columns = table.shape
-    figure = Figure(figsize=(1.6 + 1.1 * columns, 1.4 + 0.55 * rows), layout="constrained")
+    names = 0.08 * max(map(len, map(str, table.index)), default=0)  # inches, about
+    figure = Figure(figsize=(1 + names + 1.1 * columns, 1.4 + 0.55 * rows), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(
         table.to_numpy() * factor,
         cmap="RdYlBu" if better else "RdYlBu_r",  # told apart by the colour-blind too
         aspect="auto",
+        # Fixed ends: one colour means one accuracy in all pictures, whatever else is in them.
         vmin=10 if shown.is_share else None,
         vmax=90 if shown.is_share else None,
     )
@@ -59,20 +66,64 @@ def _cell(mean: float, half: float, shown: Headline) -> str:
     return f"{written}\n± {half * factor:.1f}" if shown.is_share else f"{written}\n± {half:.2g}"
 
 
-def curves(frame: pd.DataFrame, shown: Headline = ACCURACY) -> Figure:
-    """Draw test accuracy, or what stands for it, over rounds: one line a run."""
-    column, factor = shown.column, 100 if shown.is_share else 1
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    measured = frame.dropna(subset=[column])
-    for (attack, defence, seed), part in measured.groupby(["attack", "defence", "seed"]):
-        label = f"{attack} / {defence}, seed {seed}"
-        axes.plot(part["round"], part[column] * factor, label=label)
-    unit, ends = (" (%)", (0, 100)) if shown.is_share else ("", None)
-    axes.set(xlabel="round", ylabel=f"test {column}{unit}", ylim=ends)
-    axes.legend()
-    axes.grid(alpha=0.3)
+def curves(frame: pd.DataFrame, shown: Headline = ACCURACY, defences: Sequence[str] = ()) -> Figure:
+    """Draw test accuracy, or what stands for it, over rounds: a panel an attack, a line a defence.
+
+    A line is the mean over the seeds, its band reaches from the lowest to the highest.
+
+    Parameters
+    ----------
+    defences
+        In which order they get their colours; as they come where empty.
+    """
+    factor = 100 if shown.is_share else 1
+    measured = frame.dropna(subset=[shown.column])
+    attacks = sorted(measured["attack"].unique(), key=lambda name: name != "none")
+    columns = min(3, max(1, len(attacks)))
+    rows = -(-len(attacks) // columns) or 1
+    figure = Figure(figsize=(3.4 * columns + 1.4, 2.8 * rows + 0.7), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    names = list(defences) or list(measured["defence"].unique())
+    for attack, axes in zip(attacks, panels, strict=False):
+        for place, name in enumerate(names):
+            part = measured[(measured["attack"] == attack) & (measured["defence"] == name)]
+            if len(part):
+                _curve(axes, part.groupby("round")[shown.column], factor, name, place)
+        axes.set_title(f"attack: {attack}", fontsize="medium")
+        axes.grid(alpha=0.3)
+    for axes in list(figure.axes)[len(attacks) :]:
+        axes.axis("off")
+    figure.supxlabel("round", fontsize="medium")
+    figure.supylabel(f"test {shown.column}" + (" (%)" if shown.is_share else ""), fontsize="medium")
+    if shown.is_share:
+        figure.axes[0].set_ylim(0, 100)
+    lines, labels = _legend(figure)
+    figure.legend(lines, labels, loc="outside lower center", ncols=min(4, len(labels) or 1))
     return figure
+
+
+def _curve(axes: Axes, groups: Any, factor: int, name: str, place: int) -> None:
+    colour, dash = style(place)
+    mean, low, high = groups.mean() * factor, groups.min() * factor, groups.max() * factor
+    axes.plot(mean.index, mean, color=colour, linestyle=dash, label=name)
+    axes.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _legend(figure: Figure) -> tuple[list[Any], list[str]]:
+    """Return each defence once, with its line."""
+    found = {}
+    for axes in figure.axes:
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, line)
+    return list(found.values()), list(found)
+
+
+DASHES = ("-", "--", ":", "-.")
+
+
+def style(place: int) -> tuple[str, str]:
+    """Return colour and dash of the line at a place; no two of the first 32 are alike."""
+    return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
 
 
 def detection(frame: pd.DataFrame) -> Figure:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +13,13 @@ from typing import TYPE_CHECKING, Any, overload
 import pandas as pd
 
 from experiments import tables
+from experiments.comparisons import End, Merged, differences, first_rounds, steadiness
+from experiments.labels import names_of
 from experiments.tables import final
 from fedrobust.experiment.load import from_dict, read
-from fedrobust.experiment.schema import ConfigError, Experiment
-from fedrobust.plugins import Part, installed
-from fedrobust.redundancy.rounds import shown
+from fedrobust.experiment.schema import Experiment
+from fedrobust.plugins import Part
 from fedrobust.runs.folder import read_rows
-from fedrobust.spec import suggest
 from fedrobust.training.tasks import ACCURACY, Headline, headline
 
 if TYPE_CHECKING:
@@ -29,10 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments.worst_case import WorstCase
-
-
-Run = tuple[Experiment, list[dict[str, Any]]]
-CLOCK = ("seconds", "times")  # beginnings of the keys that hold durations
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,10 +53,9 @@ class Results:
     @property
     def frame(self) -> pd.DataFrame:
         """One line per run and round, with the run's attack, defence and seed beside it."""
-        named = self.names
         return pd.DataFrame(
             {"run": e.run_id, **names, "seed": e.seed, **row}
-            for (e, rows), names in zip(self.runs, named, strict=True)
+            for (e, rows), names in zip(self.runs, self.names, strict=True)
             for row in rows
         )
 
@@ -74,8 +67,7 @@ class Results:
     @property
     def score(self) -> float:
         """Final value of what tables show, see ``headline``: mean over the runs."""
-        column = self.headline.column
-        return statistics.fmean(final(rows, column) for _, rows in self.runs)
+        return statistics.fmean(final(rows, self.headline.column) for _, rows in self.runs)
 
     @cached_property
     def headline(self) -> Headline:
@@ -92,7 +84,8 @@ class Results:
     def table(self, format: str | None = None) -> pd.DataFrame | str:
         """Final accuracy, defence x attack: the mean over seeds; last column the worst attack.
 
-        Without an accuracy it is the first metric, see ``headline``.
+        The defence with the best worst case comes first, and of the attacks ``none``, here and
+        wherever results are shown. Without an accuracy it is the first metric, see ``headline``.
 
         Parameters
         ----------
@@ -105,12 +98,11 @@ class Results:
         ConfigError
             For an unknown format.
         """
-        means = self._pivot("mean")
-        means = means.assign(worst=self._worst(means))
+        means = self._pivot("mean").assign(worst=self.order.worst)
         if format is None:
             return means
-        percent = self.headline.is_share
-        return tables.render(means, self.interval(), format=format, percent=percent)
+        shares = self.headline.is_share
+        return tables.render(means, self.interval(), format=format, percent=shares)
 
     def spread(self) -> pd.DataFrame:
         """Standard deviation over seeds (ddof 1) of each cell; NaN for a single seed."""
@@ -122,19 +114,15 @@ class Results:
         The column ``worst`` repeats that of the attack which is worst on average.
         """
         means, halves = self._pivot("mean"), self._pivot(tables.half_width)
-        worst = [
-            halves.at[name, self._worst_of(row)] if row.notna().any() else float("nan")
-            for name, row in means.iterrows()
-        ]
+        better = self.headline.best
+        worst = [tables.at_worst(halves.loc[name], row, better) for name, row in means.iterrows()]
         return halves.assign(worst=worst)
 
     @property
     def auto(self) -> pd.DataFrame:
         """The worst case of each defence that ran under every member of ``attack = "auto"``.
 
-        One line a defence, the lowest first: ``clean``, ``accuracy`` and ``interval`` under the
-        ``winner``, the best published attack (``fixed``, ``fixed_accuracy``), ``seeds``, ``runs``,
-        ``seconds``, and ``flags``: sentences on why the number may be wrong. Empty without any.
+        One line a defence, the lowest first, with ``WorstCase``'s fields; empty without any.
         """
         from experiments.worst_case import frame
 
@@ -158,22 +146,15 @@ class Results:
         modelled = all(len(one.models) == len(one.runs) for one in results)
         if not modelled and any(one.models for one in results):
             warnings.warn("not every result kept its models: compare keeps none", stacklevel=2)
-        kept: list[Run] = []
-        models: list[Tensor] = []
-        running: list[Tensor | None] = []
+        merged = Merged()
         for one in results:
-            for place, (experiment, rows) in enumerate(one.runs):
-                namesakes = [past for e, past in kept if e.run_id == experiment.run_id]
-                if any(timeless(past) == timeless(rows) for past in namesakes):
-                    continue
-                if namesakes:
-                    text = f"{experiment.name} (seed {experiment.seed}) ran twice, to other rows"
-                    warnings.warn(f"{text}: both are kept", stacklevel=2)
-                kept.append((experiment, rows))
-                models += [one.models[place]] if modelled else []
-                running += [one.running[place] if one.running else None] if modelled else []
+            running = one.running or (None,) * len(one.runs)
+            for place, run in enumerate(one.runs):
+                merged.take(run, one.models[place] if modelled else None, running[place])
         parts = {(p.kind, p.name): p for one in results for p in one.parts}
-        return Results(tuple(kept), tuple(models), tuple(running), tuple(parts.values()))
+        return Results(
+            tuple(merged.runs), tuple(merged.models), tuple(merged.running), tuple(parts.values())
+        )
 
     def against(self, baseline: str) -> pd.DataFrame:
         """Compare each defence with one of them, seed by seed.
@@ -193,48 +174,16 @@ class Results:
         ConfigError
             If there is no such defence.
         """
-        finals = self._finals().pivot_table(
-            index=["attack", "seed"], columns="defence", values="value", sort=False
-        )
-        if baseline not in finals.columns:
-            hint = suggest(baseline, [str(name) for name in finals.columns])
-            raise ConfigError([f"unknown defence {baseline!r}; {hint}"])
-        differences = finals.drop(columns=baseline).sub(finals[baseline], axis=0)
-        return pd.DataFrame(
-            {
-                "attack": attack,
-                "defence": defence,
-                "difference": column.mean(),
-                "half_width": tables.half_width(column.tolist()),
-                "seeds": int(column.notna().sum()),
-            }
-            for attack, part in differences.groupby(level="attack", sort=False)
-            for defence, column in part.items()
-        )
+        return differences(self._finals(), baseline)
 
     def stability(self, last: int = 5) -> pd.DataFrame:
-        """Say how steady each run ended: of its last evaluations the mean, the spread, the ends.
-
-        Parameters
-        ----------
-        last
-            How many evaluations count.
+        """Say how steady each run ended: of its ``last`` evaluations the mean, spread and ends.
 
         Returns
         -------
         One line a run: attack, defence, seed, ``mean``, ``std`` (ddof 1), ``lowest``, ``highest``.
         """
-        return pd.DataFrame(
-            {
-                **names,
-                "seed": e.seed,
-                "mean": found.mean(),
-                "std": found.std(),
-                "lowest": found.min(),
-                "highest": found.max(),
-            }
-            for e, names, found in self._ends(last)
-        )
+        return steadiness(self._ends(last))
 
     def reached(self, target: float, *, hold: int = 1) -> pd.DataFrame:
         """Name the first round from which a target is held.
@@ -252,19 +201,14 @@ class Results:
         target was never held.
         """
         sign = 1 if self.headline.best == "max" else -1
-        lines = []
-        for e, names, found in self._ends(None):
-            good = (sign * found >= sign * target).rolling(hold).sum().shift(1 - hold) == hold
-            first = good[good].index.min() if good.any() else pd.NA
-            lines.append({**names, "seed": e.seed, "round": first})
-        return pd.DataFrame(lines).astype({"round": "Int64"})
+        return first_rounds(self._ends(None), target, hold=hold, sign=sign)
 
-    def _ends(self, last: int | None) -> Iterator[tuple[Experiment, dict[str, str], pd.Series]]:
-        """Yield each run with what was measured, by round."""
+    def _ends(self, last: int | None) -> Iterator[End]:
+        """Yield each run's names with what was measured, by round."""
         column = self.headline.column
         for (e, rows), names in zip(self.runs, self.names, strict=True):
             found = pd.Series({row["round"]: row[column] for row in rows if column in row})
-            yield e, names, found if last is None else found.iloc[-last:]
+            yield {**names, "seed": e.seed}, found if last is None else found.iloc[-last:]
 
     def state_dict(self, run: int = 0, *, data_root: str | None = None) -> dict[str, Tensor]:
         """Return a run's final model as a PyTorch state_dict: names, parameters and buffers.
@@ -274,42 +218,53 @@ class Results:
         ConfigError
             If the models were not kept.
         """
-        from experiments.export import state_dict
+        from experiments.export import of_run
 
-        if not self.models:
-            raise ConfigError(["no models were kept: simulate(..., keep_models=True)"])
-        running = self.running[run] if self.running else None
-        with ExitStack() as stack:
-            for part in self.parts:
-                stack.enter_context(installed(part))
-            return state_dict(
-                self.runs[run][0], self.models[run], statistics=running, data_root=data_root
-            )
+        return of_run(self, run, data_root=data_root)
 
-    def plot(self) -> Figure:
-        """Draw accuracy over rounds for one run, the heat map of the table for several."""
+    def plot(self, *, rounds: bool = False) -> Figure:
+        """Draw the heat map of the table for several runs; for one, or with ``rounds``, curves.
+
+        Curves are means over the seeds, a panel an attack, a line a defence.
+        """
         from experiments.pictures import curves, heat_map
 
         several = len({tuple(names.values()) for names in self.names}) > 1
-        shown = self.headline
-        if several:
-            return heat_map(self.table(), shown, self.interval())
-        return curves(self.frame, shown)
+        if several and not rounds:
+            return heat_map(self.table(), self.headline, self.interval())
+        return curves(self.frame, self.headline, list(self.order.defences))
+
+    def report(self, path: str | Path | None = None, *, data_root: str | None = None) -> str:
+        """Return the report, one HTML page that needs nothing else; write it to ``path`` if given.
+
+        ``data_root`` holds the full data sets, for the section on who holds which data.
+        """
+        from experiments.report.contents import Gathered
+        from experiments.report.page import render
+
+        page = render(Gathered.of(self), data_root=data_root)
+        if path is not None:
+            Path(path).write_text(page, encoding="utf-8")
+        return page
+
+    def save(self, folder: str | Path, *, data_root: str | None = None) -> Path:
+        """Write the run folders, the table, the picture and the report into a folder; return it.
+
+        ``fedrobust report`` and ``experiments.results.load`` read the run folders back; where the
+        runs used objects of yours, only with the file that holds them (``--use``).
+        """
+        from experiments.keeping import keep
+
+        return keep(self, Path(folder), data_root=data_root)
 
     def __repr__(self) -> str:
         what = self.headline.column
         return f"Results of {len(self.runs)} run(s), final {what}:\n{self.table().round(4)}"
 
     def _repr_html_(self) -> str:
-        from experiments.report.heat import heat_table, scale
+        from experiments.report.heat import shown
 
-        return heat_table(self.table(), self.interval(), **scale(self.headline, self.table()))
-
-    def _worst(self, means: pd.DataFrame) -> pd.Series:
-        return means.max(axis=1) if self.headline.best == "min" else means.min(axis=1)
-
-    def _worst_of(self, row: pd.Series) -> Any:
-        return row.idxmax() if self.headline.best == "min" else row.idxmin()
+        return shown(self)
 
     def _finals(self) -> pd.DataFrame:
         column = self.headline.column
@@ -318,99 +273,19 @@ class Results:
             for (e, rows), names in zip(self.runs, self.names, strict=True)
         )
 
+    @cached_property
+    def order(self) -> tables.Order:
+        """In which order defences and attacks are shown, and the worst cases."""
+        return tables.order(tables.pivot(self._finals(), "mean"), self.headline.best)
+
     def _pivot(self, statistic: Any) -> pd.DataFrame:
-        finals = self._finals()
-        table = finals.pivot_table(
-            index="defence", columns="attack", values="value", aggfunc=statistic, dropna=False
-        )
-        return table.reindex(
-            index=list(dict.fromkeys(finals["defence"])),
-            columns=list(dict.fromkeys(finals["attack"])),
-        )
+        found = tables.pivot(self._finals(), statistic)
+        return found.reindex(index=self.order.defences, columns=self.order.attacks)
 
     @property
     def names(self) -> list[dict[str, str]]:
         """Each run's ``attack`` and ``defence``, with the settings in which namesakes differ."""
-        attacks = distinct([[e.attack, *shown(e)] for e, _ in self.runs])
-        defences = distinct([e.stages for e, _ in self.runs])
-        others = varied([_settings(e) for e, _ in self.runs])
-        defences = [f"{d} [{o}]" if o else d for d, o in zip(defences, others, strict=True)]
-        numbers = numbered([e for e, _ in self.runs], list(zip(attacks, defences, strict=True)))
-        return [
-            {"attack": a, "defence": d + n}
-            for a, d, n in zip(attacks, defences, numbers, strict=True)
-        ]
-
-
-def numbered(experiments: list[Experiment], labels: list[tuple[str, str]]) -> list[str]:
-    """Return " #2", " #3", ... for settings that no label tells apart; "" for the first of each.
-
-    Without it the table would average different experiments as if they were seeds.
-    """
-    seen: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    numbers = []
-    for experiment, label in zip(experiments, labels, strict=True):
-        settings = {k: v for k, v in experiment.to_dict().items() if k != "seed"}
-        known = seen.setdefault(label, [])
-        if settings not in known:
-            known.append(settings)
-        place = known.index(settings)
-        numbers.append(f" #{place + 1}" if place else "")
-    return numbers
-
-
-def timeless(rows: list[dict[str, Any]]) -> str:
-    """Return rows without what the clock alone decides, as text: in it NaN is equal to itself."""
-    told = [{k: v for k, v in row.items() if not k.startswith(CLOCK)} for row in rows]
-    return json.dumps(told, sort_keys=True, default=str)
-
-
-def varied(settings: list[dict[str, Any]]) -> list[str]:
-    """Label each run by the settings in which the runs differ: ``server.lr=0.1``.
-
-    Runs of another mode lack some settings: a setting is compared among the runs that have it.
-    """
-    every = dict.fromkeys(key for s in settings for key in s)
-    having = {key: [s[key] for s in settings if key in s] for key in every}
-    keys = [key for key, values in having.items() if any(v != values[0] for v in values)]
-    return [", ".join(f"{k}={_short(s[k])}" for k in keys if k in s) for s in settings]
-
-
-def _settings(experiment: Experiment) -> dict[str, Any]:
-    """Flatten everything but attack, defence and seed, one table deep."""
-    flat: dict[str, Any] = {}
-    for key, value in experiment.to_dict().items():
-        if key in ("attack", "rule", "pre", "seed"):
-            continue
-        if key == "redundancy":  # name and detection are the defence's, the adversary the attack's
-            value = {k: v for k, v in value.items() if k in ("replication", "tolerance", "window")}
-        if experiment.mode == key == "ensemble":
-            value = {k: v for k, v in value.items() if k != "paradigm"}  # it names the defence
-        nested = value if isinstance(value, dict) and "name" not in value else {"": value}
-        flat |= {f"{key}.{name}".rstrip("."): v for name, v in nested.items()}
-    return flat
-
-
-def _short(value: Any) -> str:
-    return value.get("name", "none") if isinstance(value, dict) else str(value)
-
-
-def distinct(chains: list[list[dict[str, Any]]]) -> list[str]:
-    """Label chains of specs by their names, plus every setting in which namesakes differ."""
-    namesakes: dict[tuple[str, ...], list[list[dict[str, Any]]]] = {}
-    for chain in chains:
-        namesakes.setdefault(tuple(spec["name"] for spec in chain), []).append(chain)
-
-    def label(chain: list[dict[str, Any]]) -> str:
-        group = namesakes[tuple(spec["name"] for spec in chain)]
-        parts = []
-        for place, spec in enumerate(chain):
-            others = [other[place] for other in group]
-            varied = [k for k in spec if any(o.get(k, ...) != spec[k] for o in others)]
-            parts.append(" ".join([spec["name"], *(f"{k}={spec[k]}" for k in varied)]))
-        return "+".join(parts)
-
-    return [label(chain) for chain in chains]
+        return names_of([experiment for experiment, _ in self.runs])
 
 
 def load(folders: Iterable[Path]) -> Results:

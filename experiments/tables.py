@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -30,6 +31,46 @@ def half_width(values: Sequence[float]) -> float:
         return math.nan
     quantile = float(special.stdtrit(len(known) - 1, (1 + CONFIDENCE) / 2))
     return quantile * statistics.stdev(known) / math.sqrt(len(known))
+
+
+@dataclass(frozen=True)
+class Order:
+    """In which order results are shown, everywhere: the best worst case first, ``none`` first."""
+
+    defences: tuple[str, ...]
+    attacks: tuple[str, ...]
+    worst: pd.Series
+
+
+def order(means: pd.DataFrame, best: str) -> Order:
+    """Put a defence x attack table into order; equal worst cases stay as they came.
+
+    Parameters
+    ----------
+    best
+        "max" or "min": which values are good.
+    """
+    worst = means.max(axis=1) if best == "min" else means.min(axis=1)
+    worst = worst.sort_values(ascending=best == "min", kind="stable")
+    attacks = sorted(means.columns, key=lambda name: name != "none")  # stable: the rest as it came
+    return Order(tuple(worst.index), tuple(attacks), worst)
+
+
+def pivot(finals: pd.DataFrame, statistic: Any) -> pd.DataFrame:
+    """Bring lines of defence, attack and value into a table, in the order in which they came."""
+    # Nothing is dropped: an attack under which nothing was measured keeps its column.
+    table = finals.pivot_table(
+        index="defence", columns="attack", values="value", aggfunc=statistic, dropna=False
+    )
+    # Pandas has sorted both by name.
+    return table.reindex(index=finals["defence"].unique(), columns=finals["attack"].unique())
+
+
+def at_worst(values: pd.Series, means: pd.Series, best: str) -> float:
+    """Return the value that belongs to the worst mean; NaN where nothing was measured."""
+    if not means.notna().any():
+        return math.nan
+    return float(values[means.idxmax() if best == "min" else means.idxmin()])
 
 
 def cells(
@@ -149,5 +190,6 @@ def _no_formula(value: Any) -> Any:
     try:
         float(words)
     except ValueError:
+        # A sign by itself is no formula.
         return f"'{words}" if len(words) > 1 and words.startswith(FORMULAS) else words
     return words

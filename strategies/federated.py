@@ -14,6 +14,7 @@ from fedrobust import aggregation
 from fedrobust.adversarial import slack_weights
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower.screening import Reply
+from fedrobust.models import form_of
 from fedrobust.models.batchnorm import variances
 from fedrobust.simulation import stragglers
 from fedrobust.training import StepState
@@ -85,6 +86,7 @@ def federated_strategy(
             # A clone: ``model.vector`` is scratch memory, overwritten whenever a model is
             # evaluated.
             restart=partial(_restart, experiment, model.vector.clone(), head_size(sizes)),
+            form=form_of(experiment.adapters, model.module),
             weigh=partial(_slack, experiment),
             counted=partial(_counted, _weighing(experiment, sizes_of_shares)),
             costs=partial(_costs, experiment),

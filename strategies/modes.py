@@ -137,6 +137,8 @@ def stock(setup: Setup) -> Mode:
     e, model = setup.experiment, _model(setup)
     if e.mode != "federated":
         raise ConfigError([f"a Flower strategy leads federated runs, this one is of {e.mode}"])
+    if e.adapters != "factors":
+        raise ConfigError(["a stock Flower strategy sees factors: leave adapters = 'product' out"])
     if e.weights["name"] != "equal":
         raise ConfigError(["a stock Flower strategy has weights of its own: set weights = 'equal'"])
     if e.compression.on:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -32,9 +32,9 @@ class Aggregated:
     replies
         What was read from them.
     updates
-        Their updates, (n, d).
+        Their updates as the rule saw them, (n, d), or (n, d') in another form.
     outcome
-        The aggregate, and each update's weight where the rule has weights.
+        The aggregate, in that form, and each update's weight where the rule has weights.
     shares
         How much each client counted before the rule looked at it, (n,) shares of 1; None: alike.
     """
@@ -71,6 +71,19 @@ class Memory:
 
     rule: Any = None
     step: StepState = field(default_factory=StepState)
+
+
+class Form(Protocol):
+    """Another form of updates, which a rule is shown in the place of what was sent."""
+
+    def seen(self, updates: Tensor, start: Tensor) -> Tensor:
+        """Return updates (n, d) of the model ``start`` (d,) in that form, (n, d')."""
+
+    def sent(self, aggregate: Tensor, start: Tensor) -> Tensor:
+        """Return an aggregate (d',) as a step (d,) of the model ``start``."""
+
+    def offered(self, server: Server | None, start: Tensor) -> Server | None:
+        """Return what a rule may ask of the server's own data, in that form."""
 
 
 def node_weights(aggregated: Aggregated) -> Row:
@@ -118,6 +131,8 @@ class Parts:
         forgotten; else None.
     offers
         (model (d,), round) -> what a rule may ask of data that the server holds itself.
+    form
+        What the rule is shown in the place of the updates as they were sent; None: these.
     weigh
         (updates (n, d), replies) -> the updates that the rule sees.
     counted
@@ -136,6 +151,7 @@ class Parts:
     fitting: Callable[[int, int], Aggregator] | None = None
     restart: Callable[[int, Tensor], Tensor | None] = lambda server_round, vector: None
     offers: Callable[[Tensor, int], Server | None] = no_offers
+    form: Form | None = None
     weigh: Callable[[Tensor, Sequence[Any]], Tensor] = lambda updates, replies: updates
     counted: Callable[[Sequence[int], Sequence[int], Sequence[Any]], Tensor | None] = no_weights
     costs: Callable[[Round, Sequence[Any]], Row] = lambda sent, replies: {}

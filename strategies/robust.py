@@ -25,7 +25,7 @@ from fedrobust.seeds import generator
 from fedrobust.spec import Spec, suggest
 from fedrobust.training import StepState
 from strategies.base import RecordedStrategy, Row
-from strategies.parts import Aggregated, Memory, Parts, Round, sgd
+from strategies.parts import Aggregated, Memory, Parts, Round, Server, sgd
 from strategies.robust_settings import check_settings, counted
 from strategies.sampling import Sampling
 from strategies.transport import REPLIES, Model, NamedLayers, Reply
@@ -253,6 +253,8 @@ class RobustStrategy(RecordedStrategy):
         if len(read) < parts.min_replies:
             raise Refusal(f"min_replies asks for {parts.min_replies}, got {len(read)}")
         updates = sent.matrix.gather([reply.update for reply in read])
+        if parts.form is not None:
+            updates = parts.form.seen(updates, sent.model.vector)
         rule = parts.fitting(len(read), malformed) if parts.fitting else parts.rule
         nodes = [node for _, node in accepted]
         given = parts.counted(nodes, clients, read)
@@ -261,7 +263,7 @@ class RobustStrategy(RecordedStrategy):
             self._memory.rule,
             generator(parts.seed, "rule", round=sent.number),
             clients=clients,
-            server=parts.offers(sent.model.vector, sent.number),
+            server=self._offers(sent),
             weights=given,
         )
         return Aggregated(
@@ -274,10 +276,19 @@ class RobustStrategy(RecordedStrategy):
             outcome=outcome,
         )
 
+    def _offers(self, sent: Round) -> Server | None:
+        """Return what the rule may ask, in the form in which it is shown the updates."""
+        parts, start = self._parts, sent.model.vector
+        server = parts.offers(start, sent.number)
+        return server if parts.form is None else parts.form.offered(server, start)
+
     def _stepped(self, sent: Round, aggregated: Aggregated) -> tuple[Tensor, Memory]:
         """Take the server's step with the aggregate, as the clients' replicas will take it."""
         parts, outcome, start = self._parts, aggregated.outcome, sent.model.vector
-        aggregate, packet = parts.transport.as_sent(outcome.aggregate, sent.number)
+        found = outcome.aggregate
+        if parts.form is not None:
+            found = parts.form.sent(found, start)
+        aggregate, packet = parts.transport.as_sent(found, sent.number)
         aggregate = aggregate.to(start.device)  # what was a packet is on the CPU
         vector, state = parts.step(start, aggregate, self._memory.step, sent.number)
         parts.transport.stepped(state.step, packet)

@@ -54,6 +54,7 @@ class EnsembleNode:
             seed=seed,
             client=client,
             practice=practice_of(plan),
+            loss=self.experiment.loss,
         )
 
     def module(self, node: NodeSettings, client: int) -> nn.Module:

@@ -9,6 +9,9 @@ Through Flower the reference is the same loop on one core. Grids:
 ``stacked``     the same with training.cohort = "vmap"
 ``cohorts``     Flower's simulation on Ray, two hosts that train their clients as cohorts
 ``stock``       Flower's simulation on Ray, one node a client: what Flower does by itself
+
+``user_mlp`` and ``user_cnn`` are the built-in networks as a user writes and hands them over;
+``user_gate`` branches on values: the grid ``stacked`` says why it cannot be stacked.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +32,15 @@ from clients.client_app import make_app
 from clients.modes import federated
 from clients.node import Host, Node, make_node
 from experiments.benchmarks.measuring import Row, peak_of
+from experiments.benchmarks.user_models import USER_MODELS
 from experiments.flower_run import run_on_flower
 from experiments.simulation import quiet
+from fedrobust import plugins
+from fedrobust.cohort import unstackable
 from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import InProcessGrid
+from fedrobust.plugins import Part
 from fedrobust.seeds import generator
 from fedrobust.training import one_thread, train_local
 from strategies.session import run
@@ -45,7 +53,9 @@ DATA = {
     "cnn": "fashionmnist",
     "wide_mlp": "fashionmnist",
     "alie_cnn": "cifar10",
+    **dict.fromkeys(USER_MODELS, "fashionmnist"),
 }
+PARTS = [Part("model", name, made, "the benchmark") for name, made in USER_MODELS.items()]
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,7 @@ class Stopwatch:
     def row(self, row: Row) -> None:
         """Take the time since the last bare round, then run the next one."""
         if self.device != "cpu":
+            # A device works behind the calls: without this its time would be the next one's.
             torch.cuda.synchronize()
         now = self.clock()
         if 1 < row["round"] < self.case.rounds:  # the first warms up, the last evaluates as well
@@ -120,6 +131,7 @@ class Stopwatch:
         self.vector = self.vector - self.case.server.lr * total / self.case.clients
         if self.device != "cpu":
             torch.cuda.synchronize()
+        # The first warms up, here as in the engine.
         if number > 1:
             self.bare.append(self.clock() - start)
 
@@ -129,6 +141,9 @@ def in_process(model: str, clients: int, settings: Settings, grid: str) -> Row:
     case = experiment(model, clients, settings, "vmap" if grid == "stacked" else "off")
     root = settings.data_root
     node = make_node(case, Host(data_root=root or "", device=settings.device))
+    few = (part[:2] for part in node.share(0))
+    if grid == "stacked" and (reason := unstackable(node.model, node.loss, *few)):
+        return {"case": f"{grid} {model} d={node.model.d} N={clients}", "alone": reason}
     watch, own = Stopwatch(case, node, settings), federated(node)
     nodes = InProcessGrid(make_app(lambda context: own), clients=clients, together=own.together)
     with quiet("flwr"):
@@ -144,7 +159,7 @@ def through_flower(model: str, clients: int, settings: Settings, grid: str) -> R
     case = experiment(model, clients, settings)
     root = settings.data_root
     hosts = clients if grid == "stock" else 2
-    rows = run_on_flower(case, data_root=root, hosts=hosts)
+    rows = run_on_flower(case, data_root=root, hosts=hosts, parts=PARTS)
     if lost := sum(clients - row["replies"] for row in rows[1:]):
         raise RuntimeError(
             f"{grid} {model} N={clients}: {lost} replies lost, the rounds say nothing"
@@ -152,6 +167,7 @@ def through_flower(model: str, clients: int, settings: Settings, grid: str) -> R
     watch = Stopwatch(case, make_node(case, Host(data_root=root or "")), settings)
     for number in range(1, 5):
         watch.bare_round(number)
+    # Without the rounds that start the processes, and the last, which evaluates as well.
     return _line(grid, watch, [row["seconds"] for row in rows[2:-1]], None)
 
 
@@ -196,8 +212,10 @@ def cases(
             for n in clients:
                 if grid == "stock" and n > 100:
                     continue
-                found[n] = MEASURES[grid](model, n, settings, grid)
-                yield found[n]
+                line = MEASURES[grid](model, n, settings, grid)
+                if "seconds" in line:
+                    found[n] = line
+                yield line
             if len(found) > 1:
                 yield {
                     "case": f"{grid} {model} growth",
@@ -214,14 +232,22 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cuda: in process on a GPU")
     parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: in process only")
     parser.add_argument("--grids", nargs="+", default=list(MEASURES), choices=MEASURES)
-    parser.add_argument("--models", nargs="+", default=["mlp", "cnn", "wide_mlp"], choices=DATA)
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["mlp", "user_mlp", "cnn", "user_cnn", "wide_mlp", "user_gate"],
+        choices=DATA,
+    )
     parser.add_argument("--clients", nargs="+", type=int, default=[20, 100, 300, 1000])
     parser.add_argument("--data-root", default=os.environ.get("FEDROBUST_DATA"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     settings = Settings(given.rounds, given.device, given.clock, given.data_root)
-    for case in cases(given.grids, given.models, given.clients, settings):
-        print(json.dumps(case), flush=True)
+    with ExitStack() as stack:
+        for part in PARTS:
+            stack.enter_context(plugins.installed(part))
+        for case in cases(given.grids, given.models, given.clients, settings):
+            print(json.dumps(case), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The report: one self-contained HTML page per run or sweep."""
 
-from experiments.report.load import folders_in
-from experiments.report.page import build, write
+from experiments.report.load import build, folders_in, write
 
 __all__ = ["build", "folders_in", "write"]

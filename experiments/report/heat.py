@@ -25,6 +25,7 @@ def heat_table(
     high: float = 0.9,
     unit: float = 100.0,
     digits: int = 1,
+    gaps: pd.DataFrame | None = None,
 ) -> str:
     """Write a table whose cells are the darker the larger they are.
 
@@ -40,8 +41,13 @@ def heat_table(
         Factor of the printed numbers: 100 for per cent.
     digits
         Digits after the point.
+    gaps
+        Differences of the same rows, written with their sign and without a shade.
     """
-    head = "".join(f"<th scope='col'>{escape(str(c))}</th>" for c in means.columns)
+    columns = [str(name) for name in means.columns]
+    others = [] if gaps is None else [str(name) for name in gaps.columns]
+    head = [f"<th scope='col'{_of(name)}>{escape(name)}</th>" for name in columns]
+    head += [f"<th scope='col' class='gap'>{escape(name)}</th>" for name in others]
     lines = []
     for i, name in enumerate(means.index):
         row = [
@@ -49,15 +55,24 @@ def heat_table(
                 float(means.iat[i, j]),
                 math.nan if intervals is None else float(intervals.iat[i, j]),
                 (low, high, unit, digits),
-                str(means.columns[j]) == "worst",
+                columns[j],
             )
             for j in range(means.shape[1])
         ]
-        lines.append(f"<tr><th scope='row'>{escape(str(name))}</th>{''.join(row)}</tr>")
+        row += [_gap(float(gaps.iat[i, j]), unit, digits) for j in range(len(others))]  # type: ignore[union-attr]
+        of = escape(str(name))
+        shown = of.replace("+", "+<wbr>")
+        lines.append(f"<tr data-d='{of}'><th scope='row'>{shown}</th>{''.join(row)}</tr>")
     return (
         "<table class='heat' style='border-collapse:collapse'>"
-        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        f"<thead><tr><th></th>{''.join(head)}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     )
+
+
+def shown(results: Any) -> str:
+    """Write the table of ``experiments.results.Results``, as a notebook shows it."""
+    means = results.table()
+    return heat_table(means, results.interval(), **scale(results.headline, means))
 
 
 def scale(shown: Headline, means: pd.DataFrame) -> dict[str, Any]:
@@ -82,17 +97,30 @@ def luminance(red: int, green: int, blue: int) -> float:
 
     def linear(value: int) -> float:
         share = value / 255
+        # WCAG 2.1's own limit; that of sRGB is 0.04045.
         return share / 12.92 if share <= 0.03928 else ((share + 0.055) / 1.055) ** 2.4
 
     return 0.2126 * linear(red) + 0.7152 * linear(green) + 0.0722 * linear(blue)
 
 
-def _cell(mean: float, half: float, scale: tuple[float, float, float, int], apart: bool) -> str:
+def _of(column: str) -> str:
+    """Say which column this is: the score stays on the screen, an attack can be switched off."""
+    return " class='worst'" if column == "worst" else f" data-a='{escape(column)}'"
+
+
+def _cell(mean: float, half: float, scale: tuple[float, float, float, int], column: str) -> str:
+    of = _of(column)
     if math.isnan(mean):
-        return f"<td style='{STYLE}'>-</td>"
+        return f"<td{of} style='{STYLE}'>-</td>"
     low, high, unit, digits = scale
+    # One value everywhere has no range to divide by.
     background, ink = colours((mean - low) / (high - low) if high > low else 0.5)
-    border = ";border-left:3px solid #000" if apart else ""
+    border = ";border-left:3px solid #000" if column == "worst" else ""
     spread = "" if math.isnan(half) else f"<br><small>± {half * unit:.{digits}f}</small>"
     style = f"{STYLE};background:{background};color:{ink}{border}"
-    return f"<td style='{style}'>{mean * unit:.{digits}f}{spread}</td>"
+    return f"<td{of} style='{style}'>{mean * unit:.{digits}f}{spread}</td>"
+
+
+def _gap(value: float, unit: float, digits: int) -> str:
+    told = "-" if math.isnan(value) else f"{value * unit:+.{digits}f}"
+    return f"<td class='gap' style='{STYLE}'>{told}</td>"

@@ -1,47 +1,33 @@
-"""What a report is made of, read from the run folders; frames, no drawing."""
+"""Read what a report is made of from run folders."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from experiments.report.contents import Gathered
+from experiments.report.page import render
 from experiments.results import Results, load
-from fedrobust import data
-from fedrobust.attacks import threat_model
-from fedrobust.data import DataError
-from fedrobust.experiment.schema import ConfigError, Experiment
-
-# Columns of a row that have a place of their own; every other number is drawn over the rounds.
-KNOWN = {"run", "attack", "defence", "seed", "round", "accuracy", "loss", "replies", "train_loss",
-         "bypass", "kappa"}  # fmt: skip
-COSTS = ("seconds", "line_seconds", "times", "bytes")  # beginnings of what a round costs
+from fedrobust.experiment.schema import ConfigError
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """Everything a report shows.
+def write(folders: Sequence[Path], path: Path, *, data_root: str | None = None) -> Path:
+    """Write the report of some run folders to ``path`` and return it."""
+    path.write_text(build(folders, data_root=data_root), encoding="utf-8")
+    return path
 
-    Attributes
-    ----------
-    environments
-        Each distinct environment.json.
+
+def build(folders: Sequence[Path], *, data_root: str | None = None) -> str:
+    """Return one self-contained page about some run folders; see ``page.render``.
+
+    Raises
+    ------
+    ConfigError
+        If no folder holds a finished round.
     """
-
-    folders: tuple[Path, ...]
-    results: Results
-    environments: tuple[dict[str, Any], ...]
-
-    @property
-    def experiments(self) -> list[Experiment]:
-        """The resolved experiments, in order."""
-        return [experiment for experiment, _ in self.results.runs]
+    return render(gather(folders), data_root=data_root)
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -80,6 +66,7 @@ def gather(folders: Sequence[Path]) -> Gathered:
     environments: list[dict[str, Any]] = []
     for i in kept:
         path = started[i] / "environment.json"
+        # The rows are the report: where they were computed is told if it is known.
         found = json.loads(path.read_text()) if path.is_file() else {}
         if found and found not in environments:
             environments.append(found)
@@ -88,98 +75,3 @@ def gather(folders: Sequence[Path]) -> Gathered:
         Results(tuple(results.runs[i] for i in kept)),
         tuple(environments),
     )
-
-
-def _measured(row: dict[str, Any]) -> bool:
-    return "loss" in row or "accuracy" in row  # a vote has no loss, a regression no accuracy
-
-
-def widen(frame: pd.DataFrame) -> pd.DataFrame:
-    """Give the numbers inside nested values columns of their own: ``bytes_by_stage/commit``."""
-    extra: dict[str, list[float]] = {}
-    for column in frame.select_dtypes("object").columns:
-        nested = [v if isinstance(v, dict) else {} for v in frame[column]]
-        keys = dict.fromkeys(k for v in nested for k, x in v.items() if type(x) in (int, float))
-        for key in keys:
-            extra[f"{column}/{key}"] = [float(v.get(key, math.nan)) for v in nested]
-    return frame.assign(**extra)
-
-
-def measures(frame: pd.DataFrame) -> list[str]:
-    """Name the numeric columns that have no section of their own: robust accuracy and the like."""
-    found = [c for c in _numeric(frame) if c not in KNOWN and not c.startswith((*COSTS, "impact"))]
-    return [column for column in found if frame[column].nunique() > 0]
-
-
-def _numeric(frame: pd.DataFrame) -> list[str]:
-    return [str(column) for column in frame.select_dtypes("number").columns]
-
-
-def attackers(frame: pd.DataFrame) -> pd.DataFrame:
-    """Say, per defence and attack, what the attackers got: means over rounds and seeds.
-
-    ``bypass`` is their share of the weight (1 = their share of the clients gets through whole),
-    ``deviation`` the distance of the aggregate from the honest mean in honest spreads, ``cosine``
-    its direction.
-    """
-    if "impact" not in frame:
-        return pd.DataFrame()
-    told = frame.dropna(subset=["impact"]).copy()
-    for key in ("deviation", "cosine"):
-        told[key] = [impact.get(key) for impact in told["impact"]]
-    told["bypass"] = told["bypass"] if "bypass" in told else float("nan")
-    columns = ["bypass", "deviation", "cosine"]
-    return told.groupby(["defence", "attack"], sort=False)[columns].mean()
-
-
-def refusals(results: Results) -> pd.DataFrame:
-    """Count, per defence and attack, the replies that lost their vote and the rounds kept."""
-    lines = []
-    for (_, rows), names in zip(results.runs, results.names, strict=True):
-        reasons = Counter(r["reason"] for row in rows for r in row.get("rejected", []))
-        kept = Counter(row["kept"] for row in rows if "kept" in row)
-        lines += [{**names, "what": "reply refused", "why": why, "times": count}
-                  for why, count in reasons.most_common(5)]  # fmt: skip
-        lines += [{**names, "what": "model kept", "why": why, "times": count}
-                  for why, count in kept.most_common(3)]  # fmt: skip
-    table = pd.DataFrame(lines, columns=["defence", "attack", "what", "why", "times"])
-    keys = ["defence", "attack", "what", "why"]
-    return table.groupby(keys, sort=False)["times"].sum().reset_index()
-
-
-def costs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Give, per defence, the median and slowest seconds of a round and the means of other costs."""
-    trained = frame[frame["round"] > 0]
-    groups = trained.groupby("defence", sort=False)
-    table = (
-        groups["seconds"]
-        .agg(median="median", slowest="max")
-        .rename(columns={"median": "seconds a round (median)", "slowest": "slowest round"})
-    )
-    for column in _numeric(trained):
-        if column.startswith(COSTS) and column != "seconds" and trained[column].notna().any():
-            table[column.replace("_", " ")] = groups[column].mean()
-    return table
-
-
-def shares(experiment: Experiment, data_root: str | None) -> pd.DataFrame | str:
-    """Return images per client and label, or the reason why they cannot be counted here."""
-    try:
-        dataset = data.load(experiment.data, root=data_root)
-        dataset = data.set_aside(dataset, experiment.server.validation, seed=experiment.seed)
-        cut = data.cut(
-            dataset, experiment.partition, clients=experiment.clients, seed=experiment.seed
-        )
-    except (DataError, OSError) as error:
-        return str(error)
-    labels = dataset.train_labels
-    if not dataset.holds_classes:
-        return pd.DataFrame({"examples": [len(share) for share in cut]}).rename_axis("client")
-    classes = int(labels.max()) + 1
-    counts = [labels[share].bincount(minlength=classes).tolist() for share in cut]
-    return pd.DataFrame(counts, index=pd.RangeIndex(len(cut), name="client"))
-
-
-def byzantine(experiment: Experiment) -> tuple[int, ...]:
-    """Return the Byzantine clients of the first round."""
-    return threat_model.members(experiment, round=1)

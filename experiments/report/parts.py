@@ -15,23 +15,42 @@ from experiments import tables
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure and its caption."""
+    """One figure and its caption; ``attack`` is empty where it is of all of them."""
 
     title: str
     picture: Markup
+    attack: str = ""
 
 
 @dataclass(frozen=True)
 class Section:
-    """One section: a sentence, figures, a table, and the data behind them."""
+    """One section: a sentence, figures, a table, and the data behind them.
+
+    Attributes
+    ----------
+    lines
+        Whether the figures have the page's legend of defences.
+    minor
+        Folded on the screen, and left out of print.
+    wide
+        Whether the figures take the whole width.
+    legend
+        Colours and what they mean.
+    choices
+        Names and matrices of other runs, which the page's script draws in the place of the first.
+    """
 
     title: str
     lead: str
     panels: tuple[Panel, ...] = ()
-    legend: tuple[tuple[str, str, str], ...] = ()
+    lines: bool = False
     table: Markup | None = None
     behind: Markup | None = None
     csv: str = ""
+    minor: bool = False
+    wide: bool = False
+    legend: tuple[tuple[str, str], ...] = ()
+    choices: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 
 def table_of(frame: pd.DataFrame) -> Markup:
@@ -45,6 +64,7 @@ def table_of(frame: pd.DataFrame) -> Markup:
     named = frame.rename_axis(columns=None).map(word)
     if frame.index.name is not None:
         named = named.reset_index()
+    # Escaped here: as Markup the template takes it as it is.
     html = named.to_html(border=0, escape=True, index=frame.index.name is None)
     return Markup(f"<div class='wide'>{html}</div>")
 

@@ -79,7 +79,8 @@ def measured(aggregate: Tensor, honest: Tensor) -> float:
     float
         0 where the aggregate is the mean; infinite where it is not and the updates are all equal.
     """
-    # In float32 first, half the memory to read; again where squares overflow or vanish in it.
+    # In float32 first, without float64 copies of the rows; again where its squares overflow or
+    # vanish.
     away, spread = _squares(aggregate, honest, torch.float32)
     if honest.dtype == torch.float64 or not (away < math.inf and 0 < spread < math.inf):
         away, spread = _squares(aggregate, honest, torch.float64)

@@ -1,5 +1,5 @@
 """Many clients trained at once."""
 
-from fedrobust.cohort.train import COHORTS, Member, train_cohort
+from fedrobust.cohort.train import COHORTS, Member, train_cohort, unstackable
 
-__all__ = ["COHORTS", "Member", "train_cohort"]
+__all__ = ["COHORTS", "Member", "train_cohort", "unstackable"]

@@ -130,6 +130,28 @@ def obstacle(module: nn.Module, loss: Loss) -> str:
     return ""
 
 
+def unstackable(model: FlatModel, loss: Loss, inputs: Tensor, targets: Tensor) -> str:
+    """Say why clients with such examples cannot be trained as one stack; empty where they can.
+
+    Where nothing is known against it two clients take one step together: what a model's own code
+    does, such as a branch on values, shows in the trace alone.
+
+    Parameters
+    ----------
+    inputs, targets
+        A few examples, as a client holds them.
+    """
+    if reason := obstacle(model.module, loss):
+        return reason
+    recipe = Recipe(batch_size=len(targets))
+    pair = [Member(inputs, targets, recipe, torch.Generator(), loss) for _ in range(2)]
+    try:
+        _train_stack(model, model.vector.clone(), pair)
+    except Exception as error:  # a user's model or loss may raise anything
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+    return ""
+
+
 def has_batch_statistics(module: nn.Module) -> bool:
     """Whether an image's output depends on the other images of its batch."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())

@@ -3,6 +3,7 @@
 from fedrobust.data.builtin import breast_cancer, diabetes, docstrings, wine
 from fedrobust.data.given import as_dataset
 from fedrobust.data.held_out import examples_of, set_aside
+from fedrobust.data.leaf import femnist, shakespeare
 from fedrobust.data.partitions import PARTITIONERS, cut, partition
 from fedrobust.data.sets import DATASETS, DataError, Dataset, load
 
@@ -11,6 +12,8 @@ DATASETS |= {
     "wine": wine,
     "diabetes": diabetes,
     "docstrings": docstrings,
+    "femnist": femnist,
+    "shakespeare": shakespeare,
 }
 
 __all__ = [

@@ -25,18 +25,18 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs (N, ...), targets (N, ...), and whose each one is (N,), None where nobody says."""
+    """Inputs (N, ...), targets (N, ...), and the name of whose each one is (N,), None: unknown."""
 
     inputs: Tensor
     targets: Tensor
-    clients: Tensor | None = None
+    clients: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def at(self, places: Tensor) -> Examples:
         """Return the examples at some places."""
-        clients = None if self.clients is None else self.clients[places]
+        clients = None if self.clients is None else self.clients[places.numpy()]
         return Examples(self.inputs[places], self.targets[places], clients)
 
 
@@ -76,9 +76,10 @@ def as_dataset(name: str, given: Any) -> Dataset:
         kinds = f"{train.targets.dtype} and {test.targets.dtype}"
         raise DataError(f"data {name!r}: training and test targets differ in type, {kinds}")
     mean, std = _spread(train.inputs)
+    owners = _numbered(train.clients, test.clients)
     return Dataset(
         name, train.inputs, train.targets, test.inputs, test.targets,
-        _outputs(name, train.targets, test.targets), mean, std, train.clients, test.clients,
+        _outputs(name, train.targets, test.targets), mean, std, *owners,
     )  # fmt: skip
 
 
@@ -212,7 +213,7 @@ def _checked(name: str, inputs: Any, targets: Any, clients: Any = None) -> Examp
     x = x.unsqueeze(1) if x.dtype == torch.uint8 and x.dim() == 3 else x
     x = x.long() if x.dtype == torch.uint8 and x.dim() != 4 else x
     y = y.long() if y.dtype == torch.uint8 else y
-    owners = None if clients is None else _numbered(clients)
+    owners = None if clients is None else _names(clients)
     for what, part in (("targets", y), ("clients", owners)):
         if part is not None and len(part) != len(x):
             raise DataError(f"data {name!r} has {len(x)} inputs and {len(part)} {what}")
@@ -246,11 +247,21 @@ def _tensor(name: str, what: str, values: Any) -> Tensor:
     return tensor
 
 
-def _numbered(clients: Any) -> Tensor:
-    """Number clients, whatever they are called, in the order of their names."""
-    names = clients.numpy() if isinstance(clients, Tensor) else np.asarray(clients)
-    # reshape, since some versions of numpy return the inverse in the shape of the names.
-    return torch.from_numpy(np.unique(names, return_inverse=True)[1].reshape(-1).astype(np.int64))
+def _names(clients: Any) -> np.ndarray:
+    """Return whose each example is, as it was given, (N,)."""
+    return np.asarray(clients.numpy() if isinstance(clients, Tensor) else clients).reshape(-1)
+
+
+def _numbered(*parts: np.ndarray | None) -> list[Tensor | None]:
+    """Number clients, whatever they are called, in the order of their names: all parts alike."""
+    known = [part for part in parts if part is not None]
+    if not known:
+        return [None for _ in parts]
+    names = np.unique(np.concatenate(known))
+    return [
+        None if part is None else torch.from_numpy(np.searchsorted(names, part.astype(names.dtype)))
+        for part in parts
+    ]
 
 
 def _outputs(name: str, *targets: Tensor) -> int:

@@ -36,6 +36,7 @@ EIGHT_BITS = (
     "HSV",
 )
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
+SAVED = ("state.json", "dataset_dict.json")  # in a folder that a Hugging Face dataset wrote
 
 
 def load_own(path: str | Path, *, name: str, root: str | Path | None = None) -> Dataset:
@@ -47,8 +48,9 @@ def load_own(path: str | Path, *, name: str, root: str | Path | None = None) -> 
         Of images: an npz file with ``images`` (uint8, (N, H, W) or (N, C, H, W)) and ``labels``
         (whole numbers, (N,)); or a folder with a subfolder 0, 1, ... for each class that is there.
         Of other data: a csv or parquet file with a column ``target`` or ``label``, an npz file with
-        ``inputs`` and ``targets``; or whatever the data set's plug-in reads, which is then asked
-        with ``path=``.
+        ``inputs`` and ``targets``, a folder that a Hugging Face dataset was saved to, a folder of
+        images by class where the public set is of images; or whatever the data set's plug-in reads,
+        which is then asked with ``path=``.
     name
         The experiment's data set. It says what fits: the shape and type of an input, the classes,
         mean and spread.
@@ -61,7 +63,8 @@ def load_own(path: str | Path, *, name: str, root: str | Path | None = None) -> 
         If there is nothing to train on, or it does not fit the experiment.
     """
     if name not in DESCRIPTIONS:
-        return _described(path, name, _read(Path(path), name), load(name, root=root))
+        public = load(name, root=root)
+        return _described(path, name, _read(Path(path), name, public), public)
     shape, facts = DESCRIPTIONS[name]
     source = Path(path)
     images, labels = _folder(source, shape) if source.is_dir() else _npz(source)
@@ -77,12 +80,14 @@ def load_own(path: str | Path, *, name: str, root: str | Path | None = None) -> 
     return Dataset(name, images, labels, images[:0], labels[:0], **facts)  # type: ignore[arg-type]
 
 
-def _read(path: Path, name: str) -> Examples:
+def _read(path: Path, name: str, public: Dataset) -> Examples:
     """Read a file by its plug-in, or by what it is."""
     reads = getattr(DATASETS.get(name), "reads", None)
     try:
         if reads is not None:
             return examples(name, reads(path))
+        if path.is_dir():
+            return _of_folder(path, name, public)
         if path.suffix == ".csv":
             return examples(name, pd.read_csv(path))
         if path.suffix == ".parquet":
@@ -96,9 +101,19 @@ def _read(path: Path, name: str) -> Examples:
             raise
         raise DataError(f"cannot read {str(path)!r}: {type(error).__name__}: {error}") from error
     raise DataError(
-        f"{str(path)!r} is no csv, parquet or npz file, and no plug-in of {name!r} reads it: its"
-        " function takes no path"
+        f"{str(path)!r} is no csv, parquet or npz file, no folder, and no plug-in of {name!r} reads"
+        " it: its function takes no path"
     )
+
+
+def _of_folder(path: Path, name: str, public: Dataset) -> Examples:
+    """Read images by class, or what ``save_to_disk`` wrote: of several parts the training."""
+    if public.holds_images and not any((path / file).is_file() for file in SAVED):
+        return Examples(*_folder(path, public.shape))  # type: ignore[arg-type]
+    import datasets
+
+    found = datasets.load_from_disk(str(path))
+    return examples(name, found["train"] if isinstance(found, datasets.DatasetDict) else found)
 
 
 def _described(path: str | Path, name: str, own: Examples, public: Dataset) -> Dataset:

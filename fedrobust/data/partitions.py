@@ -14,6 +14,7 @@ from fedrobust.data.dirichlet import dirichlet
 from fedrobust.data.sets import DataError, Dataset
 from fedrobust.data.similarity import similarity
 from fedrobust.data.sizes import sizes
+from fedrobust.data.skew import FEATURE, feature, feature_of, quantity
 from fedrobust.seeds import derive, generator
 from fedrobust.spec import Spec, resolve, split
 
@@ -99,14 +100,22 @@ PARTITIONERS: dict[str, Callable[..., Any]] = {
     "pathological": pathological,
     "similarity": similarity,
     "sizes": sizes,
+    "quantity": quantity,
+    "feature": feature,
     "natural": natural,
 }
 SUPPLIED = ("clients", "seed", "owners")
-WITHOUT_CLASSES = ("iid", "natural")
+WITHOUT_CLASSES = ("iid", "quantity", "feature", "natural")
 
 
 def partition(
-    labels: Tensor, spec: Spec, *, clients: int, seed: int, owners: Tensor | None = None
+    labels: Tensor,
+    spec: Spec,
+    *,
+    clients: int,
+    seed: int,
+    owners: Tensor | None = None,
+    inputs: Tensor | None = None,
 ) -> list[Tensor]:
     """Split a training set over clients.
 
@@ -123,6 +132,8 @@ def partition(
         One seed gives one partition.
     owners
         Whose each example is, (N,), for "natural".
+    inputs
+        The examples themselves, (N, ...), for "feature".
 
     Returns
     -------
@@ -147,15 +158,20 @@ def partition(
             f"partition {name!r} needs a class for each example, the targets are {labels.dtype} of"
             f" shape {tuple(labels.shape)}: choose from {', '.join(WITHOUT_CLASSES)}"
         )
-    # One class for all: the table below has a column of labels.
-    strata = labels if classes else torch.zeros(len(labels), dtype=torch.int64)
-    return _split(strata, build, settings, clients, seed)
+    # One class for all where there are none: the table below has a column of labels.
+    columns = {"label": labels if classes else torch.zeros(len(labels), dtype=torch.int64)}
+    if name == FEATURE:
+        if inputs is None:
+            raise DataError("partition 'feature' needs the inputs beside the labels")
+        columns[FEATURE] = feature_of(inputs.cpu(), settings.get("column", 0))
+    return _split(columns, build, settings, clients, seed)
 
 
 def cut(dataset: Dataset, spec: Spec, *, clients: int, seed: int) -> list[Tensor]:
     """Split a data set's training examples over clients; see ``partition``."""
-    owners = dataset.train_clients
-    return partition(dataset.train_labels, spec, clients=clients, seed=seed, owners=owners)
+    owners, inputs = dataset.train_clients, dataset.train_images
+    given: dict[str, Any] = {"clients": clients, "seed": seed, "owners": owners, "inputs": inputs}
+    return partition(dataset.train_labels, spec, **given)
 
 
 def _own(name: str, shares: Any, labels: Tensor, clients: int) -> list[Tensor]:
@@ -176,25 +192,30 @@ def _own(name: str, shares: Any, labels: Tensor, clients: int) -> list[Tensor]:
 
 
 def _split(
-    labels: Tensor, build: Callable[..., Any], settings: dict, clients: int, seed: int
+    columns: dict[str, Tensor],
+    build: Callable[..., Any],
+    settings: dict,
+    clients: int,
+    seed: int,
 ) -> list[Tensor]:
     from datasets import Dataset as Table
 
+    count = len(columns["label"])
     # Shuffled here: IidPartitioner cuts consecutive parts, and data may come sorted by class.
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     # Their seeds are numpy's, of 32 bits.
     partitioner = build(clients=clients, seed=derive(seed, "partition") % 2**31, **settings)
     partitioner.dataset = Table.from_dict(
-        {"index": order.tolist(), "label": labels[order].tolist()}
+        {"index": order.tolist()} | {key: v[order].tolist() for key, v in columns.items()}
     )
     try:
         with warnings.catch_warnings():  # other packages' advice is not about these settings
             warnings.simplefilter("ignore")
             # [:]: a column is read from its table row by row, unless it is taken whole
-            columns = [partitioner.load_partition(i)["index"][:] for i in range(clients)]
+            parts = [partitioner.load_partition(i)["index"][:] for i in range(clients)]
     except (ValueError, RuntimeError) as error:
         raise DataError(f"partition {build.__name__!r} over {clients} clients: {error}") from error
-    shares = [torch.tensor(column) for column in columns]
+    shares = [torch.tensor(part) for part in parts]
     if any(len(share) == 0 for share in shares):
         raise DataError(f"partition {build.__name__!r} left a client of {clients} without images")
     return shares

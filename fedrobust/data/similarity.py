@@ -10,20 +10,23 @@ from fedrobust.data.sets import DataError
 
 
 class SimilarityPartitioner:
-    """A share ``gamma`` of the data dealt out as it comes, the rest sorted by label and cut.
+    """A share ``gamma`` of the data dealt out as it comes, the rest sorted by a column and cut.
 
     ``dataset`` is set once, as for flwr-datasets' partitioners.
     """
 
-    def __init__(self, num_partitions: int, gamma: float) -> None:
+    def __init__(self, num_partitions: int, gamma: float, by: str = "label") -> None:
         self._parts = num_partitions
+        self._by = by
         self._gamma = gamma
+        self._piles: tuple[np.ndarray, ...] = ()
         self.dataset: Any = None
 
     def load_partition(self, partition_id: int) -> Any:
         """Return one client's rows."""
-        piles = as_they_come_and_by_label(self.dataset["label"], self._gamma)
-        parts = [np.array_split(pile, self._parts)[partition_id] for pile in piles]
+        if not self._piles:
+            self._piles = as_they_come_and_by_label(self.dataset[self._by][:], self._gamma)
+        parts = [np.array_split(pile, self._parts)[partition_id] for pile in self._piles]
         return self.dataset.select(np.concatenate(parts))
 
 

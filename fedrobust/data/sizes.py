@@ -22,12 +22,14 @@ class SizesPartitioner:
         # Ends, not lengths: rounded, they leave no gap and no overlap.
         self._ends = np.cumsum(shares) / np.sum(shares)
         self._gamma = gamma
+        self._piles: tuple[np.ndarray, ...] = ()
         self.dataset: Any = None
 
     def load_partition(self, partition_id: int) -> Any:
         """Return one client's rows."""
-        piles = as_they_come_and_by_label(self.dataset["label"], self._gamma)
-        parts = [self._part(pile, partition_id) for pile in piles]
+        if not self._piles:
+            self._piles = as_they_come_and_by_label(self.dataset["label"][:], self._gamma)
+        parts = [self._part(pile, partition_id) for pile in self._piles]
         return self.dataset.select(np.concatenate(parts))
 
     def _part(self, rows: np.ndarray, place: int) -> np.ndarray:

@@ -121,7 +121,7 @@ def attack_all(
         start = pixels(images)
         found = perturb_on_surrogates(surrogates, start, given, spec)
         found = quantise_images(found, reference=start, eps=transfer.eps)
-        # Rounded: k / 255 * 255 may be just below k, and the cast cuts off.
+        # Rounded all the same: the cast cuts off, and one digit too few would be a level less.
         parts.append((found * 255).round().to(torch.uint8))
     return torch.cat(parts)
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fedrobust.ensemble.practice import OURS, Practice, Progress
-from fedrobust.evaluation import evaluate
-from fedrobust.experiment.schema import NodeSettings
+from fedrobust.experiment.schema import CLASSES, NodeSettings
 from fedrobust.seeds import generator
+from fedrobust.spec import Spec
 from fedrobust.training.local import Recipe, gradient_steps
 from fedrobust.training.optimizers import optimizer_over
+from fedrobust.training.tasks import loss_of, measured
 from fedrobust.vector import FlatModel
 
 
@@ -41,6 +42,8 @@ class EpochSettings:
         Whose draws: batches and augmentation of an epoch depend on these and the epoch alone.
     practice
         How a rate is set and what the validation part is.
+    loss
+        What is minimised, and measured on the validation part: a spec of ``TASK_LOSSES``.
     """
 
     epochs: int
@@ -49,6 +52,7 @@ class EpochSettings:
     seed: int
     client: int
     practice: Practice = OURS
+    loss: Spec = CLASSES
 
 
 @dataclass
@@ -107,7 +111,8 @@ def train_epoch(
     batches = [b for b in order.split(settings.batch_size) if len(b) > 1 or len(order) == 1]
     recipe = Recipe(augment=settings.augment)
     member.module.train()
-    steps = gradient_steps(member.model, data.images, data.labels, batches, recipe, source)
+    loss = loss_of(settings.loss)
+    steps = gradient_steps(member.model, data.images, data.labels, batches, recipe, source, loss)
     total = 0.0
     for batch, (chosen, value) in enumerate(zip(batches, steps, strict=True)):
         _set_rate(member, node, data, settings, batch)
@@ -131,7 +136,7 @@ def held_out_loss(
     images = settings.practice.validation_view(
         data.held_images, settings.augment, seed=settings.seed, client=settings.client, epoch=epoch
     )
-    return evaluate(module, images, data.held_labels).loss
+    return float(measured(module, images, data.held_labels, loss=settings.loss)["loss"])  # type: ignore[arg-type]
 
 
 def curve(

@@ -37,6 +37,7 @@ def shares_of(experiment: Experiment, dataset: Dataset) -> list[Tensor]:
         clients=experiment.clients,
         seed=experiment.seed,
         owners=owners,
+        inputs=dataset.train_images[pool],
     )
     return [pool[part] for part in parts]
 

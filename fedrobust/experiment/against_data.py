@@ -16,6 +16,7 @@ from fedrobust.aggregation import weighing
 from fedrobust.attacks import POISONS, TRAINED, threat_model
 from fedrobust.attacks.poison_checks import Victim, check_poison
 from fedrobust.data import DataError, Dataset
+from fedrobust.ensemble.plan import nodes_of
 from fedrobust.evaluation import pixels
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.spec import InputError, SpecError, split
@@ -71,9 +72,15 @@ def wrong(experiment: Experiment, dataset: Dataset, shares: Shares) -> list[str]
         return errors
     try:
         _weights(experiment, shares)
+        if experiment.adapters != models.adapters.FACTORS:
+            models.form_of(
+                experiment.adapters,
+                models.build_for(experiment.model, dataset, seed=experiment.seed),
+            )
         _attack(experiment, dataset, shares)
-        if _foreign(experiment) or not dataset.holds_images:
-            rehearse(experiment, dataset)
+        if not (classifies(experiment.loss) and dataset.holds_images) or _foreign(experiment):
+            for model in _models(experiment):
+                rehearse(experiment, dataset, model)
     except InputError as error:
         errors.append(str(error))
     return errors
@@ -98,7 +105,9 @@ def _weights(e: Experiment, shares: Shares) -> None:
 def _task(e: Experiment, dataset: Dataset) -> list[str]:
     """Say what needs classes, or images, that the data have not."""
     errors, name = [], e.attack["name"]
-    if classifies(e.loss) and not dataset.holds_classes:
+    if e.mode == "ensemble" and not dataset.holds_classes:
+        errors.append(f"an ensemble votes on one class an example, {e.data!r} has none")
+    elif classifies(e.loss) and not dataset.holds_classes:
         labels = dataset.train_labels
         kind, shape = str(labels.dtype).removeprefix("torch."), ("N", *labels.shape[1:])
         others = "token_cross_entropy" if kind == "int64" else "mse, huber or binary_cross_entropy"
@@ -130,24 +139,31 @@ def _foreign(e: Experiment) -> bool:
     )
 
 
-def rehearse(e: Experiment, dataset: Dataset) -> None:
-    """Take one step of two examples with the model, the loss and the metrics, and forget it.
+def _models(e: Experiment) -> list[str]:
+    """Return the networks that are trained: members of an ensemble may have several."""
+    if e.mode != "ensemble":
+        return [e.model]
+    return list(dict.fromkeys(node.model for node in nodes_of(e)))
+
+
+def rehearse(e: Experiment, dataset: Dataset, model: str) -> None:
+    """Take one step of two examples with a model, the loss and the metrics, and forget it.
 
     Raises
     ------
     ConfigError
         If they do not fit one another; with what each was given.
     """
-    module = models.build_for(e.model, dataset, seed=e.seed)
+    module = models.build_for(model, dataset, seed=e.seed)
     if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
-        raise ConfigError([f"model {e.model!r} has lazy layers: run one batch through it first"])
+        raise ConfigError([f"model {model!r} has lazy layers: run one batch through it first"])
     try:
         FlatModel(module)
     except ValueError as error:
-        raise ConfigError([f"model {e.model!r}: {error}"]) from error
+        raise ConfigError([f"model {model!r}: {error}"]) from error
     x, y = pixels(dataset.train_images[:2]), dataset.train_labels[:2]
     given = f"inputs {_shaped(x)}"
-    with _told(f"model {e.model!r} does not take {given} of {e.data!r}"):
+    with _told(f"model {model!r} does not take {given} of {e.data!r}"):
         module.eval()
         outputs = module(x)
     given = f"outputs {_shaped(outputs)} and targets {_shaped(y)}"

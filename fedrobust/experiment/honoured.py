@@ -16,7 +16,7 @@ HONOURED: dict[str, tuple[str, ...]] = {
     "federated": (
         *_EVERYWHERE,
         "pre", "weights", "partition", "loss", "metrics", "training", "server", "adversarial",
-        "worker_momentum", "participation", "groups", "batchnorm", "compression",
+        "adapters", "worker_momentum", "participation", "groups", "batchnorm", "compression",
         "semi", "pretrain",
         "ensemble",  # with the paradigm "fedavg" only: the baseline that averages one model
     ),
@@ -31,11 +31,12 @@ HONOURED: dict[str, tuple[str, ...]] = {
         "adversarial.eval_steps", "adversarial.eval_images", "adversarial.eval_restarts",
         "adversarial.eval_attacks", "adversarial.probe_images",
     ),
-    "ensemble": (*_EVERYWHERE, "partition", "ensemble"),  # [ensemble] says how members train
+    # [ensemble] says how members train
+    "ensemble": (*_EVERYWHERE, "partition", "loss", "metrics", "ensemble"),
 }  # fmt: skip
 ONLY_FEDERATED = (
-    "weights", "worker_momentum", "participation", "groups", "batchnorm", "compression", "semi",
-    "pretrain",
+    "weights", "adapters", "worker_momentum", "participation", "groups", "batchnorm",
+    "compression", "semi", "pretrain",
 )  # fmt: skip
 # What the commands and ``simulate`` offer beside an experiment's keys -> the modes that honour it.
 RESUME, MODEL, STOCK = "--resume", "keeping the final model", "a stock Flower strategy"

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BeforeValidator
@@ -104,6 +104,11 @@ class Experiment:
         "attested": by the operator (``table`` or ``file``), or the sizes of the partition's shares;
         "truncated": what clients claim, cut so that no f of them hold more than ``share``;
         "claimed": as claimed, with the plain mean only. A rule without a weighted form refuses.
+    adapters
+        What a rule sees of low-rank adapters, the pairs ``lora_A`` and ``lora_B`` of PEFT or of
+        ``fedrobust.models.low_rank``: "factors", A and B apart, as they are sent; "product", the
+        updates of B A, whose aggregate is factorised again at the adapter's rank. All other
+        parameters are seen as they are.
     worker_momentum
         beta of m <- beta m + (1 - beta) update, kept by every client; 0 sends the update itself.
     participation
@@ -133,6 +138,7 @@ class Experiment:
     partition: Spec = field(default_factory=lambda: {"name": "iid"})
     placement: Spec = field(default_factory=lambda: {"name": "random"})
     weights: Spec = field(default_factory=lambda: {"name": "equal"})
+    adapters: Literal["factors", "product"] = "factors"
     worker_momentum: BelowOne = 0.0
     training: Recipe = field(default_factory=Recipe)
     server: Server = field(default_factory=Server)
@@ -184,7 +190,8 @@ class Experiment:
         kept = {key: _honoured(self.mode, key, value) for key, value in document.items()}
         unused = {"ensemble"} if not self.ensemble.paradigm else set()
         unused |= {key for key in ("rule", "pre", "metrics") if not document[key]}
-        # Left out at its default: runs from before there was a choice of losses keep their ids.
+        # Left out at their defaults: runs from before there was a choice keep their ids.
+        unused |= {"adapters"} if self.adapters == "factors" else set()
         unused |= {"loss"} if self.loss == {"name": CLASSES} else set()
         return {k: v for k, v in kept.items() if v is not None and k not in unused}
 

@@ -87,6 +87,8 @@ def _task(e: Experiment) -> Iterator[str]:
     for name in e.metrics:
         if name not in METRICS:
             yield _lacking("metric", name, list(METRICS))
+        elif e.mode == "ensemble" and METRICS[name].by_client:
+            yield f"metric {name!r} is of one global model, and an ensemble has none"
     if not classifies(e.loss):
         told = e.loss["name"]
         yield from (f"{key} needs the loss {CLASSES!r}, got {told!r}" for key in _of_classes(e))
@@ -101,7 +103,7 @@ def _of_classes(e: Experiment) -> Iterator[str]:
         "adversarial.federated.calibration": variant.calibration,
         "[semi]": e.semi.mode != "none",
         "[pretrain]": e.pretrain.rounds,
-        "[transfer]": e.transfer.attacks,
+        "[transfer]": e.transfer.attacks and e.mode != "ensemble",  # there is a vote on classes
         f"attack {e.attack['name']!r}": threat_model.kind(e.attack["name"])
         in ("poison", "trained"),
     }
@@ -256,6 +258,14 @@ def _batchnorm(e: Experiment) -> None:
     aggregation.check(given.get("rule", "median"), n=e.clients)
 
 
+def _adapters(e: Experiment) -> Iterator[str]:
+    if e.adapters == "product" and e.training.mode != "update":
+        yield (
+            "adapters = 'product' needs training.mode = 'update': a gradient at the global model"
+            " has no product"
+        )
+
+
 def _compression(e: Experiment) -> Iterator[str]:
     if e.compression.replicas and e.participation < 1:
         yield "compression.sides = 'both' needs participation = 1"
@@ -291,5 +301,5 @@ def _slack(e: Experiment) -> Iterator[str]:
 CHECKS: tuple[Check, ...] = (
     _data, _model, _task, _byzantine, _partition, _placement, _attack_name, _attack, _rule, _pre,
     _operands, _weights, _root, _ensemble, _groups, _losses, _perturbations, _server, _batchnorm,
-    _compression, _phases, _slack,
+    _adapters, _compression, _phases, _slack,
 )  # fmt: skip

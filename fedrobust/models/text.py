@@ -43,4 +43,28 @@ def char_cnn(shape: tuple[int, ...], classes: int) -> nn.Module:
     return CharCnn(classes)
 
 
-TEXT = {"char_cnn": char_cnn}
+class CharLstm(nn.Module):
+    """Embedding of 8, two LSTM layers, and logits after the last token."""
+
+    def __init__(self, classes: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(classes, 8)
+        self.body = nn.LSTM(8, hidden, num_layers=2, batch_first=True)
+        self.head = nn.Linear(hidden, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits (B, classes) for tokens (B, T)."""
+        return self.head(self.body(self.embedding(tokens))[0][:, -1])
+
+
+def char_lstm(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """LEAF's network for Shakespeare: two LSTM layers of 256, the next character after a line.
+
+    References
+    ----------
+    Caldas et al., LEAF, 2018, released code, ``models/shakespeare/stacked_lstm.py``.
+    """
+    return CharLstm(classes, 256)
+
+
+TEXT = {"char_cnn": char_cnn, "char_lstm": char_lstm}

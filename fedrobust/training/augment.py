@@ -53,7 +53,7 @@ def crop(images: Tensor, draws: Tensor) -> Tensor:
 
     One draw in [0, 1) chooses among the (2 PADDING + 1)^2 places of the window in the padded image.
     """
-    # Cut: a float32 draw just below 1 may round to the place behind the last.
+    # For safety: with another padding the largest draw might round to the place behind the last.
     place = (draws[0] * PLACES * PLACES).long().clamp_max(PLACES * PLACES - 1)
     return _window(images, place // PLACES, place % PLACES)
 

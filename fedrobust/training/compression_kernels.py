@@ -80,7 +80,7 @@ def spread(norms: Tensor, width: int, count: int) -> Tensor:
 def encode_torch(flat: Tensor, norms: Tensor, width: int, levels: int, key: list[int]) -> Tensor:
     """Do on any device what ``encode`` does on the CPU, draw for draw."""
     norm = spread(norms, width, flat.numel())
-    # Cut to the levels: rounding may bring the largest value above its own norm.
+    # Cut to the levels: a float64 norm may come out a rounding below its largest value.
     ratio = torch.where(norm > 0, (flat.abs() / norm * levels).clamp_max(levels), 0)
     whole = ratio.floor()
     words = random_words(key, flat.numel(), device=flat.device)

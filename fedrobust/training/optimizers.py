@@ -80,6 +80,6 @@ def optimizer_over(
 ) -> torch.optim.Optimizer:
     """Return an optimizer that steps a vector (..., d) in place along ``gradient``."""
     flat = nn.Parameter(vector)
-    # Both in place: the step reads the gradient and moves the vector that the model's views are of.
+    # In place: the step reads the gradient where backward left it, and moves the vector itself.
     flat.data, flat.grad = vector, gradient
     return build_optimizer(name, [flat], lr=lr, momentum=momentum, weight_decay=weight_decay)

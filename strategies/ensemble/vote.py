@@ -11,13 +11,15 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedrobust import data
-from fedrobust.ensemble import combine
+from fedrobust.ensemble import combine, scores
 from fedrobust.ensemble.attacker import PROBES, Crafted
 from fedrobust.ensemble.measures import CLEAN, by_member, by_vote
 from fedrobust.ensemble.similarity import cotangent, mean_logit, similarities
+from fedrobust.ensemble.votes import NO_LABEL
 from fedrobust.evaluation import pixels
 from fedrobust.experiment.schema import Experiment
 from fedrobust.spec import Spec
+from fedrobust.training.tasks import METRICS, number
 from strategies.base import Row
 from strategies.ensemble.query import Heard, ask
 
@@ -82,6 +84,7 @@ def vote(
         "clean": {k: round(float(v.double().mean()), 6) for k, v in right.items()},
         "voters": len(whole.clients),
     }
+    metrics |= _measured(experiment, whole.answers, decide[plan.votes[0]], labels)
     missing = list(whole.missing)
     if crafted is not None:
         heard = {CLEAN: asked(CLEAN, crafted.clean)}
@@ -144,6 +147,14 @@ def _transfer(heard: Mapping[str, Heard], labels: Tensor, decide: Mapping[str, S
         "votes": by_vote(answers, labels, decide),
         "members": {str(c): cells for c, cells in zip(always, members, strict=True)},
     }
+
+
+def _measured(experiment: Experiment, answers: Tensor, vote: Spec, labels: Tensor) -> Row:
+    """Measure the scores of a vote; images that nobody answered are left out."""
+    known = combine(answers, vote) != NO_LABEL
+    outputs, held = scores(answers, vote)[known].float(), labels.cpu()[known]
+    names = [name for name in experiment.metrics if name != "accuracy"]  # there already
+    return {name: number(name, METRICS[name].compute(outputs, held)) for name in names}
 
 
 def _votes(experiment: Experiment) -> dict[str, Spec]:

@@ -5,15 +5,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from experiments import stacked_clients
 from fedrobust.adversarial import adversarial_objective
-from fedrobust.cohort import train_cohort
+from fedrobust.cohort import train_cohort, unstackable
 from fedrobust.cohort.memory import activations, chunk_of
 from fedrobust.cohort.train import CohortError, Member, obstacle, worthwhile
 from fedrobust.data import load
+from fedrobust.experiment.load import from_dict
 from fedrobust.models import ModelError, build, build_for
+from fedrobust.plugins import Part, installed
 from fedrobust.seeds import generator
-from fedrobust.training import OPTIMIZERS, Recipe, stackable, train_local
+from fedrobust.training import OPTIMIZERS, Recipe, cross_entropy, stackable, train_local
 from fedrobust.vector import FlatModel
+from tests.conftest import SMALL
 
 SIZES = (40, 17, 64, 9, 31)  # images a client: full, odd, and smaller than a batch
 
@@ -243,6 +247,38 @@ def test_what_cannot_be_stacked_is_refused_and_auto_does_it_one_by_one(digits):
     compare(digits, [Recipe()], losses=lambda i: own_loss, cohort="auto")
     with pytest.raises(ValueError, match="did you mean 'vmap'"):
         train_cohort(flat(digits), flat(digits).vector, [], cohort="vmaps")
+
+
+class Branching(nn.Module):
+    """A network whose code asks for a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(64, 10)
+
+    def forward(self, images):
+        found = self.out(images.flatten(1))
+        return 2 * found if bool(images.mean() < 0.5) else found
+
+
+def test_why_a_users_model_is_not_stacked(digits):
+    few = digits.train_images[:2], digits.train_labels[:2]
+    assert unstackable(flat(digits), cross_entropy, *few) == ""
+    branching = FlatModel(Branching())
+    start = branching.vector.clone()
+    assert "vmap" in unstackable(branching, cross_entropy, *few)
+    assert torch.equal(branching.vector, start), "a trial trains nothing"
+    lines = stacked_clients.sentences(
+        [from_dict(SMALL | {"training": {"cohort": cohort}}) for cohort in ("off", "auto", "vmap")],
+        data_root=None,
+    )
+    assert lines == []
+    with installed(Part("model", "branching", Branching, "this test")):
+        told = [from_dict(SMALL | {"model": "branching", "training": {"cohort": cohort}})
+                for cohort in ("off", "auto", "vmap")]  # fmt: skip
+        first, second = stacked_clients.sentences(told, data_root=None)
+    assert "'auto': clients with 'branching' train one by one, since RuntimeError" in first
+    assert "'vmap': clients with 'branching' cannot train, since RuntimeError" in second
 
 
 def test_updates_land_where_they_are_wanted(digits):

@@ -15,12 +15,19 @@ SPECS = {
     "pathological": "pathological",
     "similarity": {"name": "similarity", "gamma": 0.5},
     "sizes": {"name": "sizes", "shares": [10.0, 0.1, *[1.0] * 18], "gamma": 0.5},
+    "quantity": {"name": "quantity", "alpha": 0.3},
+    "feature": {"name": "feature", "gamma": 0.2},
 }
 
 
 @pytest.fixture(scope="module")
 def labels():
     return load("fashionmnist-sample").train_labels
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return load("fashionmnist-sample").train_images
 
 
 def test_the_sample_is_balanced_and_needs_no_root():
@@ -74,18 +81,19 @@ def test_every_partitioner_is_tried():
     assert set(SPECS) | {"natural"} == set(PARTITIONERS), "natural needs owners: see test_yours"
     images = {name for name in DATASETS if f"{name}-validation" in DATASETS}
     tables = {"breast_cancer", "wine", "diabetes", "docstrings"}
-    assert set(DATASETS) == images | {f"{name}-validation" for name in images} | tables
+    leaf = {"femnist", "shakespeare"}
+    assert set(DATASETS) == images | {f"{name}-validation" for name in images} | tables | leaf
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
-def test_shares_are_disjoint_seeded_and_not_empty(labels, spec):
-    shares = partition(labels, spec, clients=20, seed=5)
+def test_shares_are_disjoint_seeded_and_not_empty(labels, pictures, spec):
+    shares = partition(labels, spec, clients=20, seed=5, inputs=pictures)
     together = torch.cat(shares)
     assert len(shares) == 20
     assert min(map(len, shares)) > 0
     assert len(together.unique()) == len(together) <= len(labels)
-    again = partition(labels, spec, clients=20, seed=5)
-    other = partition(labels, spec, clients=20, seed=6)
+    again = partition(labels, spec, clients=20, seed=5, inputs=pictures)
+    other = partition(labels, spec, clients=20, seed=6, inputs=pictures)
     assert all(torch.equal(a, b) for a, b in zip(shares, again, strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(shares, other, strict=True))
 

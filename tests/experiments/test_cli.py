@@ -13,8 +13,9 @@ import tomli_w
 
 from experiments import listing
 from experiments.cli import main
-from experiments.results import Results, distinct, load
-from fedrobust import aggregation, attacks
+from experiments.labels import distinct
+from experiments.results import Results, load
+from fedrobust import aggregation, attacks, plugins
 from fedrobust.experiment.load import expand, from_dict, read
 from fedrobust.runs.folder import FolderError, RunFolder
 
@@ -141,6 +142,8 @@ def test_shipped_configurations_build():
     assert ROOT / "experiments" / "quickstart.toml" in experiments
     assert len(experiments) >= 18
     for path in experiments:
+        if path.with_suffix(".py").exists():  # to be named by --use
+            plugins.use(path.with_suffix(".py"))
         assert expand(read(path))
 
 

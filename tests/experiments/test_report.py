@@ -1,5 +1,7 @@
 """Tables, intervals, sweeps from the command line, and the report: one page on its own."""
 
+import base64
+import hashlib
 import json
 import math
 import os
@@ -16,9 +18,11 @@ import tomli_w
 from experiments import tables
 from experiments.cli import main
 from experiments.coefficients import compared, marks, published
-from experiments.report import build, folders_in, heat
-from experiments.report.load import gather, measures, widen
+from experiments.report import build, folders_in, heat, sections, votes
+from experiments.report.contents import measures, widen
+from experiments.report.load import gather
 from experiments.results import Results, load
+from experiments.simulation import simulate
 from fedrobust.experiment.load import expand, from_dict
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.runs.folder import RunFolder
@@ -154,7 +158,9 @@ def test_results_stand_side_by_side_once(small):
 
 def test_a_sweep_from_the_command_line(output):
     folder, said = output
-    assert list(said["table"]) == ["mean", "krum"]
+    scores = [row["worst"] for row in said["table"].values()]
+    assert set(said["table"]) == {"mean", "krum"} and scores == sorted(scores, reverse=True)
+    assert list(said["table"]["krum"]) == ["none", "nan", "worst"]
     assert set(said["interval"]["krum"]) == {"none", "nan", "worst"}
     assert len(said["runs"]) == 8
     assert said["report"] == str(folder / "report.html")
@@ -197,12 +203,13 @@ def test_the_report_is_one_page_that_needs_nothing(output):
     page = Page(text)
     assert page.open == []
     assert page.tags.count("svg") >= 4
-    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert not {"link", "img", "iframe", "object"} & set(page.tags)
     assert page.addresses, "the tables can be taken away as CSV"
     assert all(a.startswith(("data:text/csv;base64,", "#")) for a in page.addresses)
     assert not re.search(r"url\((?!#)", text) and "@import" not in text
     words = " ".join(page.words)
-    for title in ("Final accuracy", "Accuracy over rounds", "What the attackers got",
+    for title in ("Final accuracy", "Attacks and defences", "Accuracy over rounds",
+                  "Cost against worst case", "What the attackers got", "Clients and rounds",
                   "Robustness coefficient", "Replies that lost their vote",
                   "Who holds which data", "Time and bytes a round",
                   "Configuration", "Environment", "How to reproduce"):  # fmt: skip
@@ -238,14 +245,106 @@ def test_measured_coefficients_stand_beside_the_published_one(small):
     )
 
 
-def test_a_report_is_reproducible_and_ids_do_not_clash(output):
+def test_a_report_is_reproducible(output):
     folder, _ = output
     one, two = build(folders_in(folder)), build(folders_in(folder))
     assert one == two
     ids = re.findall(r' id="([^"]+)"', one)
-    assert len(ids) > 20
-    clips = [i for i in ids if re.fullmatch(r"p[0-9a-f]{10,}", i)]
-    assert clips and len(clips) == len(set(clips))
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_allows_its_own_script_only(output):
+    """A script that got in by a client's words would not be the one of the digest."""
+    text = (output[0] / "report.html").read_text()
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert len(scripts) == 1 and text.count("<script") == 3  # two hold data
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', text)[1]
+    assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
+    assert scripts[0].count("\n") < 120 and "innerHTML" not in scripts[0]
+
+
+def test_one_order_everywhere(small, tmp_path):
+    results = finals(small, {
+        ("mean", "zero", 1): 0.1, ("mean", "none", 1): 0.9, ("mean", "ipm", 1): 0.5,
+        ("krum", "zero", 1): 0.7, ("krum", "none", 1): 0.6, ("krum", "ipm", 1): 0.6,
+        ("median", "zero", 1): 0.3, ("median", "none", 1): 0.8, ("median", "ipm", 1): 0.7,
+    })  # fmt: skip
+    rows, columns = ["krum", "median", "mean"], ["none", "zero", "ipm", "worst"]
+    assert list(results.table().index) == rows and list(results.table()) == columns
+    assert list(results.interval().index) == rows == list(results.spread().index)
+    page = results.report(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text() == page
+    for text in (page, results._repr_html_()):
+        heat = text[text.index("<table class='heat'") :]
+        assert re.findall(r"<tr data-d='(\w+)'", heat)[:3] == rows
+        assert re.findall(r"<th scope='col'[^>]*>(\w+)<", heat)[:4] == columns
+    legend = re.findall(r'<input type="checkbox" checked data-of="d" value="(\w+)"', page)
+    assert legend == rows
+    drawn = results.plot(rounds=True)
+    assert [t.get_text() for t in drawn.legends[0].get_texts()] == rows
+    assert [a.get_title() for a in drawn.axes] == [f"attack: {name}" for name in columns[:3]]
+    ticks = [t.get_text() for t in results.plot().axes[0].get_yticklabels()]
+    assert ticks == rows
+
+
+def test_gaps_by_hand():
+    means = pd.DataFrame(
+        {"none": [0.8, 0.9], "ipm": [0.7, 0.1], "worst": [0.7, 0.1]}, index=["krum", "mean"]
+    )
+    lost = sections.gaps(means, "max")
+    assert lost["lost to worst"].tolist() == pytest.approx([-0.1, -0.8])
+    assert lost["lost without"].tolist() == pytest.approx([-0.1, 0.0])
+    assert sections.gaps(means.drop(columns="none"), "max") is None
+    errors = pd.DataFrame({"none": [2.0, 1.0], "ipm": [5.0, 9.0], "worst": [5.0, 9.0]})
+    assert sections.gaps(errors, "min")["lost to worst"].tolist() == [-3.0, -8.0]
+
+
+def test_f_and_heterogeneity_get_a_picture_each(small, tmp_path):
+    swept = {"byzantine": [1, 2], "partition": ["iid", {"name": "dirichlet", "alpha": 0.5},
+             {"name": "dirichlet", "alpha": 0.1}], "rule": ["mean", "krum"]}  # fmt: skip
+    runs = expand(small | {"attack": "ipm", "sweep": swept})
+    rows = [{"round": 3, "accuracy": 0.9 - 0.1 * e.byzantine, "seconds": 0.1} for e in runs]
+    results = Results(tuple((e, [row]) for e, row in zip(runs, rows, strict=True)))
+    page = results.report()
+    assert "Accuracy against f" in page and "Accuracy against heterogeneity" in page
+    chart = page[page.index("Accuracy against f<") :]
+    line = re.search(r'<g data-d="mean" data-x="([^"]+)" data-y="([^"]+)"', chart)
+    assert line[1] == "1 2" and line[2] == "80 70"
+    places = re.search(r"Accuracy against heterogeneity<.*?</svg>", page, re.DOTALL)[0]
+    at = [places.index(word) for word in (">iid<", ">dirichlet 0.5<", ">dirichlet 0.1<")]
+    assert at == sorted(at)
+    plain = finals(small, {("mean", "none", 1): 0.9}).report()
+    assert "against f<" not in plain and "against heterogeneity<" not in plain
+
+
+def test_who_counted_is_drawn_client_by_client(small):
+    (e,) = expand(small | {"attack": "ipm", "rule": "krum"})
+    row = {"round": 1, "replies": 8, "byzantine": [3, 7],
+           "weights": [0.125, 0.02, 0.3, 0.0, None, 0.125, 0.13, 0.05, 0.125, 0.125],
+           "rejected": [{"client": 4, "node": 9, "reason": "malformed"},
+                        {"client": 99, "node": 9, "reason": "no such client"}]}  # fmt: skip
+    one = votes.matrix_of(e, [{"round": 0}, row])
+    letters = dict(zip(map(int, one.names), one.cells, strict=True))
+    assert letters == {0: "2", 1: "1", 2: "3", 3: "0", 4: "r", 5: "2", 6: "2", 7: "1", 8: "2",
+                       9: "2"}  # fmt: skip
+    assert one.names[:2] == ["3", "7"] and one.marked == [True, True, *[False] * 8]
+    del row["weights"]
+    row |= {"replies": 9, "rejected": row["rejected"][:1]}
+    assert set(votes.matrix_of(e, [row]).cells) == {"c", "r"}
+    assert set(votes.matrix_of(e, [row | {"replies": 5}]).cells) == {"u", "r"}
+
+
+def test_results_are_saved_as_a_run_would_have_left_them(small, tmp_path):
+    results = simulate(small, sweep={"attack": ["none", "nan"]}, rounds=2, keep_models=True)
+    folder = results.save(tmp_path / "kept")
+    names = {"table.md", "table.csv", "table.tex", "heat_map.png", "report.html"}
+    assert names <= {path.name for path in folder.iterdir()}
+    again = load(folders_in(folder))
+    assert again.table().equals(results.table().reindex_like(again.table()))
+    assert len(list(folder.glob("*/model.safetensors"))) == 2
+    with pytest.warns(UserWarning, match="not every result kept its models"):
+        assert len(results.compare(again).runs) == 2, "the same rows"
 
 
 def test_the_report_of_one_run_and_of_none(output, tmp_path):
@@ -272,6 +371,9 @@ def test_hostile_words_are_escaped(small, tmp_path):
         folder.append(row | {"detection_recall": 0.5, "nested": {"precision": 0.75}, **costs})
     text = build([folder.path])
     assert evil not in text and "&lt;script&gt;" in text
+    assert "<h2>Clients and rounds" not in text, "the row says nothing of replies"
+    folder.append({"round": 3, "replies": 9, "weights": [evil] * 10, "rejected": rejected})
+    assert evil not in build([folder.path])
     assert "Detection recall over rounds" in text
     assert measures(widen(load([folder.path]).frame)) == ["detection_recall", "nested/precision"]
     assert "Nested/precision over rounds" in text
@@ -301,8 +403,26 @@ def test_cells_are_readable():
 HARNESS = """
 <iframe id=f src="file://{page}" style="border:0;width:{width}px;height:900px"></iframe>
 <script>f.onload = () => {{ const r = f.contentDocument.documentElement;
+const d = f.contentDocument, box = d.querySelector("nav input"), w = f.contentWindow;
+const heads = [...d.querySelectorAll(".heat thead th")].slice(0, 4), names = () =>
+  [...d.querySelectorAll(".heat")][0].tBodies[0].rows;
+const before = names()[0].dataset.d; heads.find((h) => h.textContent === "worst").click();
+const first = names()[0].dataset.d; heads.find((h) => h.textContent === "worst").click();
+const last = names()[0].dataset.d;
+box.checked = false; box.dispatchEvent(new w.Event("change"));
+const mine = [...d.querySelectorAll(`[data-d="${{box.value}}"]`)];
+const hidden = mine.length > 3 && mine.every((one) => one.classList.contains("off"));
+const score = d.querySelector(".heat td.worst").getBoundingClientRect();
+box.checked = true; box.dispatchEvent(new w.Event("change"));
+const chart = d.querySelector("svg.chart"), area = chart.getBoundingClientRect();
+const [x, y] = d.querySelector("g[data-at]").dataset.at.split(" ")[0].split(",").map(Number);
+chart.dispatchEvent(new w.PointerEvent("pointermove", {{ clientX: area.left + x * area.width / 360,
+  clientY: area.top + y * area.height / 230 }}));
+const tip = d.querySelector("#tip");
 document.title = r.scrollWidth + " of " + r.clientWidth + " with " +
-f.contentDocument.querySelectorAll("svg path").length + " paths"; }}</script>"""
+d.querySelectorAll("svg path").length + " paths; " + [first === before, last !== first, hidden,
+score.right <= r.clientWidth && score.left > 0, !tip.hidden && tip.textContent.includes("round"),
+d.querySelectorAll("select option").length].join(" "); }}</script>"""
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -316,10 +436,13 @@ def test_a_real_browser_shows_it_without_scrolling_sideways(output, tmp_path, wi
                "--dump-dom", "--allow-file-access-from-files", "--virtual-time-budget=5000",
                f"--user-data-dir={tmp_path}/profile", f"file://{harness}"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    found = re.search(r"<title>(\d+) of (\d+) with (\d+) paths</title>", done.stdout)
+    found = re.search(r"<title>(\d+) of (\d+) with (\d+) paths; ([^<]+)</title>", done.stdout)
     assert found, done.stderr[-500:]
-    needed, there, paths = map(int, found.groups())
+    needed, there, paths = map(int, found.groups()[:3])
     assert needed <= there == width and paths > 50
+    # Sorted by a click and back, hidden by a box, the score on the screen, a number under the
+    # pointer, another run to choose.
+    assert found[4] == "true true true true true 4"
 
 
 def test_the_shell_completes_commands():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import tables
-from experiments.report import page
+from experiments.report import build
 from experiments.simulation import run_one
 from fedrobust.experiment.load import from_dict
 from fedrobust.flower import InProcessGrid, Rejected, screen
@@ -111,7 +111,7 @@ def test_the_page_shows_no_escape_codes(small, tmp_path):
     path = folder.path / "rounds.jsonl"
     rows[-1]["rejected"] = [{"node": 1, "client": 1, "reason": f"names: {evil}"} for evil in EVIL]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    html = page.build([folder.path])
+    html = build([folder.path])
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\x9b\u202e\u200b]", html)
     assert "<script>alert" not in html
 

@@ -184,7 +184,9 @@ def test_natural_clients_hold_their_own():
         data.partition(torch.zeros(8), "natural", clients=5, seed=0, owners=owners)
     with pytest.raises(DataError, match="say whose each example is"):
         data.partition(torch.zeros(8), "natural", clients=2, seed=0)
-    with pytest.raises(DataError, match=r"'dirichlet' needs a class.*choose from iid, natural"):
+    with pytest.raises(
+        DataError, match=r"'dirichlet' needs a class.*choose from iid, quantity, feature, natural"
+    ):
         data.partition(torch.zeros(8), {"name": "dirichlet", "alpha": 1.0}, clients=2, seed=0)
 
 
@@ -378,8 +380,13 @@ def test_what_cannot_work_says_so_before_the_start(small, tumours):
         simulate(small | {"sweep": {"model": [nn.Linear(2, 2)]}})
     ensemble = {k: small[k] for k in ("data", "model", "clients", "byzantine", "rounds", "seed",
                                       "attack")} | {"ensemble": {"paradigm": "same"}}  # fmt: skip
-    with pytest.raises(ConfigError, match="loss is not honoured in ensemble mode"):
+    told = r"loss 'mse' does not take outputs float32 \(2, 10\) and targets int64 \(2,\)"
+    with pytest.raises(ConfigError, match=told):
         simulate(ensemble, loss="mse")
+    with pytest.raises(ConfigError, match="an ensemble votes on one class an example"):
+        simulate(ensemble | {"model": "linear"}, data=(x, y), loss="mse")
+    with pytest.raises(ConfigError, match="'worst_client' is of one global model"):
+        simulate(ensemble, metrics=["worst_client"])
 
 
 InputErrors = (ConfigError, models.ModelError, plugins.PlugInError)
@@ -537,14 +544,20 @@ def test_other_files_of_a_node_are_read_or_refused(sensors, tumours):
     expected = load_own(sensors, name="plain").train_images
     for file in ("own.parquet", "own.npz"):
         assert torch.equal(load_own(folder / file, name="plain").train_images, expected)
+    datasets.Dataset.from_pandas(own, preserve_index=False).save_to_disk(folder / "saved")
+    parts = datasets.DatasetDict({"train": datasets.Dataset.from_pandas(own, preserve_index=False)})
+    parts.save_to_disk(folder / "parts")
+    for saved in ("saved", "parts"):
+        assert torch.equal(load_own(folder / saved, name="plain").train_images, expected)
     own.assign(target=7).to_csv(folder / "wrong.csv", index=False)
     own.drop(columns="mean area").to_csv(folder / "narrow.csv", index=False)
     (folder / "own.txt").write_text("")
     for file, sentence in (
         ("wrong.csv", "holds the class 7, plain has 0..1"),
         ("narrow.csv", r"inputs of float32 of shape \(29,\), plain has float32 of shape \(30,\)"),
-        ("own.txt", "is no csv, parquet or npz file, and no plug-in of 'plain' reads it"),
+        ("own.txt", "is no csv, parquet or npz file, no folder, and no plug-in of 'plain' reads"),
         ("nowhere.csv", "FileNotFoundError"),
+        (".", "cannot read .*FileNotFoundError"),
     ):
         with pytest.raises(DataError, match=sentence):
             load_own(folder / file, name="plain")
