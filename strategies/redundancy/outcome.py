@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
@@ -50,6 +51,8 @@ class Basis:
         The strategy's, and its built rule.
     length
         Of a file's value, d + b.
+    layers
+        Returns the model's, for rules that work by layers.
     truth
         (round, assignment) -> what is really distorted; None where nobody knows.
     """
@@ -57,6 +60,7 @@ class Basis:
     settings: Settings
     rule: Any
     length: int
+    layers: Callable[[], Any]
     truth: Truth | None
 
 
@@ -122,6 +126,10 @@ def _voted(
     stage = SecondStage(
         settings=s, rule=basis.rule, memory=state.memory, secret=state.secret, q=q,
         round=now.plan.round,
+        known={
+            "layers": basis.layers,
+            "model": lambda: torch.cat((now.model, now.statistics)),
+        },
     )  # fmt: skip
     try:
         done = stage.apply(job, verdict, wrong=wrong, accept=accept)

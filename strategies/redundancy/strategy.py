@@ -152,12 +152,10 @@ class RedundantStrategy(RecordedStrategy):
             probe(self._layout.flat.vector, probe.statistics, torch.arange(2), seed=0)
         self._clients = None if clients is None else dict(clients)
         self._step = step or _sgd(server_lr, server_momentum, self._layout.shapes)
-        rule = build_rule(self._settings)
         self._truth = truth
-        self._rule = rule
-        self._state = State(
-            secret=fresh() if secret is None else secret, tolerance=tolerance, memory=rule.init()
-        )
+        self._rule = build_rule(self._settings)
+        known = fresh() if secret is None else secret
+        self._state = State(secret=known, tolerance=tolerance, memory=self._rule.init())
         self._round: Round | None = None
         self.history: list[Row] = []
         self.kept: tuple[int, ...] = ()
@@ -200,10 +198,7 @@ class RedundantStrategy(RecordedStrategy):
         ledger.bytes_down["model"] = (now.model.nbytes + now.statistics.nbytes) * len(now.sent)
         row: Row = {"round": server_round, "replies": len(heard)}
         row["seconds_commit"] = round(time.perf_counter() - now.began, 4)
-        basis = Basis(
-            settings=self._settings, rule=self._rule, length=self._layout.length, truth=self._truth
-        )
-        done = decide(basis, now, heard, ledger, self._state)
+        done = decide(self._basis(), now, heard, ledger, self._state)
         row |= done.row
         self.kept = done.kept
         # Who was caught in a round that keeps the model is out all the same.
@@ -259,6 +254,16 @@ class RedundantStrategy(RecordedStrategy):
             members=self._state.members,
         )
         self._state = replace(self._state, members=members, tolerance=tolerance, enrolled=True)
+
+    def _basis(self) -> Basis:
+        """Return what decides every round."""
+        return Basis(
+            settings=self._settings,
+            rule=self._rule,
+            length=self._layout.length,
+            layers=lambda: self._layout.layers,
+            truth=self._truth,
+        )
 
     def _stepped(self, now: Round, value: Tensor | None, row: Row) -> ArrayRecord | None:
         """Take the server's step along the gradient; the statistics are taken over as they are."""
