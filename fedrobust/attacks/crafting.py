@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -215,7 +216,7 @@ def _view(honest: Any, name: str) -> Tensor:
 def _finished(sent: Tensor, view: Tensor, name: str, f: int) -> Tensor:
     """Return the rows in the honest updates' type, or say what is wrong with them."""
     _checked_rows(name, sent, (f, view.shape[1]), view.dtype)
-    if attack_record(name).finite and not bool(torch.isfinite(sent[:1] if f else sent).all()):
+    if attack_record(name).finite and not _all_finite(sent[:1] if f else sent):
         raise ValueError(f"{name}: from these updates it crafts no finite ones; scale them")
     return narrowed(sent, view.dtype, name)
 
@@ -242,11 +243,13 @@ def check(
             got = tuple(value.shape)
             raise ValueError(f"{name} needs {what} of shape {tuple(shape)}, got {got}")
     for what, value in (("honest", honest), ("previous", previous), ("own", own)):
-        if value is not None and value.numel():
-            # NaN and Inf show in the extremes, without a mask as large as the matrix.
-            low, high = torch.aminmax(value)
-            if not (torch.isfinite(low) and torch.isfinite(high)):
-                raise ValueError(f"{name} needs finite {what} updates, got NaN or Inf")
+        if value is not None and not _all_finite(value):
+            raise ValueError(f"{name} needs finite {what} updates, got NaN or Inf")
+
+
+def _all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite: one read, no mask of its size."""
+    return not values.numel() or all(math.isfinite(float(end)) for end in torch.aminmax(values))
 
 
 def rehearse(name: str, function: Callable[..., Tensor], given: dict[str, Any], **who: int) -> None:

@@ -46,6 +46,8 @@ def empty_rows(honest: Tensor, f: int, out: Tensor | None) -> Tensor:
 
 def mean(honest: Tensor) -> Tensor:
     """Coordinate-wise mean, (d,) float64."""
+    if len(honest) == 1:
+        return honest[0].to(torch.float64, copy=True)
     out = honest.new_empty(honest.shape[1], dtype=torch.float64)
     for columns, block in blocks(honest):
         out[columns] = block.mean(dim=0)
