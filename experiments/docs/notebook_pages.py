@@ -51,7 +51,7 @@ def pictures(name: str) -> Iterator[tuple[str, str]]:
     for cell in cells(name):
         if cell["cell_type"] == "markdown":
             last = "".join(cell["source"]).strip().splitlines()[-1]
-            words = re.split(r"(?<=[.:])\s", last.lstrip("# "))[0].rstrip(":")
+            words = re.split(r"(?<=\.)\s", last.lstrip("# "))[0].rstrip(":")
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 yield "".join(output["data"]["image/png"]).strip(), words
