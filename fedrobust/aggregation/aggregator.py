@@ -206,7 +206,9 @@ def _in_range(
 
 def _finished(result: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """Return a result in the updates' type, or say that it is none."""
-    if not bool(torch.isfinite(result).all()):
+    # One read: ``isfinite`` of a matrix would make several of its size.
+    checked = result if result.dim() == 1 else scaling.largest_values(result)
+    if not bool(torch.isfinite(checked).all()):
         kind = str(result.dtype).removeprefix("torch.")
         raise Refusal(f"{name}: the result of finite updates is not finite in {kind}")
     return narrowed(result.detach(), dtype, name)
