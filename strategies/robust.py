@@ -168,6 +168,8 @@ class RobustStrategy(RecordedStrategy):
             clients.values(), model, self._memory.step, config, server_round
         )
         group, ttl = str(server_round), parts.deadline
+        matrix = matrix_of(grid) or self._own
+        matrix.begin()
         sent = [
             Message(contents[client], node, "train", group_id=group, ttl=ttl)
             for node, client in clients.items()
@@ -177,7 +179,7 @@ class RobustStrategy(RecordedStrategy):
             model=model,
             clients=clients,
             sent=tuple(sent),
-            matrix=matrix_of(grid) or self._own,
+            matrix=matrix,
             grid=grid,
         )
         return sent
@@ -279,7 +281,8 @@ class RobustStrategy(RecordedStrategy):
     def _offers(self, sent: Round) -> Server | None:
         """Return what the rule may ask, in the form in which it is shown the updates."""
         parts, start = self._parts, sent.model.vector
-        server = parts.offers(start, sent.number)
+        known: Server = {"layers": lambda: parts.transport.layers, "model": lambda: start}
+        server = {**known, **(parts.offers(start, sent.number) or {})}
         return server if parts.form is None else parts.form.offered(server, start)
 
     def _stepped(self, sent: Round, aggregated: Aggregated) -> tuple[Tensor, Memory]:
