@@ -26,6 +26,7 @@ EXIT_CODES = (
 )
 app = typer.Typer(
     no_args_is_help=True,
+    # Typer's own tracebacks print local variables: data, and secrets among them.
     pretty_exceptions_enable=False,
 )
 console = Console()
@@ -286,7 +287,7 @@ def main() -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         errors.print("interrupted; finished runs are kept and will not be run again")
-        raise SystemExit(130) from None
+        raise SystemExit(130) from None  # 128 + SIGINT, as shells have it
 
 
 if __name__ == "__main__":

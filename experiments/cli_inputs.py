@@ -46,6 +46,8 @@ def experiments_of(
         swept = {"sweep": {**document.get("sweep", {}), **axes}} if axes else {}
         runs += resolve({**document, **swept}, given)
     if seeds > 1:
+        # Counted from each run's own seed: an axis of the sweep would take the place of a swept
+        # seed.
         runs = [r for e in runs for i in range(seeds) for r in resolve(e, {"seed": e.seed + i})]
     return list({e.run_id: e for e in runs}.values())
 
@@ -67,6 +69,7 @@ def _values(key: str, text: str) -> list[Any]:
         return value
     if not isinstance(value, str):
         return [value]
+    # TOML did not read it: its brackets would end up in the first and the last name.
     if value.startswith("["):
         raise ConfigError([f"sweep axis {key!r} needs a TOML list or values with commas: {text}"])
     return [parse_value(part.strip()) for part in value.split(",") if part.strip()]

@@ -83,6 +83,7 @@ def defence(experiment: Experiment) -> str:
 def as_json(results: Results, sweep: Sweep) -> dict[str, Any]:
     """Return the table, its intervals and each run's folder, for machines."""
     return {
+        # Through pandas, which writes null for NaN: JSON has no NaN.
         "table": json.loads(results.table().to_json(orient="index")),
         "interval": json.loads(results.interval().to_json(orient="index")),
         "auto": [

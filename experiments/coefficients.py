@@ -45,6 +45,7 @@ def compared(frame: pd.DataFrame, experiments: Sequence[Experiment]) -> pd.DataF
         return pd.DataFrame()
     known = {e.run_id: published(e) for e in experiments}
     told = frame.dropna(subset=["kappa"])
+    # As floats: where nothing is published the column has NaN, not None.
     told = told.assign(published=[known[run] for run in told["run"]]).astype({"published": float})
     groups = told.groupby(["defence", "attack"], sort=False)
     table = groups["kappa"].agg(mean="mean", worst="max")

@@ -74,6 +74,7 @@ def run(
     _announce(experiments, errors, quiet=quiet)
     settings["secret"] = hidden.read(secret) if secret is not None else None
     sweep = Sweep(experiments, output / file.stem, grid, data_root, **settings)
+    # With --json standard output is the object's alone.
     results = _run(sweep, errors if as_json else console, track, quiet=quiet, strict=strict)
     with expecting_steps(results, errors):
         written = keeping.write_tables(results, sweep.output)
@@ -114,6 +115,7 @@ def sweep_over(
     check_against_data(experiments, data_root=data_root, download=download)
     _announce(experiments, errors, quiet=quiet)
     sweep = Sweep(experiments, output / file.stem, "in_process", data_root, **settings)
+    # Before the runs: a misspelt format is no reason to lose their table hours later.
     resolve_one(table, list(tables.FORMATS), "format")
     results = _run(sweep, errors, track, quiet=quiet, strict=strict)  # only a table on stdout
     written = keeping.write_tables(results, sweep.output)

@@ -71,6 +71,7 @@ def differences(finals: pd.DataFrame, baseline: str) -> pd.DataFrame:
     if baseline not in by_seed.columns:
         hint = suggest(baseline, [str(name) for name in by_seed.columns])
         raise ConfigError([f"unknown defence {baseline!r}; {hint}"])
+    # In pairs: what a seed does to both defences is in no difference, and so in no interval.
     apart = by_seed.drop(columns=baseline).sub(by_seed[baseline], axis=0)
     return pd.DataFrame(
         {
@@ -103,6 +104,7 @@ def first_rounds(ends: Iterable[End], target: float, *, hold: int, sign: int) ->
     """Return the first round of each run from which a target is held; missing without one."""
     lines = []
     for names, found in ends:
+        # A rolling window stands at its last evaluation: it is moved to its first.
         good = (sign * found >= sign * target).rolling(hold).sum().shift(1 - hold) == hold
         lines.append({**names, "round": good[good].index.min() if good.any() else pd.NA})
     return pd.DataFrame(lines).astype({"round": "Int64"})

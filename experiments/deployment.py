@@ -27,7 +27,7 @@ from fedrobust.runs.folder import RunFolder
 from strategies.federated import UNATTESTED
 
 PLAIN = ["flower-supernode"]
-POLL = 3.0
+POLL = 3.0  # seconds, as Flower's own SuperNode
 LONGEST_POLL = 60.0
 
 
@@ -59,6 +59,7 @@ def run_node(
         config["use"] = plugins.used()
     if check and data is not None:
         plugins.provide({"data": check})
+        # Read here, for its errors alone: else they show when the node is asked to train.
         load_own(data, name=check, root=data_root)
     check_device(device)
     if device != "cpu":
@@ -71,7 +72,9 @@ def run_node(
         superlink, config, certificates=certificates, key=key, insecure=insecure, port=port,
         warm=warm_here() and not plain, poll=poll,
     )  # fmt: skip
+    # This environment's program: PATH may know another Flower first.
     program = shutil.which(command[0], path=Path(sys.executable).parent) or command[0]
+    # In the place of this process: signals and the exit code are then the SuperNode's.
     os.execve(program, command, os.environ | QUIET | _with_path(os.environ.get("PATH", "")))
 
 
@@ -211,6 +214,7 @@ def warm_supernode(poll: float) -> list[str]:
     """Return the command of the SuperNode that answers at once."""
     if not 0 < poll <= LONGEST_POLL:
         raise ConfigError([f"--poll is in (0, {LONGEST_POLL:g}] seconds, got {poll:g}"])
+    # -P: what lies in the folder of the caller must not stand in for our packages.
     return [sys.executable, "-P", "-m", "experiments.deploy.supernode", "--poll", f"{poll:g}"]
 
 

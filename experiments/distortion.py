@@ -33,6 +33,7 @@ def table(schemes: Sequence[Spec], *, workers: int, replication: int) -> pandas.
             row = _row(spec, workers=workers, replication=replication, q=q)
             rows.append({"scheme": split(spec)[0], "q": q, "files": files} | row)
     frame = pandas.DataFrame(rows, columns=COLUMNS)
+    # "Int64" with a capital has missing values; "int64" would refuse them.
     whole = {"q": "int64", "files": "int64", "count": "Int64", "weak_count": "Int64"}
     return frame.astype(whole)
 

@@ -11,7 +11,7 @@ from fedrobust.attacks.members import questions
 from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import Experiment
 
-ROUNDS = 3
+ROUNDS = 3  # one warms up, one is measured, one is evaluated
 ASKS, ASKS_NOT = {"name": "gradient_search"}, {"name": "ipm", "epsilon": 0.5}
 
 
@@ -31,6 +31,7 @@ class RoundTime:
 def measured(experiment: Experiment, *, data_root: str | None = None) -> RoundTime:
     """Run three rounds with an attack that asks the rule, and three with one that does not."""
     plain, asking = (_seconds(experiment, spec, data_root) for spec in (ASKS_NOT, ASKS))
+    # The difference of two measured times: noise may turn it below zero.
     return RoundTime(plain, max(0.0, asking - plain) / questions(ASKS))
 
 

@@ -46,6 +46,7 @@ def state_dict(
     model.load(vector)
     if statistics is not None:
         load_statistics(model.module, statistics)
+    # Copies: parameters are views of one vector, and safetensors refuses memory that is shared.
     return {k: v.detach().clone().contiguous() for k, v in model.module.state_dict().items()}
 
 
@@ -74,6 +75,7 @@ def write(path: Path, experiment: Experiment, state: dict[str, Tensor]) -> Path:
             from safetensors.torch import save_file
         except ImportError as error:
             raise ConfigError(["needs safetensors: pip install 'fedrobust[export]'"]) from error
+        # The metadata of safetensors are texts alone.
         told = {"experiment": json.dumps(experiment.to_dict()), "fedrobust": __version__}
         save_file(state, path, metadata=told)
     elif path.suffix == ".pt":

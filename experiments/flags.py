@@ -53,6 +53,7 @@ def rising(rows: Sequence[Row]) -> str:
 def below_chance(rows: Sequence[Row], *, chance: float | None) -> str:
     """Accuracy is below that of a guess: the model was turned, not merely harmed."""
     found = final(rows)
+    # A tenth below, since a model that merely guesses is under chance at times.
     if chance is None or not found < 0.9 * chance:
         return ""
     return f"accuracy {100 * found:.1f} is below chance ({100 * chance:.0f}): the model is turned"

@@ -33,6 +33,7 @@ def flwr(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
         check=False,
         timeout=120,
     )
+    # Flower may print lines of its own before the answer.
     start = done.stdout.find("{")
     try:
         return json.loads(done.stdout[start:])
@@ -51,6 +52,7 @@ def refusal(answer: Mapping[str, Any]) -> str:
 def free_port() -> int:
     """Return a TCP port that nobody uses now."""
     with socket.socket() as probe:
+        # The system chooses. Free is not ours: another process may take it before we do.
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
@@ -72,8 +74,10 @@ def end(process: subprocess.Popen) -> None:
     """End the SuperLink and everything that it started."""
     for word in (signal.SIGTERM, signal.SIGKILL):
         try:
+            # The whole group, which was started as a session: the processes of Ray outlive their
+            # parent.
             os.killpg(process.pid, word)
-            process.wait(timeout=10)
+            process.wait(timeout=10)  # then it is killed
         except ProcessLookupError:
             break
         except subprocess.TimeoutExpired:

@@ -42,7 +42,7 @@ from fedrobust.version import __version__
 
 Row = dict[str, Any]
 ASK = 10.0  # seconds between two questions after a run's state: each is a process of a second
-ATTEMPTS = 5
+ATTEMPTS = 5  # with pauses of 1, 2, 4, 8 and 16 seconds
 SERVER = "strategies.server_app:app"
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -109,6 +109,7 @@ def write_app(path: Path, config: Mapping[str, Any], *, server: str = SERVER) ->
         source = Path(str(package.__file__)).parent
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(source, path / source.name, ignore=ignore)
+    # No dependencies: what runs the app is this very environment.
     document = {
         "project": {"name": "fedrobust", "version": __version__, "dependencies": []},
         "tool": {
@@ -133,6 +134,7 @@ def _superlink(home: Path, parts: str = "") -> Iterator[dict[str, str]]:
     """Start a SuperLink of this run's own; yield the environment in which ``flwr`` finds it."""
     port = free_port()
     environment = os.environ | QUIET | {"FLWR_HOME": str(home)}
+    # The SuperLink starts Flower's other programs by their names.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment.pop("OMP_NUM_THREADS", None)
     environment[plugins.VARIABLE] = parts
@@ -146,8 +148,10 @@ def _superlink(home: Path, parts: str = "") -> Iterator[dict[str, str]]:
         command,
         env=environment,
         cwd=home,
+        # It writes a log file; a pipe that nobody reads would fill, and stop it.
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        # A group of its own, so that ``end`` reaches all that it starts, and Ctrl+C does not.
         start_new_session=True,
     )
     try:
@@ -161,6 +165,7 @@ def _submit(app: Path, environment: dict[str, str], hosts: int, device: str) -> 
     nodes = f"num-supernodes={hosts} client-resources-num-cpus=1"
     if device != "cpu":
         gpus = torch.cuda.device_count() if device == "cuda" else 1
+        # Ray takes fractions: several hosts share a GPU.
         nodes += f" client-resources-num-gpus={gpus / hosts:g}"
     answer = flwr(["run", str(app), "--federation-config", nodes], environment)
     if "run-id" not in answer:

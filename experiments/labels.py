@@ -59,6 +59,7 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
             value = {k: v for k, v in value.items() if k in ("replication", "tolerance", "window")}
         if experiment.mode == key == "ensemble":
             value = {k: v for k, v in value.items() if k != "paradigm"}  # it names the defence
+        # A table with a name is a spec, and so one value; any other holds settings.
         nested = value if isinstance(value, dict) and "name" not in value else {"": value}
         flat |= {f"{key}.{name}".rstrip("."): v for name, v in nested.items()}
     return flat
@@ -83,6 +84,7 @@ def distinct(chains: list[list[dict[str, Any]]]) -> list[str]:
         parts = []
         for place, spec in enumerate(chain):
             others = [other[place] for other in group]
+            # No setting is equal to ``...``: one that a namesake lacks counts as different.
             varied = [k for k in spec if any(o.get(k, ...) != spec[k] for o in others)]
             parts.append(" ".join([spec["name"], *(f"{k}={spec[k]}" for k in varied)]))
         return "+".join(parts)

@@ -29,6 +29,7 @@ SOURCES = (
     "training",
 )
 OTHERS = "plug-ins of others"
+# Written out: ``plugins.KINDS``, which holds them, would import torch.
 GROUPS = tuple(
     f"fedrobust.{name}"
     for name in ("models", "datasets", "partitions", "losses", "metrics", "rules", "attacks")

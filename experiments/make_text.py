@@ -47,6 +47,7 @@ def main() -> None:
     """Write the text and its licence."""
     found: dict[str, np.ndarray] = {}
     library = Path(sysconfig.get_path("stdlib"))
+    # Sorted: a file system lists in any order, and the first ``MOST`` are taken.
     for path in sorted(library.glob("[a-z]*.py")):
         source = path.read_text(encoding="utf-8")
         text = "" if OTHERS.search(source) else docstrings(source)

@@ -25,6 +25,7 @@ def stuck(experiment: Experiment, rows: list[Row]) -> str:
     """Say that a run took no step, and why; empty where it took one, or has no round yet."""
     rounds = [row for row in rows if row["round"] > 0]
     reasons = Counter(str(row["kept"]) for row in rounds if "kept" in row)
+    # One round with a step is enough: what it came to is a result.
     if not rounds or reasons.total() < len(rounds):
         return ""
     (reason, count), *_ = reasons.most_common(1)

@@ -39,6 +39,7 @@ def heat_map(
         table.to_numpy() * factor,
         cmap="RdYlBu" if better else "RdYlBu_r",  # told apart by the colour-blind too
         aspect="auto",
+        # Fixed ends: one colour means one accuracy in all pictures, whatever else is in them.
         vmin=10 if shown.is_share else None,
         vmax=90 if shown.is_share else None,
     )

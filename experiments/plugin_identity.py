@@ -35,6 +35,7 @@ class Numbers:
     def named(self, name: str, mark: Any) -> str:
         """Return the name of an object: the same for the same mark, another for another."""
         known = self._known.setdefault(name, [])
+        # A list: marks hold tables and references, which have no hash.
         if mark not in known:
             known.append(mark)
         place = known.index(mark)
@@ -133,6 +134,7 @@ class _Reference:
 
     def __init__(self, value: Any) -> None:
         try:
+            # Weak: numbers last as long as the process, a user's data sets should not.
             self._get: Callable[[], Any] = weakref.ref(value)
         except TypeError:  # plain containers and numbers take no weak references
             self._get = lambda: value
@@ -160,6 +162,8 @@ def _shown(core: Any, settings: dict[str, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> bool:
     """Whether a configuration can hold a value: a number, a text, or a list of them."""
     if isinstance(value, list | tuple):
+        # The type itself: to ``isinstance`` numpy's float64 is a float, and a configuration takes
+        # none.
         return all(type(one) in PLAIN for one in value)
     return type(value) in PLAIN
 

@@ -69,6 +69,7 @@ class Live:
             self._end(experiment, row)
 
     def _first(self, last: str, row: Row) -> None:
+        # Not of round 0, which is the initial model in every run.
         if not self._told and row["round"] > 0:
             self._told = True
             self._line(f"first result: {last} after round {row['round']}")

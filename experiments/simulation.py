@@ -191,6 +191,7 @@ def run_one(
             parts=parts,
         )
     with _recorded(experiment, folder, data_root, resume=resume, secret=secret) as (rows, points):
+        # Of a run that continues: progress and trackers begin anew, and are shown what was before.
         for row in rows:
             on_row(row)
 
@@ -258,6 +259,7 @@ def _in_process(
     output = str(kept) if kept and experiment.ensemble.tunes else ""
     host = Host(data_root=data_root or "", device=device, output=output)
     with own_torch_state(), quiet("flwr"):
+        # Not the client app of ``clients.client_app``: that one keeps its nodes in the process.
         own = handlers_for(experiment, host)  # this run's: nothing is shared with another one
         nodes = InProcessGrid(
             make_app(lambda context: own), clients=experiment.clients, together=own.together

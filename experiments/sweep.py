@@ -123,11 +123,15 @@ class Sweep:
     def _run_parallel(
         self, waiting: list[Experiment], workers: int, on_row: Callable[[Experiment, Row], None]
     ) -> None:
+        # No fork: it copies locks that torch's threads hold at the time, and CUDA does not survive
+        # it.
         context = get_context("spawn")
         with context.Manager() as manager, one_thread_per_process():
+            # The manager's: a plain queue cannot be handed to a pool that is running.
             rows = manager.Queue()
             with (
                 ProcessPoolExecutor(workers, context, initializer=_pin) as pool,
+                # The children so far, the manager among them, have to outlive the pool.
                 _ended_by_interrupt(pool, spared=active_children()),
             ):
                 each = [replace(one, use=plugins.used()) for one in self._by_gpu()]
@@ -135,6 +139,7 @@ class Sweep:
                     pool.submit(_work, each[i % len(each)], i, e, rows)
                     for i, e in enumerate(waiting)
                 ]
+                # A task may be done while its last rows are still in the queue.
                 while not all(task.done() for task in tasks) or not rows.empty():
                     try:
                         index, row = rows.get(timeout=0.2)
@@ -183,6 +188,7 @@ def one_thread_per_process() -> Iterator[None]:
     """Give child processes one BLAS, OpenMP and numba thread each."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
+    # Before children start: each library reads its variable once, when it is loaded.
     os.environ.update(dict.fromkeys(names, "1"))
     try:
         yield

@@ -58,9 +58,11 @@ def order(means: pd.DataFrame, best: str) -> Order:
 
 def pivot(finals: pd.DataFrame, statistic: Any) -> pd.DataFrame:
     """Bring lines of defence, attack and value into a table, in the order in which they came."""
+    # Nothing is dropped: an attack under which nothing was measured keeps its column.
     table = finals.pivot_table(
         index="defence", columns="attack", values="value", aggfunc=statistic, dropna=False
     )
+    # Pandas has sorted both by name.
     return table.reindex(index=finals["defence"].unique(), columns=finals["attack"].unique())
 
 
@@ -188,5 +190,6 @@ def _no_formula(value: Any) -> Any:
     try:
         float(words)
     except ValueError:
+        # A sign by itself is no formula.
         return f"'{words}" if len(words) > 1 and words.startswith(FORMULAS) else words
     return words

@@ -27,6 +27,7 @@ def numbers(row: Row, prefix: str = "") -> dict[str, float]:
     for key, value in row.items():
         if isinstance(value, dict):
             found |= numbers(value, f"{prefix}{key}/")
+        # By type: to ``isinstance`` a flag is a number.
         elif type(value) in (int, float) and key != "round" and math.isfinite(value):
             found[prefix + key] = float(value)
     return found
@@ -59,6 +60,7 @@ def mlflow(folder: Path) -> Tracker:
 
     client.set_experiment(folder.name)
     runs: dict[str, str] = {}
+    # Not the module's own functions: they know one active run, and rows of several come mixed.
     service = client.MlflowClient()
 
     def on_row(experiment: Experiment, row: Row) -> None:
@@ -91,6 +93,7 @@ def wandb(folder: Path) -> Tracker:
                 name=experiment.name,
                 config=experiment.to_dict(),
                 dir=str(folder),
+                # Runs of a sweep are open at once: by default a second one would end the first.
                 reinit="create_new",
             )
         runs[experiment.run_id].log(numbers(row), step=row["round"])

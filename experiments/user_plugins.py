@@ -87,6 +87,7 @@ def is_own(given: Any, key: str = "rule") -> bool:
     if key == "metrics":
         each = given.values() if isinstance(given, Mapping) else _listed(given)
         return any(not isinstance(one, str) for one in each)
+    # A mapping is a spec, but of data it is the arrays themselves.
     plain = (str,) if key == "data" else (str, Mapping)
     return given is not None and not isinstance(given, plain)
 
@@ -112,6 +113,7 @@ def _attack(given: Any) -> tuple[dict[str, Any], list[Part]]:
 def _model(given: Any) -> tuple[str, list[Part]]:
     held = isinstance(given, nn.Module)
     digest = plugins.value_digest("model", given) if held else ""
+    # A module is told by its values, a function by its code.
     name = NUMBERS["model"].named(name_of(given), digest or mark(given, {}))
     return name, [Part("model", name, given, ORIGIN, digest)]
 

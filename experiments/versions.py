@@ -62,7 +62,9 @@ def attempt(name: str, folder: Path) -> bool:
         check=True,
     ).stdout.split()
     watched = (*WATCHED, "ray")
+    # Flushed: the tests write to the same terminal from another process.
     print(f"{name}:", *(line for line in chosen if line.split("==")[0] in watched), flush=True)
+    # A cache of its own: kernels that other versions have compiled must not be found.
     environment = os.environ | {"NUMBA_CACHE_DIR": str(folder / "numba")}
     tests = [python, "-m", "pytest", "-p", "no:cacheprovider", "-q", *SUBSET]
     return not subprocess.run(tests, cwd=ROOT, env=environment, check=False).returncode

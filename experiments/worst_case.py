@@ -64,6 +64,7 @@ def worst_cases(runs: Sequence[Run], defences: Sequence[str]) -> list[WorstCase]
     """
     groups: dict[str, list[tuple[Run, str]]] = {}
     for run, defence in zip(runs, defences, strict=True):
+        # By the settings, not by the label: labels leave out what is the same in all runs.
         key = json.dumps(auto.same_but_attack(run[0]), sort_keys=True)
         groups.setdefault(key, []).append((run, defence))
     found = []

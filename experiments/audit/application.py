@@ -92,6 +92,7 @@ def tree_hash(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(walk(folder)):
+        # NUL ends a path, since no path holds one: two trees never read alike.
         digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
         if path.is_symlink():
             digest.update(b"link\0" + os.readlink(path).encode())

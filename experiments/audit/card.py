@@ -58,6 +58,7 @@ def picture(audit: Audit) -> str:
     console = Console(record=True, width=WIDTH, file=io.StringIO())
     show(audit, console)
     drawn = console.export_svg(title=f"fedrobust audit {plain(audit.application.name)}")
+    # Rich's picture asks a server for its font, and says in a comment where it is from.
     return re.sub(r"@font-face \{.*?\}\s*|<!--.*?-->\s*", "", drawn, flags=re.DOTALL)
 
 

@@ -51,6 +51,7 @@ def classify(run: Run) -> Kind:
     legacy = bool(facts.get("legacy"))
     seam = WRAPPER if strategies and not legacy else GRID
     vector = facts.get("floats", 0) > 0
+    # By most of them: a round may happen to ask one node alone.
     together = 2 * facts.get("alone", 0) <= facts.get("train_batches", 0)
     kind = Kind(_shape(facts, strategies, legacy), seam, vector, together, _stop(run))
     if not vector:

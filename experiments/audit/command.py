@@ -17,7 +17,7 @@ CODES = (
     "130 interrupted. Nothing is written into the app's folder."
 )
 Many = list[str] | None
-INTERRUPTED = 130
+INTERRUPTED = 130  # 128 + SIGINT
 
 
 def audit(
@@ -125,6 +125,7 @@ def _conducted(
 
 
 def _inside(output: Path, folder: Path) -> bool:
+    # Resolved: a link may lead into the app's folder.
     return output.resolve().is_relative_to(folder.resolve())
 
 

@@ -58,6 +58,7 @@ def audit(
     except ValueError as error:
         raise ConfigError([str(error)]) from error
     start, before = time.monotonic(), tree_hash(application.folder)
+    # The phases set another limit before the first cell.
     with Cells(application, limit=60.0, workers=workers, use=options.use) as cells:
         phases = Phases(application, options, cells, say)
         outcome = phases.only(one) if one is not None else phases.conduct()

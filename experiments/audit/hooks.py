@@ -82,6 +82,7 @@ class _Start:
             "robust": isinstance(strategy, (*ROBUST, Robust)),
             "private": isinstance(strategy, PRIVATE),
         })  # fmt: skip
+        # Out of the way for once: below, ``start`` has to be the one of the class.
         vars(strategy).pop("start", None)
         try:
             if self._rule is None:
@@ -92,4 +93,5 @@ class _Start:
             self._seen.robust.append(robust)
             return robust.start(*args, **kwargs)
         finally:
+            # Back again: an app may start one strategy several times.
             vars(strategy)["start"] = self

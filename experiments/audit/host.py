@@ -87,6 +87,7 @@ def _child(order: dict[str, Any]) -> None:
         log = os.open(scratch / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0), os.dup2(log, 1), os.dup2(log, 2)
+        # The host's own: a cell that held its answers open would keep the audit waiting at the end.
         os.closerange(3, 256)
         given = order["application"]
         application = Application(**{**given, "folder": Path(given["folder"])})
@@ -97,6 +98,7 @@ def _child(order: dict[str, Any]) -> None:
         result = run(application, Cell(**order["cell"]), Path(order["folder"]), scratch)
         written = scratch / (RESULT + ".part")
         written.write_text(json.dumps(result.as_table()))
+        # Whole or not at all: a cell may be killed while it writes.
         written.replace(scratch / RESULT)
         code = 0
     finally:

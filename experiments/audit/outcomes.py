@@ -51,10 +51,12 @@ def judge(run: Run, judge: Judge, arrays: Mapping[str, np.ndarray]) -> Finding:
     whose defence was not reached, shows nothing.
     """
     facts, cell = run.facts, run.cell
+    # These two have no facts: their process did not live to write any.
     if run.status == HUNG:
         return Finding(run, HANGS, reason=run.error)
     if run.status == EXITED:
         return Finding(run, ENDS, reason=run.error)
+    # Before any error counts: with no reply replaced it is not the attack's doing.
     if cell.attack != CLEAN and not facts.get("replaced"):
         raised = run.error if run.status == RAISED else ""
         why = facts.get("untouched") or raised or "no Byzantine node was asked, or none answered"

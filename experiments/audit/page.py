@@ -43,6 +43,7 @@ def page(document: dict[str, Any]) -> str:
         f"{_(', '.join(f'{k} {v}' for k, v in document['versions'].items()))}.</small></p>",
     ]
     title = f"<title>Audit of {_(app['name'])}</title>"
+    # A second wall behind the escaping: nothing in the page may run, or load anything.
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     head = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

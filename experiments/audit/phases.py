@@ -202,6 +202,7 @@ class Phases:
         for finding in self.out.of(ATTACK):
             if not finding.broke:
                 continue
+            # It breaks at ``high``; that fewer attackers do no more harm is taken for granted.
             attack, low, high = finding.run.cell.attack, 1, self.f
             while low < high:
                 middle = (low + high) // 2
@@ -247,6 +248,7 @@ class Phases:
     def _repeat_with_flower(self) -> None:
         """Run the clean and the worst cell through Flower's own engine."""
         falls = [f for f in self.out.of(ATTACK, BROKEN_REPLY) if f.broke]
+        # A run that ended has no fall: it is worse than any.
         worst = max(falls, key=lambda f: f.fall if f.fall is not None else math.inf, default=None)
         cells = [Cell(engine="flower")]
         if worst is not None:

@@ -28,7 +28,8 @@ ENVIRONMENT = {
     "MPLBACKEND": "Agg",  # no windows
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",  # nothing is written beside the app's sources
+    # One thread: several cells run at once, and a host with threads could not be forked.
     "OMP_NUM_THREADS": "1",
     "NUMBA_NUM_THREADS": "1",
     "NUMBA_THREADING_LAYER": "workqueue",  # the layer that may be forked
@@ -60,12 +61,14 @@ class Cells:
     ) -> None:
         self.application, self.limit = application, limit
         self.use = [str(Path(file).expanduser().resolve()) for file in use]
+        # The cores that this process may use: in a container they are fewer than the machine's.
         self.workers = workers or len(os.sched_getaffinity(0))
         self._scratch = Path(tempfile.mkdtemp(prefix="fedrobust-audit-"))
         self._known: dict[Cell, Run] = {}
         self._numbers = count(1)
         self.arrays: dict[Cell, dict[str, np.ndarray]] = {}
         environment = {**os.environ, **ENVIRONMENT}
+        # The host starts in another folder, and has to find this project all the same.
         path = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(path)
         self._host = subprocess.Popen(

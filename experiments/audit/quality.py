@@ -175,6 +175,7 @@ class Judge:
         self._unit = 0.0
         if metric.source == DISTANCE:
             self._measure(arrays)
+            # In units of the clean seeds' own distances, which ``value`` divides by.
             self.baseline = Baseline(0.0, 1.0, None, SPREADS)
             return
         found = [value for run in clean if (value := self.value(run, {})) is not None]

@@ -95,6 +95,7 @@ class Recorder(WrappedGrid):
         kind, content = message.metadata.message_type, message.content
         self.last[kind] = content
         if kind.split(".")[0] == "train" and self.first_train is None:
+            # A copy: clients in this process may edit what they were sent.
             self.first_train = _copy(message).content
         self.secure |= SECURE_AGGREGATION in content.config_records
         return is_finite(content)
@@ -234,6 +235,7 @@ def averaged(metrics: dict[int, dict[str, float]]) -> dict[str, float]:
     keys = set.intersection(*(set(told) for told in metrics.values()))
     counts = sorted(key for key in keys if "example" in key or "sample" in key)
     weights = [max(0.0, told[counts[0]]) if counts else 1.0 for told in metrics.values()]
+    # Exact, so that the order in which nodes answered does not show in the last bits.
     total = math.fsum(weights)
     if not math.isfinite(total) or total <= 0:
         weights, total = [1.0] * len(metrics), float(len(metrics))

@@ -176,6 +176,7 @@ class Audit:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Return the document as JSON text; write it where a path is given."""
+        # NaN is no JSON: ``_finite`` has made text of it, and what it missed is an error here.
         text = json.dumps(self.document(), indent=1, allow_nan=False)
         if path is not None:
             Path(path).write_text(text + "\n")

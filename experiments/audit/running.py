@@ -88,6 +88,7 @@ def lead_server(
     rule = cell.defence if cell.defence != CLEAN and cell.seam == WRAPPER else None
     stage["seen"] = watch(rule, cell.seed)
     context: Context = new_context(0, application.nodes, application.run_config)
+    # A server app has no node's configuration: reading one has to fail here as it would there.
     context.node_config.clear()
     with whole_rounds():
         server(outer, context)

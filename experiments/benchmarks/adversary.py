@@ -49,7 +49,7 @@ RULES: tuple[dict[str, Any], ...] = (
     {"name": "dnc"},
 )
 MOMENTA = (0.9, 0.0)
-CLEAR = 0.05
+CLEAR = 0.05  # of accuracy
 
 
 def cells(seeds: Iterable[int]) -> list[Experiment]:
@@ -118,6 +118,7 @@ def summary(output: Path, seeds: int) -> list[tuple[Experiment, WorstCase]]:
             for path in paths
         ]
         if done:
+            # Exactly one: a cell's runs differ in attack and seed alone.
             (one,) = load(done).worst_cases
             found.append((runs[0], one))
     return found

@@ -74,6 +74,7 @@ def main() -> None:
     for name in given.apps:
         with Cells(read(FOLDER / name), limit=600.0) as cells:
             told: dict[str, Any] = measure(cells, FOLDER, Row(name))
+        # Only when the row's own cells have ended: their CPU seconds would count as the audit's.
         for kind in given.audits:
             row = told | audited(FOLDER / name, kind, given.pictures)
             print("| " + " | ".join(row[column] for column in COLUMNS) + " |", flush=True)

@@ -25,6 +25,7 @@ BASE: dict[str, Any] = {
     "rounds": 30,
     "partition": {"name": "dirichlet", "alpha": 0.3},
     "training": {"batch_size": 16},
+    # More rounds than there are: of those that train only the last one is evaluated.
     "server": {"lr": 0.1, "momentum": 0.9, "evaluate_every": 1000},
 }
 TOLD = (0, 1, 2, 3, 4, 6)

@@ -57,6 +57,7 @@ def plain(agreement: Tensor, *, files: int = 98, seconds: float) -> int:
     """Enumerate the maximal cliques of the whole graph within a time; return how many came."""
     edges = (agreement == files).triu(1).nonzero().tolist()
     graph = networkx.Graph(edges)
+    # Who agrees with nobody is in no edge, and a clique of one.
     graph.add_nodes_from(range(len(agreement)))
     end, number = time.monotonic() + seconds, 0
     for _ in networkx.find_cliques(graph):

@@ -103,6 +103,7 @@ class Stopwatch:
     def row(self, row: Row) -> None:
         """Take the time since the last bare round, then run the next one."""
         if self.device != "cpu":
+            # A device works behind the calls: without this its time would be the next one's.
             torch.cuda.synchronize()
         now = self.clock()
         if 1 < row["round"] < self.case.rounds:  # the first warms up, the last evaluates as well
@@ -130,6 +131,7 @@ class Stopwatch:
         self.vector = self.vector - self.case.server.lr * total / self.case.clients
         if self.device != "cpu":
             torch.cuda.synchronize()
+        # The first warms up, here as in the engine.
         if number > 1:
             self.bare.append(self.clock() - start)
 
@@ -165,6 +167,7 @@ def through_flower(model: str, clients: int, settings: Settings, grid: str) -> R
     watch = Stopwatch(case, make_node(case, Host(data_root=root or "")), settings)
     for number in range(1, 5):
         watch.bare_round(number)
+    # Without the rounds that start the processes, and the last, which evaluates as well.
     return _line(grid, watch, [row["seconds"] for row in rows[2:-1]], None)
 
 

@@ -23,7 +23,7 @@ from experiments.deployment import run_on_nodes
 from fedrobust.experiment.load import from_dict
 
 NODES = 4
-TICK = os.sysconf("SC_CLK_TCK")
+TICK = os.sysconf("SC_CLK_TCK")  # a second of /proc's times
 ASKED = "Receiving: "  # what a SuperNode logs for each message
 BASE: dict[str, Any] = {
     "data": "fashionmnist-sample",
@@ -70,6 +70,7 @@ def start(it: Federation, way: str) -> None:
 
 def measured(it: Federation, case: str, rounds: int) -> dict[str, Any]:
     """Run one case; return its seconds and CPU seconds, without the first round's."""
+    # One more: the first is left out, in which Aspis also compares the workers' profiles.
     e = from_dict(BASE | CASES[case] | {"rounds": rounds + 1})
     marks: dict[int, tuple[int, float, float]] = {}
     before, began = mark(it)[0], time.monotonic()
@@ -111,6 +112,7 @@ def cpu(it: Federation, name: str) -> float:
     ticks = 0
     for pid in family(it.processes[name].pid):
         try:
+            # After the last bracket: a program's name may hold blanks, and brackets.
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:  # ended meanwhile: its parent counts it
             continue

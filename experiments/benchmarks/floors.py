@@ -95,6 +95,8 @@ def floor(module: str) -> int:
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
         name = ".".join(parts[:length])
+        # Not for its parts: ``fedrobust`` itself stands on the top floor, with the doors to all
+        # others.
         if name in FLOOR_OF and (name != "fedrobust" or module == "fedrobust"):
             return FLOOR_OF[name]
     raise ValueError(f"{module} stands on no floor: list its package in FLOORS")

@@ -30,7 +30,9 @@ def campaign(inputs: int, start: int) -> dict[str, Any]:
     @settings(
         max_examples=inputs,
         deadline=None,
+        # No examples that an earlier campaign kept: one seed is one campaign.
         database=None,
+        # Findings are counted, not shrunk.
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

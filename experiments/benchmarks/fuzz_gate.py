@@ -102,6 +102,7 @@ def fuzz_gate(inputs: int, start: int, findings: list[str]) -> Counter[str]:
     draw, outcomes = random.Random(start), Counter[str]()
     gate = Gate(behind, limits=Limits(objects=16, depth=5, reply_bytes=5000))
     for number in range(inputs):
+        # Anew from time to time: what was pushed once is refused, or passed over, from then on.
         if number % 200 == 0:
             told = Told(frozenset(NAMES[:4]), time.time() + 60)
             nodes = {node: Node(dict.fromkeys(NAMES[:3], told)) for node in (KNOWN, OTHER)}
@@ -142,6 +143,7 @@ def fuzz_collector(inputs: int, start: int, findings: list[str]) -> Counter[str]
         screens: dict[str, Any] = hostile.SCREENS
         for kind, screen in screens.items():
             try:
+                # Twice: the second must never count.
                 found = collect(SENT, [made, made], screen)
             except Exception as error:
                 findings.append(f"{kind}: raises {error!r:.200}")

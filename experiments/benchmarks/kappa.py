@@ -51,6 +51,7 @@ def patterns(n: int, f: int, d: int) -> Iterator[Tensor]:
 def kappa_of(rows: Tensor, spec: Spec, *, f: int, pre: Sequence[Spec] = ()) -> float:
     """Return the coefficient of one input; 0 where the rule refuses it or nobody differs."""
     honest = rows[: len(rows) - f]
+    # Honest rows that are all alike have no variance to divide by.
     if float((honest - honest.mean(0)).square().sum()) < 1e-9:
         return 0.0
     with warnings.catch_warnings():

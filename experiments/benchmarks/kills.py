@@ -40,8 +40,8 @@ BASE: dict[str, Any] = {
     "attack": "alie",
     "server": {"lr": 0.2, "evaluate_every": 3},
 }
-# Each remembers something else: velocity only, clients' momentum, rules' tables, attackers.
 HEAVY = ("flwr_datasets.partitioner", "sklearn.cluster", "sklearn.datasets")  # once, not per fork
+# Each remembers something else: velocity only, clients' momentum, rules' tables, attackers.
 CASES: dict[str, dict[str, Any]] = {
     "server velocity": {},
     "worker momentum": {"worker_momentum": 0.9, "rule": "nnm+trimmed_mean"},
@@ -78,6 +78,7 @@ def campaign(case: str, *, kills: int, parent: Path, seed: int = 0) -> dict[str,
     kill_until_done(experiment, parent / "whole", lambda vain: None)
     expected = outcome(experiment, parent / "whole")
     length = time.monotonic() - began
+    # By case, so that a case alone is struck at the same points as among the others.
     source = random.Random(f"{seed}/{case}")
     done, runs = 0, 0
     rounds: list[int] = []
@@ -116,6 +117,7 @@ def kill_until_done(
             return struck
         if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
             raise Different(f"the run failed by itself, wait status {status}")
+        # Row 0 is the initial model.
         reached = len(folder.rows()) - 1
         vain = 0 if reached > max(struck, default=-1) else vain + 1
         struck.append(reached)

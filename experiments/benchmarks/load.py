@@ -91,6 +91,7 @@ class Memory(threading.Thread):
             pids = ",".join(map(str, family(self._superlink)))
             words = ["ps", "-o", "rss=", "-p", pids]
             told = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+            # ``ps`` tells KiB; several processes of one memory count it several times.
             self.peak = max(self.peak, 1024 * sum(map(int, told.split())))
 
 

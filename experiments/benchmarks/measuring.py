@@ -66,6 +66,7 @@ def peak_of(call: Call, *, device: str = "cpu") -> int | None:
         return torch.cuda.max_memory_allocated() - before
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what an earlier case freed must not hide this one's need
+        # 5 sets the peak, VmHWM, back to what is in use now (Linux, proc(5)).
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
     except (OSError, AttributeError):

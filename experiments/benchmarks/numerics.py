@@ -133,6 +133,7 @@ def verdict(name: str, case: Case, rows: Tensor) -> str:
         return "wrong: not finite"
     if case.same:
         plain = _call(name, rows, n=len(rows), d=rows.shape[1])
+        # Sums in float32 differ by the order in which a layout lets them be taken.
         if not torch.allclose(result.double(), plain.double(), rtol=1e-4, atol=1e-5):
             return "wrong: differs from the plain rows"
     return "right"

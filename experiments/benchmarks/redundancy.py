@@ -87,6 +87,7 @@ class Rounds:
     def round(self) -> None:
         """Run one round over the grid."""
         self._number += 1
+        # Always the same model: no step is taken over, so that all rounds cost alike.
         arrays = array_of(model=self._vector)
         asked = self._strategy.configure_train(self._number, arrays, ConfigRecord(), self._grid)
         replies = self._grid.send_and_receive(asked)

@@ -35,9 +35,10 @@ from fedrobust.flower.wrapping import WrappedGrid
 from fedrobust.redundancy.commitments import digest, sketch
 from strategies.redundancy.strategy import RedundantStrategy
 
-STATED = 1e-3
+STATED = 1e-3  # what ``reveal_sums`` promises
 FEATURES, OUTPUTS = 6, 3
 LENGTH = FEATURES * OUTPUTS
+# "keep" often: a worker that never behaves is found out in its first round.
 ACTIONS = (
     "keep", "keep", "keep", "other", "null space", "scaled", "silent", "error", "replay", "swap",
     "not finite", "huge", "short", "twice", "in another name", "nothing",
@@ -261,6 +262,7 @@ def play(
         copies = adversary.copies(values, task.worker)
         return adversary.spoil(message, answer(message, values, copies))
 
+    # Aspis has a file for every three of the workers: C(5, 3) or C(7, 3).
     files = 10 if workers == 5 else 35
     strategy = RedundantStrategy(
         model=lambda: nn.Linear(FEATURES, OUTPUTS, bias=False), loss=None, data=problem,
@@ -292,6 +294,7 @@ def _check(step: Tensor, true: Tensor, kept: Sequence[int], path: str) -> None:
     if path == "sum":
         rows = true[list(kept)]
         gap = torch.linalg.vector_norm(step - rows.mean(0))
+        # Beside the promise, the rounding of the step itself.
         allowed = STATED * torch.linalg.vector_norm(rows, dim=1).mean() + 1e-6
         assert gap <= allowed, f"a step off by {gap:.3g}, {allowed:.3g} is stated"
         return

@@ -189,6 +189,7 @@ def rows_of(name: str, updates: Tensor, *, device: str, peers: bool) -> Iterator
         if too_large or (peer.name, n) in SLOW:
             continue
         try:
+            # A copy: a peer may write into what it is given, and ours is timed on it again.
             theirs = peer.prepare(updates.clone(), byzantine(name, n))
             seconds, peer_seconds = side_by_side(call, theirs, times=3, limit=10.0)
         except (ImportError, ValueError):  # not installed, or it refuses this n and f

@@ -85,6 +85,7 @@ def rows_of(tree: Path, document: Document) -> list[Row]:
         cwd=tree, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     for line in done.stdout.splitlines():
+        # Libraries print lines of their own.
         if line.startswith("ROWS"):
             found: list[Row] = json.loads(line[4:])
             return found

@@ -67,6 +67,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment as the server app does; then ask its members in every way."""
     server_app.main(grid, context)
     experiment = from_run_config(context.run_config)
+    # In the same run of Flower's: a node's state, and with it its member's model, belongs to one
+    # run.
     found = asked(GuardedGrid(grid), registered(grid), experiment)
     checkpoint.save(Path(str(context.run_config["output"])) / "answers.npz", found)
 

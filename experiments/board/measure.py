@@ -132,6 +132,7 @@ def tune(bench: Bench, *, say: Say) -> Row:
         if not pairs:
             continue
         tried = {value: final(bench.rows_of(e)) for value, e in pairs}
+        # Ties go to the smaller value in every run, and the last bits decide nothing.
         best = max(tried, key=lambda value: (round(tried[value], 6), -value))
         key = next(c.federation.tuned for c in bench.budget.cells if c.federation.name == name)
         told = {f"{value:g}": round(accuracy, 4) for value, accuracy in tried.items()}
@@ -150,13 +151,18 @@ def _firsts(budget: Budget) -> dict[str, Cell]:
 
 def _candidates(bench: Bench, cell: Cell) -> list[tuple[float, Experiment]]:
     """Return a run for each value of the tuned key; none where the rule refuses the cell."""
+    # One seed: the tuning budget is one run a value.
     base = document(cell, bench.budget, bench.rule, seed=bench.budget.seeds[0])
+    # A split of the training set stands for the test set, which must choose nothing.
     base |= {"rule": bench.spec(), "data": base["data"] + VALIDATION}
     try:
         return [
+            # Without an attack ``expand`` gives one run; the tuned key goes over what the cell
+            # sets.
             (value, expand(override(base, {cell.federation.tuned: value}))[0])
             for value in cell.federation.grid
         ]
+    # The rule refuses this cell: ``_planned`` says why in the row.
     except ConfigError:
         return []
 
@@ -214,6 +220,7 @@ def _cell(bench: Bench, planned: Planned) -> Row:
     }
     if not cell.byzantine:
         return told
+    # Exactly one: a cell's runs differ in attack and seed alone.
     (one,) = results.worst_cases
     return told | _attacked(one)
 
@@ -260,6 +267,7 @@ def aggregation_time(spec: Mapping[str, Any]) -> Row:
     taken = []
     for _ in range(5):
         began = time.perf_counter()
+        # A fresh rule for each call: one with memory would go on from the call before.
         aggregation.build(probe.rule, pre=probe.pre).apply(rows, generator=generator(0, "timing"))
         taken.append(1000 * (time.perf_counter() - began))
     return {"n": n, "d": d, "ms": round(statistics.median(taken), 2)}

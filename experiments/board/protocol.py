@@ -156,9 +156,10 @@ def document(cell: Cell, budget: Budget, rule: str, *, seed: int) -> dict[str, A
     """Return the settings of one cell without an attack; the tuned key is put on top later."""
     given = dict(cell.federation.settings)
     second = given.pop("data", "first") == "second"
+    # About six looks at a run: its stability is that of the last three.
     server = {"momentum": 0.0, "evaluate_every": max(1, budget.rounds // 6)}
     return {
-        "data": budget.data[second],
+        "data": budget.data[second],  # False is 0, True is 1
         "model": "pooled_mlp",
         "byzantine": cell.byzantine,
         "rounds": budget.rounds,

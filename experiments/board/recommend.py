@@ -85,11 +85,13 @@ def recommend(
         raise ConfigError(
             [f"the board measured no {heterogeneity} federation with {share:.0%} attackers or more"]
         )
+    # The next larger share: what a defence does against fewer attackers promises nothing.
     nearest = min(known)
     found = []
     for row in rows:
         cells = [
             c for c in row["cells"]
+            # Quotients: equal shares of other numbers of clients may differ in their last bits.
             if c["heterogeneity"] == heterogeneity and abs(_share(c) - nearest) < 1e-9
         ]  # fmt: skip
         cheap = most_ms is None or row["aggregation_ms"]["ms"] <= most_ms
@@ -124,10 +126,12 @@ def _takes(row: Row, n: int, f: int) -> bool:
 
 
 def _evidence(row: Row, cells: Sequence[dict[str, Any]]) -> Evidence:
+    # Of a model that has learned nothing the share is 0 as well, not a division by zero.
     weakest = min(cells, key=lambda c: c["auto"] / max(c["clean"], 1e-9))
     return Evidence(
         rule=row["rule"],
         settings=row["settings"],
+        # An attack may by chance leave a little more than there is without one.
         kept=min(1.0, weakest["auto"] / max(weakest["clean"], 1e-9)),
         accuracy=weakest["auto"],
         cell=weakest["cell"],

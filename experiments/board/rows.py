@@ -34,6 +34,7 @@ def wrong(row: Any) -> list[str]:
     found += [
         f"{key!r} has the wrong type: {type(row[key]).__name__}"
         for key, kind in KEYS.items()
+        # To Python true is a whole number.
         if key in row and (not isinstance(row[key], kind) or isinstance(row[key], bool))
     ]
     return found or _wrong_values(row)
@@ -55,6 +56,7 @@ def _wrong_values(row: Mapping[str, Any]) -> list[str]:
         found.append(f"cells are not those of the protocol; missing: {', '.join(missing) or '-'}")
     for cell in row["cells"]:
         found += _wrong_cell(cell)
+    # Computed again: a row whose cells somebody edits does not keep its score.
     if not found and row["score"] != score(row["cells"]):
         found.append("the score is not that of the cells")
     return found
@@ -70,6 +72,7 @@ def _wrong_cell(cell: Mapping[str, Any]) -> list[str]:
         value = cell.get(key)
         if key in cell and not (isinstance(value, int | float) and 0 <= value <= 1):
             found.append(f"{name}: {key} must be in 0..1, got {value!r}")
+    # ``auto`` is the least over its members, and the published ones are among them.
     if not found and cell.get("byzantine") and cell["auto"] > cell["fixed_accuracy"]:
         found.append(f"{name}: auto leaves more than its own member {cell['fixed']}")
     return found
@@ -84,6 +87,8 @@ def read(folder: Path | None = None) -> list[Row]:
         For a row that is not valid, with the file and everything that is wrong.
     """
     rows, errors = [], []
+    # By name: a folder's own order differs from machine to machine, and rows of one score would
+    # swap.
     for path in sorted((folder or HERE).glob("*.json")):
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
@@ -140,6 +145,7 @@ def _named(row: Row) -> str:
 
 
 def _number(value: float | None) -> float:
+    # Without a score it comes last.
     return -math.inf if value is None else value
 
 

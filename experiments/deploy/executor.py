@@ -96,6 +96,7 @@ def without_threads() -> None:
 def serve(address: str, words: int, client: Any) -> None:
     """Answer messages, one at a time, until the words end."""
     while True:
+        # All bytes at once, below: one look takes every message that is waiting.
         heard, _, _ = select.select([words], [], [], LOOK)
         if heard and not os.read(words, 4096):
             return
@@ -118,6 +119,7 @@ def answer(address: str, token: str, words: int) -> None:
     parent = os.getpid()
     pid = os.fork()
     if not pid:
+        # Only the parent listens: its copy's end is how it learns that the node has ended.
         os.close(words)
         child(address, token, parent)
     ended = os.pidfd_open(pid)

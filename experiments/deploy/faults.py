@@ -120,6 +120,7 @@ def drilled(it: Federation, experiment: Experiment, plan: dict[int, str]) -> lis
     mended: dict[int, str] = {}
 
     def on_row(row: dict) -> None:
+        # A run that continues reports the rows before it again.
         if row in seen:
             return
         seen.append(row)
@@ -143,6 +144,7 @@ def drilled(it: Federation, experiment: Experiment, plan: dict[int, str]) -> lis
                 on_row=on_row,
                 resume=resumes > 0,
             )
+        # ``flwr`` hangs, or answers without the keys it should have, while its SuperLink is away.
         except (FlowerRunError, subprocess.TimeoutExpired, KeyError, IndexError) as error:
             last = folder.rows()[-1]["round"] if folder.rows() else -1
             struck = plan.get(last + 1) or mended.get(last)  # a checkpoint comes after its row
@@ -188,6 +190,7 @@ def volume(path: Path, size: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # Lazily: processes that are about to end may hold files there.
         subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 

@@ -96,6 +96,7 @@ class Federation:
             warm=self.warm,
             poll=POLL,
         )
+        # Strangers: they are to fail at once, not to try for minutes.
         command += ["--max-retries", "1"] if key or not tls else []
         inside = ["ip", "netns", "exec", self.namespace(number)] if self.bridge else []
         label = name if tls else f"{name}-plain"
@@ -188,6 +189,7 @@ def federation(
     """
     home.mkdir(parents=True, exist_ok=True)
     allowed = namespaces_allowed() if namespaces is None else namespaces
+    # Short: Linux allows an interface 15 characters, and the cables' names are longer than this.
     bridge = f"fr{os.getpid() % 100000}" if allowed else ""
     processes: dict[str, subprocess.Popen] = {}
     before = signal.signal(signal.SIGTERM, _leave)
@@ -231,6 +233,7 @@ def namespaces_allowed() -> bool:
 
 def _lay(bridge: str, nodes: int) -> str:
     """Lay one cable from a bridge to each node's namespace; return the bridge's address."""
+    # By process, so that two federations of one machine hardly ever share a network.
     net = SUBNET.format(os.getpid() % 250)
     _ip("link", "add", bridge, "type", "bridge")
     _ip("addr", "add", f"{net}.1/24", "dev", bridge)
@@ -261,6 +264,7 @@ def _ip(*words: str, check: bool = True) -> None:
 def family(pid: int) -> list[int]:
     """List a process and its descendants: Flower starts sessions of their own."""
     found = [pid]
+    # The list grows while it is gone through, by the children of children.
     for parent in found:
         listed = subprocess.run(
             ["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False

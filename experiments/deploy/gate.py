@@ -165,6 +165,7 @@ class Gate:
     def _tell(self, scope: Scope, refusal: Refused) -> None:
         """Log a refusal; of many of one kind and source the first ones, and every 1000th."""
         source = str(host(scope.get("client")))
+        # A bound: whoever has many addresses would fill the table.
         if len(self._refusals) > 1000:
             self._refusals.clear()
         self._refusals[source, refusal.kind] += 1

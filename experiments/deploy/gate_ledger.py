@@ -204,6 +204,7 @@ class Accounts:
             nothing = flower.PushMessagesResponse(results={data.message_id: 0})
             raise Softly("a reply to a message that the node was not given",
                          nothing.SerializeToString())  # fmt: skip
+        # Protobuf promises the same bytes for the same message only if it is asked to.
         digest = hashlib.sha256(tree.SerializeToString(deterministic=True)).digest()
         before = node.pushed.get(asked)
         if before is not None:

@@ -61,6 +61,7 @@ def held(rounds: int, *, gate: bool = True, deadline: float = 40.0, seeds: int =
         found["state_mib"] = round(stored(it) / 2**20, 1)
     low, high = min(spread), max(spread)
     found |= {"gate": gate, "without_them": [round(a, 4) for a in spread]}
+    # The seeds' own spread below the lowest of them, and one point more.
     found["good"] = good(found, nodes, low - (high - low) - 0.01)
     typer.echo(as_json(found))
     for node in nodes:

@@ -77,6 +77,7 @@ class RawNode(threading.Thread):
                     request = flower.SendNodeHeartbeatRequest(heartbeat_interval=HEARTBEAT)
                     request.node.node_id = self.node_id
                     self.call("SendNodeHeartbeat", request)
+                    # Twice an interval, so that one may be late.
                     beat = time.monotonic() + HEARTBEAT / 2
                 if (message := self.pull()) is not None:
                     self.behaviour(self, message)

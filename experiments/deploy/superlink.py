@@ -58,6 +58,7 @@ def executor_of(arguments: Sequence[str]) -> list[str] | None:
 
     None where the arguments say who executes, or nobody does.
     """
+    # No abbreviations: one could be an argument of Flower's own.
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     for name in ("--isolation", SECRET, "--ssl-ca-certfile"):
         parser.add_argument(name)

@@ -64,6 +64,7 @@ def needs(name: str, kind: str) -> str:
     fewest = [_fewest(name, kind, f) for f in (1, 2)]
     if None in fewest or fewest[0] == fewest[1]:
         return f"at least {fewest[0]} update(s)" if fewest[0] else "see its settings"
+    # Two values of f are enough: what rules ask for is linear in it.
     slope = fewest[1] - fewest[0]  # type: ignore[operator]
     return f"n >= {slope} f + {fewest[0] - slope}"  # type: ignore[operator]
 
@@ -123,6 +124,7 @@ def commands(_: str) -> str:
 def file(path: str) -> str:
     """Take in another Markdown file of the repository, its links made plain words."""
     text = (ROOT / path).read_text(encoding="utf-8")
+    # Their targets are paths of the repository, which the site does not have.
     return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"\1", text)
 
 
@@ -137,6 +139,7 @@ def _code(settings: str) -> str:
 
 
 def _cell(words: str) -> str:
+    # A bar would end the cell, and a bracket begin a tag.
     return words.replace("|", "\\|").replace("<", "&lt;")
 
 

@@ -34,6 +34,7 @@ RULES: dict[str, Callable[[Settings], Spec]] = {
         "name": "rfa",
         "iterations": given.get("T", 3),
         "nu": given.get("nu", 0.1),
+        # As there: after T steps another start has other numbers.
         "start": "zero",
     },
     "Krum": _with_f("krum", variant="byzfl"),
@@ -56,6 +57,7 @@ PREAGGREGATORS: dict[str, Callable[[Settings], Spec]] = {
 }
 EVERYTHING = {"knowledge": "omniscient"}  # ByzFL's attacks see every honest vector
 ATTACKS: dict[str, Callable[[Settings], Spec]] = {
+    # Minus the mean of all honest vectors, which is IPM at 1.
     "SignFlipping": lambda given: {"name": "ipm", "epsilon": 1.0, **EVERYTHING},
     "InnerProductManipulation": lambda given: {
         "name": "ipm",
@@ -66,6 +68,7 @@ ATTACKS: dict[str, Callable[[Settings], Spec]] = {
         "name": "alie",
         "z": given.get("tau", 1.5),
         "sign": 1,
+        # Its standard deviation divides by n - 1.
         "ddof": 1,
         **EVERYTHING,
     },
@@ -224,6 +227,7 @@ def _combinations(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield every choice of one value from each list, to any depth."""
     choices = [list(_choices(key, value)) for key, value in table.items()]
     for values in itertools.product(*choices):
+        # ``product`` hands the same tables out again and again: no two combinations may share one.
         yield dict(zip(table, copy.deepcopy(values), strict=True))
 
 

@@ -52,6 +52,7 @@ def values() -> dict[str, Any]:
     for seed in range(3):
         for kind, cases in (("rule", RULES), ("pre", PREAGGREGATORS), ("attack", ATTACKS)):
             for name, settings in cases:
+                # A copy: some of its classes write into their input.
                 result = getattr(byzfl, name)(**settings)(vectors(seed).clone())
                 found["cases"].append(
                     {

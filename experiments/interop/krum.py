@@ -27,6 +27,7 @@ def aggregator(name: str, **settings: Any) -> Callable[..., Tensor]:
     SpecError
         For an unknown rule or setting, here rather than at the first call.
     """
+    # f is not known yet, and 0 is in every rule's range.
     aggregation.build({"name": name, **settings, **({"f": 0} if _takes_f(name) else {})})
 
     def aggregate(

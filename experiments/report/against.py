@@ -36,6 +36,7 @@ def against_heterogeneity(gathered: Gathered) -> Section | None:
         return None
     place = {word: i for i, word in enumerate(words)}
     ends = _ends(gathered, lambda e: place[_partition(e)])
+    # Room beside the first and the last word, which stand at 0 and n - 1.
     x = plots.Axis("partition, from alike to unlike", -0.3, len(words) - 0.7, words=words)
     return _drawn(gathered, ends, "heterogeneity", "the partition of the data", x)
 
@@ -53,6 +54,7 @@ def cost_against_worst(gathered: Gathered, frame: pd.DataFrame) -> Section | Non
         return None
     factor = 100 if shown.is_share else 1
     lines = [
+        # Its place on the whole page, so that it has the same colour everywhere.
         plots.Line(name, results.order.defences.index(name), [float(seconds[name])],
                    [float(worst[name]) * factor])
         for name in order
@@ -99,6 +101,7 @@ def _drawn(gathered: Gathered, ends: pd.DataFrame, what: str, words: str, x: plo
     fitted = plots.fitted(label, [*(ends["value"] * factor)])
     y = plots.Axis(label, 0, 100) if shown.is_share else fitted
     defences = list(dict.fromkeys(ends["defence"]))
+    # False comes before True: "none" first, the others in their order.
     attacks = sorted(dict.fromkeys(ends["attack"]), key=lambda name: name != "none")
     panels = [
         Panel(f"attack: {attack}", plots.chart(lines, x, y, unit=" %" if shown.is_share else ""))
@@ -151,4 +154,5 @@ def _unequal(experiment: Experiment) -> tuple[float, str]:
         return (1.0 / (1e-9 + spec["alpha"]), spec["name"])
     if isinstance(spec.get("similarity"), int | float):
         return (1.0 - spec["similarity"], spec["name"])
+    # Any other partition comes after these, by its name.
     return (1e12, _partition(experiment))

@@ -57,6 +57,7 @@ def widen(frame: pd.DataFrame) -> pd.DataFrame:
     extra: dict[str, list[float]] = {}
     for column in (c for c in frame.columns if frame[c].dtype == object):
         nested = [v if isinstance(v, dict) else {} for v in frame[column]]
+        # By type: to ``isinstance`` a flag is a number.
         keys = dict.fromkeys(k for v in nested for k, x in v.items() if type(x) in (int, float))
         for key in keys:
             extra[f"{column}/{key}"] = [float(v.get(key, math.nan)) for v in nested]
@@ -66,6 +67,7 @@ def widen(frame: pd.DataFrame) -> pd.DataFrame:
 def measures(frame: pd.DataFrame) -> list[str]:
     """Name the numeric columns that have no section of their own: robust accuracy and the like."""
     found = [c for c in _numeric(frame) if c not in KNOWN and not c.startswith((*COSTS, "impact"))]
+    # Without those of NaN alone: another mode's columns, and nothing to draw.
     return [column for column in found if frame[column].nunique() > 0]
 
 
@@ -82,6 +84,7 @@ def attackers(frame: pd.DataFrame) -> pd.DataFrame:
     """
     if "impact" not in frame:
         return pd.DataFrame()
+    # A copy: columns are added, and the report's other sections read the same frame.
     told = frame.dropna(subset=["impact"]).copy()
     for key in ("deviation", "cosine"):
         told[key] = [impact.get(key) for impact in told["impact"]]

@@ -97,6 +97,7 @@ def luminance(red: int, green: int, blue: int) -> float:
 
     def linear(value: int) -> float:
         share = value / 255
+        # WCAG 2.1's own limit; that of sRGB is 0.04045.
         return share / 12.92 if share <= 0.03928 else ((share + 0.055) / 1.055) ** 2.4
 
     return 0.2126 * linear(red) + 0.7152 * linear(green) + 0.0722 * linear(blue)
@@ -112,6 +113,7 @@ def _cell(mean: float, half: float, scale: tuple[float, float, float, int], colu
     if math.isnan(mean):
         return f"<td{of} style='{STYLE}'>-</td>"
     low, high, unit, digits = scale
+    # One value everywhere has no range to divide by.
     background, ink = colours((mean - low) / (high - low) if high > low else 0.5)
     border = ";border-left:3px solid #000" if column == "worst" else ""
     spread = "" if math.isnan(half) else f"<br><small>± {half * unit:.{digits}f}</small>"

@@ -66,6 +66,7 @@ def gather(folders: Sequence[Path]) -> Gathered:
     environments: list[dict[str, Any]] = []
     for i in kept:
         path = started[i] / "environment.json"
+        # The rows are the report: where they were computed is told if it is known.
         found = json.loads(path.read_text()) if path.is_file() else {}
         if found and found not in environments:
             environments.append(found)

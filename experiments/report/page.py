@@ -30,6 +30,8 @@ def render(gathered: Gathered, *, data_root: str | None = None) -> str:
     order = gathered.results.order
     script = (HERE / "page.js").read_text(encoding="utf-8")
     shown = [section for section in contents(gathered, data_root) if section is not None]
+    # Escaped, since names and reasons come from clients; strict, since a misspelt name would be
+    # blank.
     template = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     ).from_string((HERE / "page.html").read_text(encoding="utf-8"))
@@ -129,6 +131,7 @@ def _facts(gathered: Gathered) -> list[tuple[str, str]]:
 def _configuration(experiments: list[Experiment]) -> str:
     """Return as TOML the settings that all runs share; what differs is in the table of runs."""
     first, *others = [e.to_dict() for e in experiments]
+    # Some runs lack a key that others have: it is left out where it is empty, or by mode.
     shared = {k: v for k, v in first.items() if all(o.get(k) == v for o in others)}
     return tomli_w.dumps(shared)
 

@@ -64,6 +64,7 @@ def table_of(frame: pd.DataFrame) -> Markup:
     named = frame.rename_axis(columns=None).map(word)
     if frame.index.name is not None:
         named = named.reset_index()
+    # Escaped here: as Markup the template takes it as it is.
     html = named.to_html(border=0, escape=True, index=frame.index.name is None)
     return Markup(f"<div class='wide'>{html}</div>")
 

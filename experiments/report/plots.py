@@ -65,15 +65,18 @@ class Axis:
         if self.words:
             return [(float(i), word) for i, word in enumerate(self.words)]
         if self.log:
+            # The ends themselves count, though a float may stand a little beside them.
             ends = math.ceil(self._scaled(self.low) - 1e-9), math.floor(self._scaled(self.high))
             powers = range(ends[0], ends[1] + 1, max(1, (ends[1] - ends[0]) // 5))
             return [(10.0**p, f"{10.0**p:g}") for p in powers]
         step = nice((self.high - self.low) / 5)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
+        # Ten digits: 3 * 0.1 is 0.30000000000000004.
         return [(i * step, f"{i * step:.10g}") for i in range(first, last + 1)]
 
     def _scaled(self, value: float) -> float:
+        # A zero has no logarithm: it lies far below any picture.
         return math.log10(max(value, 1e-300)) if self.log else value
 
 
@@ -90,6 +93,7 @@ def fitted(label: str, values: Sequence[float], *, log: bool = False, zero: bool
     if log:
         return Axis(label, low / 1.2, max(high * 1.2, low * 1.5), log=bool(known))
     low = min(low, 0.0) if zero else low
+    # One value alone has no range: there is room of half of it on both sides, or of a half.
     room = 0.05 * (high - low) or 0.5 * abs(high) or 0.5
     return Axis(label, low if zero and low == 0 else low - room, high + room)
 
@@ -122,6 +126,7 @@ def _line(line: Line, x: Axis, y: Axis, joined: bool) -> Markup:
     if joined and line.low:
         ends = zip(line.x, line.low, line.high, strict=True)
         bounds = [t for t in ends if _seen(t[1], y) and _seen(t[2], y)]
+        # Along the lower edge, and back along the upper one.
         way = [(a, b) for a, b, _ in bounds] + [(a, b) for a, _, b in reversed(bounds)]
         inner += Markup('<path d="{}Z" fill="{}" opacity=".15"/>').format(_path(way, x, y), colour)
     if joined:
@@ -131,6 +136,7 @@ def _line(line: Line, x: Axis, y: Axis, joined: bool) -> Markup:
         at = _path([(x.low, line.mark), (x.high, line.mark)], x, y)
         drawn = '<path d="{}" fill="none" stroke="{}" stroke-dasharray="2 3"/>'
         inner += Markup(drawn).format(at, colour)
+    # A line through one point would not be seen.
     if not joined or len(pairs) == 1:
         dots = (_place(a, b, x, y) for a, b in pairs)
         inner += Markup("").join(

@@ -23,7 +23,7 @@ from experiments.report.heat import heat_table, scale
 from experiments.report.parts import Panel, Section, csv_link, table_of
 
 PERCENT = ("attack_success", "bypass")
-MOST_CLIENTS = 60
+MOST_CLIENTS = 60  # rows; more of them could not be told apart
 
 
 def final(gathered: Gathered) -> Section:
@@ -53,6 +53,7 @@ def final(gathered: Gathered) -> Section:
 
 def gaps(means: pd.DataFrame, best: str) -> pd.DataFrame | None:
     """Return what each defence loses to its worst attack, and without one; None without "none"."""
+    # With "none" and the score alone nobody attacked.
     if "none" not in means or means.shape[1] < 3:
         return None
     sign, clean = (1 if best == "max" else -1), means["none"]
@@ -63,6 +64,7 @@ def gaps(means: pd.DataFrame, best: str) -> pd.DataFrame | None:
 
 def curves(gathered: Gathered, frame: pd.DataFrame) -> list[Section]:
     """Draw accuracy over rounds, then every other measure that the rows hold."""
+    # A regression has no accuracy.
     first = [column for column in ("accuracy",) if column in frame] or ["loss"]
     found = [over_rounds(gathered, frame, column) for column in first]
     return found + [over_rounds(gathered, frame, c, minor=True) for c in measures(frame)]
@@ -110,6 +112,7 @@ def panels(
     values = [*(known[column] * factor), *marks.values()]
     x = plots.fitted("round", [0, *known["round"]], zero=True)
     y = plots.fitted(f"{words} (%)" if percent else words, values, log=log)
+    # Fixed ends: shares can be compared from panel to panel, and from page to page.
     y = plots.Axis(y.label, 0, 100) if percent else y
     found = []
     for attack in order.attacks:
@@ -131,6 +134,7 @@ def _line(
     groups = part.groupby("round")[column]
     mean, low, high = groups.mean() * factor, groups.min() * factor, groups.max() * factor
     x, y = mean.index.tolist(), mean.tolist()
+    # The band of a single seed would be a second line over the first.
     if not bool((high > low).any()):
         return plots.Line(name, place, x, y, mark=mark)
     return plots.Line(name, place, x, y, low.tolist(), high.tolist(), mark)
@@ -146,6 +150,7 @@ def attackers_got(gathered: Gathered, frame: pd.DataFrame) -> Section | None:
         found[column]
         .unstack("attack")
         .reindex(index=list(order.defences), columns=list(order.attacks))
+        # Columns without a value ("none": nobody attacks), then rows (rules without weights).
         .dropna(axis=1, how="all")
         .dropna(axis=0, how="all")
         for column in ("bypass", "deviation")
@@ -225,6 +230,7 @@ SHADES = {"0": "#f3f7f6", "1": "#cfe3df", "2": "#9cc7bf", "3": "#62a398", "4": "
 def letters(counts: pd.DataFrame, most: int) -> list[str]:
     """Write each row of counts as shades, 0 to 4 of ``most``."""
     top = max(1, most)
+    # Rounded up: one image is not shown as none.
     return ["".join(str(-(-4 * int(v) // top)) for v in row) for row in counts.to_numpy()]
 
 

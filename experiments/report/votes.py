@@ -86,6 +86,7 @@ def title(gathered: Gathered, run: int) -> str:
 def matrix_of(experiment: Experiment, rows: list[Row]) -> plots.Matrix:
     """Return a run's clients x rounds; Byzantine clients first, where they stay the same ones."""
     trained = [row for row in rows if row.get("round", 0) > 0 and "replies" in row]
+    # Every so many rounds rather than the first ones: the whole run is shown.
     trained = trained[:: max(1, -(-len(trained) // MOST_ROUNDS))]
     told = [row["byzantine"] for row in trained if "byzantine" in row]
     bad = set().union(*told) if told else set(byzantine(experiment))
@@ -105,6 +106,8 @@ def _letters(row: Row, clients: int) -> str:
     weights = row.get("weights")
     if isinstance(weights, list) and len(weights) == clients:
         known = [w if isinstance(w, int | float) and math.isfinite(w) else None for w in weights]
+        # Rules' weights add up to different sums: a share is of the mean over those that were
+        # heard.
         share = sum(w or 0.0 for w in known) / max(1, sum(w is not None for w in known))
         found = ["." if w is None else _shade(w / share if share else 0.0) for w in known]
     else:
@@ -112,6 +115,7 @@ def _letters(row: Row, clients: int) -> str:
         found = ["c" if answered == clients else "u"] * clients
     for refused in row.get("rejected") or []:
         client = refused.get("client")
+        # Rows are read from files, which anybody may have edited.
         if isinstance(client, int) and 0 <= client < clients:
             found[client] = "r"
     return "".join(found)

@@ -32,6 +32,7 @@ def measured(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Return scheme -> (round, accuracy in %) of the runs in a folder."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for e, rows in load(sorted(path.parent for path in folder.glob("*/rounds.jsonl"))).runs:
+        # A run that is not over has no end to compare.
         if rows and rows[-1]["round"] == e.rounds:
             points = [(row["round"], 100 * row["accuracy"]) for row in rows if "accuracy" in row]
             curves[scheme_of(e)] = points
@@ -41,6 +42,7 @@ def measured(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def lines(paper: dict[str, Any], curves: dict[str, list[tuple[int, float]]]) -> list[str]:
     """Return one Markdown table and the sentence about the order."""
     own = [name for name in paper if name != "figure"]
+    # "aspis, published rule" has no value in the paper: it stands beside that of "aspis".
     variants = [name for name in curves if name not in own and name.partition(",")[0] in own]
     names = [*variants, *own]
     paper = {**paper, **{name: paper[name.partition(",")[0]] for name in variants}}
@@ -53,6 +55,7 @@ def lines(paper: dict[str, Any], curves: dict[str, list[tuple[int, float]]]) -> 
         else:
             table.append(f"| {name} | {paper[name]} | not measured | |")
     ends = {name: curves[name][-1][1] for name in own if name in curves}
+    # Both ways round: in one of them the paper's larger value comes first.
     pairs = [(a, b) for a, b in itertools.permutations(ends, 2) if paper[a] - paper[b] > SURE]
     failing = [f"{a} > {b}" for a, b in pairs if ends[a] <= ends[b]]
     told = f"; not: {', '.join(failing)}" if failing else ""

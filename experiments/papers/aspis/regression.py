@@ -37,6 +37,7 @@ from fedrobust.seeds import generator
 
 SAMPLES, DIMENSION, WORKERS, REPLICATION = 49_140, 100, 15, 3
 RATES = tuple(10.0**-k for k in range(1, 7))
+# Iterations to choose a rate, iterations of a run, length of a step, loss.
 SCREEN, MOST, STILL, CONVERGED = 40, 400, 1e-10, 0.1
 CHANGE, WINDOW = 50, 15  # T_b and T_d
 DETECTION = {"aspis": "strict", "aspis_plus": "window"}
@@ -127,6 +128,7 @@ class Defence:
 
     def _sent(self, honest: Tensor, attack: dict[str, Any]) -> Tensor:
         """Return what Byzantine workers send for each file, (files, d)."""
+        # Of each file its own gradient; the other attacks send one vector for all files.
         if attack["name"] == "reversed_gradient":
             return -attack["scale"] * honest
         row = craft(honest, attack, n=WORKERS, f=self.q)[0]
@@ -149,6 +151,7 @@ def descend(
             return [*losses, math.inf], False
         w = w - move
         losses.append(problem.loss(w))
+        # So far out it does not come back: the rest of the iterations would only take time.
         if not math.isfinite(losses[-1]) or losses[-1] > 1e6 * losses[0]:
             return losses, False
         if float(torch.linalg.vector_norm(move)) < STILL:
@@ -161,6 +164,7 @@ def best_rate(make: Callable[[], Defence], problem: Problem, attack: dict[str, A
 
     def last(rate: float) -> float:
         final = descend(problem, make(), attack, rate=rate, most=SCREEN)[0][-1]
+        # NaN is neither above nor below anything: ``min`` could choose its rate.
         return final if math.isfinite(final) else math.inf
 
     return min(RATES, key=last)
@@ -178,6 +182,7 @@ def study(
         def make(seed: int = seed) -> Defence:
             return Defence(scheme, q, moving, seed)
 
+        # On the first seed alone: a rate for each would be tuned on what is then reported.
         rate = rate or best_rate(make, problem, ATTACKS[attack])
         losses, fine = descend(problem, make(), ATTACKS[attack], rate=rate, most=most)
         finals.append(losses[-1])

@@ -41,6 +41,7 @@ LOCAL = {
     "clients": 5,
     "rounds": 20,
     "training": {"mode": "update", "epochs": 1, "batch_size": 32, "lr": 0.05, "momentum": 0.9},
+    # A step of 1 along the mean update: the mean of the clients' models, FedAvg.
     "server": {"lr": 1.0, "momentum": 0.0, "evaluate_every": 20},
 }
 NON_IID = {"partition": {"name": "dirichlet", "alpha": 0.1}}
@@ -56,6 +57,7 @@ def _full_batch(**server: Any) -> dict[str, Any]:
     schedule = {"name": "multistep", "milestones": [30]}
     return {
         "rounds": 50,
+        # More than any client holds: the whole share.
         "training.batch_size": 10_000,
         "server": given | {"schedule": schedule} | server,
     }

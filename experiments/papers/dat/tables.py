@@ -38,6 +38,7 @@ def cells(runs: Iterable[list[dict[str, Any]]]) -> Mapping[str, str]:
     """Return clean and robust accuracy of each seed in %, seconds and bytes of a round."""
     listed = list(runs)
     last = [rows[-1] for rows in listed]
+    # Round 0 trains nothing.
     seconds = statistics.median(row["seconds"] for rows in listed for row in rows[1:])
     return {
         "clean %": ", ".join(f"{100 * row['accuracy']:.1f}" for row in last),

@@ -140,6 +140,7 @@ def _shuffled(round: int) -> dict[str, list[str]]:
     lists = {axis: list(values) for axis, values in LISTS.items()}
     for past in range(round + 1):
         source = random.Random(past)
+        # In this order: the three lists are shuffled from one source.
         for axis in ("architecture", "optimizer", "scheduler"):
             source.shuffle(lists[axis])
     return lists
@@ -166,9 +167,11 @@ def rate(node: NodeSettings, now: Progress) -> tuple[float, float]:
         return node.lr * (1 + math.cos(math.pi * done / max(period, 1))) / 2, node.momentum
     if node.schedule == "step":
         every = node.schedule_value or max(1.0, now.epochs / 3)
+        # With a fraction such as 18.528 no epoch of a training is a multiple: theirs never decays.
         decays = sum(past % every == 0 for past in range(1, now.epoch + 1))
         return node.lr * 0.1**decays, node.momentum
     if node.schedule == "cyclic":
+        # A triangle: from 0 up to 1 after half a cycle, and down again.
         height = 1 - abs(2 * (now.epoch / (2 * HALF_CYCLE) % 1) - 1)
         low, high = CYCLED_MOMENTUM
         return node.lr * (1 + (CYCLE_LIMIT - 1) * height), high - (high - low) * height

@@ -16,7 +16,7 @@ from experiments.tables import half_width
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not measured"
 TIE = 0.02  # one adjacent tie within 2 points is allowed
-LARGEST_DROP = 0.08
+LARGEST_DROP = 0.08  # of clean accuracy, from one node to seven
 CW = "mi_cwa cond"
 
 
@@ -72,6 +72,7 @@ def cells(table: pd.DataFrame, system: str, n: int, column: str, vote: str = "so
     Missing
         If it was not run.
     """
+    # A node by itself does not vote.
     vote = "-" if system.startswith("single node") else vote
     chosen = table[(table["system"] == system) & (table["n"] == n) & (table["vote"] == vote)]
     if not len(chosen):
@@ -97,6 +98,7 @@ def matched(central: pd.DataFrame, seed: int, ca: float, column: str) -> float:
 
     NaN if it was never measured at such an accuracy or the accuracy is outside the curve.
     """
+    # Sorted by accuracy: ``np.interp`` takes points in order, and returns nonsense for others.
     line = central[central["seed"] == seed].dropna(subset=[column]).sort_values("ca")
     if not len(line) or not line["ca"].min() <= ca <= line["ca"].max():
         return float("nan")
@@ -111,6 +113,7 @@ def _h1(table: pd.DataFrame, central: pd.DataFrame) -> tuple[bool, str]:
 def _h2(table: pd.DataFrame, central: pd.DataFrame) -> tuple[bool, str]:
     gain = cells(table, "same", 7, CW) - cells(table, "central", 1, CW)
     half = half_width(gain.tolist())
+    # With one seed there is no interval: then the sign has to do.
     positive = gain.mean() > (0 if np.isnan(half) else half)
     at_least = "at least" if gain.mean() >= 0.1 else "below"
     return bool(positive), f"{_points(gain)}; {at_least} 10 points"

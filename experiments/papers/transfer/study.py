@@ -57,6 +57,7 @@ def curves(results: Results) -> pd.DataFrame:
             continue
         for row in rows:
             if "votes" in row:
+                # One model answers alike whatever the vote.
                 cells = next(iter(row["votes"].values()))
                 where = {"data": e.data, "seed": e.seed, "round": row["round"]}
                 lines.append(where | {"ca": cells["clean"]} | _attacks(cells))
@@ -150,6 +151,7 @@ def _lines(run: Run) -> Iterator[dict[str, Any]]:
         clean = last.get("clean", {}).get(vote, last.get("accuracy"))
         yield where | {"vote": vote, "ca": clean, "matched_ca": cells["clean"]} | _attacks(cells)
     members = list(last.get("members", {}).values())
+    # With Byzantine members the mean over nodes would be theirs too.
     if len(members) > 1 and not e.byzantine:
         flat = pd.DataFrame([{"matched_ca": m["clean"], **_attacks(m)} for m in members]).mean()
         alone = {**where, "system": f"{SINGLE} of {where['system']}", "vote": "-"}
@@ -187,6 +189,7 @@ def _probes(results: Results, data: str) -> str:
     for name, row in means.iterrows():
         text.append(f"| {name} | " + " | ".join(f"{row[key]:.3f}" for key in keys) + " |")
     ranks = (
+        # Two points always correlate wholly.
         every[["surrogate_node", "ra"]].corr("spearman").iloc[0, 1] if len(every) > 2 else np.nan
     )
     text.append(f"\nRank correlation of surrogate-node similarity and RA (CW): {ranks:.2f}\n")
