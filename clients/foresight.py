@@ -23,6 +23,7 @@ from fedrobust.experiment.schema import Experiment
 from fedrobust.failures import REFUSALS
 from fedrobust.flower import array_of
 from fedrobust.flower.node_state import tensor_in
+from fedrobust.model_layers import Layers
 from fedrobust.models import Products
 from fedrobust.seeds import generator
 from fedrobust.simulation import stragglers
@@ -46,7 +47,9 @@ class Foresight:
     form
         How the server's rule is shown updates, where it is not as they are sent.
     start
-        The global model (d,) of the round, which that form needs.
+        The global model (d,) of the round.
+    layers
+        Name and shape of its tensors.
     """
 
     experiment: Experiment
@@ -56,6 +59,7 @@ class Foresight:
     memory: Any
     form: Products | None
     start: Tensor
+    layers: Layers
 
     def seen(self, rows: Tensor) -> Tensor:
         """Return rows (m, d) as the rule is shown them."""
@@ -69,6 +73,7 @@ class Foresight:
         """
         e, middle, rows = self.experiment, self.seen(self.view).mean(0), self.seen(rows)
         ids, order = self._order(len(rows))
+        known = {"layers": lambda: self.layers, "model": lambda: self.start}
         return build(e.rule, pre=e.pre).apply(
             rows if order is None else rows[order],
             self.memory,
@@ -79,6 +84,7 @@ class Foresight:
             server={
                 "root": lambda: middle,
                 "loss": lambda: lambda step: -float(step.to(middle) @ middle),
+                **(known if self.form is None else self.form.offered(known, self.start) or {}),
             },
         )
 
@@ -107,6 +113,7 @@ def foresee(
     *,
     form: Products | None,
     start: Tensor,
+    layers: Layers,
 ) -> Foresight:
     """Return the rule as the colluders know it before they craft."""
     asked = stragglers.participants(experiment, server_round)
@@ -116,7 +123,7 @@ def foresee(
     known = sees_all(experiment) and len(honest) == len(view)
     ids = (*honest, *(c for c in asked if c in bad)) if known else None
     memory = _recalled(context) if known else None
-    return Foresight(experiment, server_round, view, ids, memory, form, start)
+    return Foresight(experiment, server_round, view, ids, memory, form, start, layers)
 
 
 def sees_all(experiment: Experiment) -> bool:

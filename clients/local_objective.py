@@ -69,7 +69,7 @@ class LocalTask:
 def stackable(node: Node, server_round: int) -> bool:
     """Whether clients may train as one stack in a round: none of them does anything of its own."""
     e = node.experiment
-    # A stack has no times of single clients, and one model for all of them.
+    # A stack has no times of single clients.
     plain = phase(e, server_round) == "train" and e.semi.mode == "none" and not e.server.times
     own = len(node.statistics) or e.adversarial.federated.calibration or e.compression.replicas
     return bool(plain and not own and not fixed_in(e, server_round, node.model.sizes))

@@ -29,6 +29,7 @@ from fedrobust.attacks import (
     threat_model,
 )
 from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
+from fedrobust.attacks.data import boosted
 from fedrobust.experiment.schema import Experiment
 from fedrobust.failures import blamed
 from fedrobust.flower import array_of, read_setting, read_tensor
@@ -65,6 +66,9 @@ def answer(node: Node, task: Task, message: Message, context: Context) -> Messag
                 generator=generator(node.experiment.seed, "poison", client=task.client),
             )
     trained = honest.train(node, task, context, images, labels)
+    if kind == "poison":
+        boost = boosted(node.experiment.attack)[1]
+        trained = trained if boost == 1 else replace(trained, update=boost * trained.update)
     if kind == "fault":
         return FAULTY[name](message, trained)
     if kind in ("craft", "trained") and order != "rehearse":
@@ -136,8 +140,10 @@ def _crafted_from(
 ) -> tuple[Tensor, Notes]:
     experiment = node.experiment
     record = attack_record(experiment.attack["name"])
-    form = form_of(experiment.adapters, node.model.module)
-    rule = foresee(experiment, task.server_round, view, context, form=form, start=task.vector)
+    form, layers = form_of(experiment.adapters, node.model.module), node.model.layers
+    rule = foresee(
+        experiment, task.server_round, view, context, form=form, start=task.vector, layers=layers
+    )
     crafted = step(
         view,
         experiment.attack,
@@ -150,6 +156,8 @@ def _crafted_from(
         previous=_last_step(experiment, task, context),
         momentum=_same_clients_momentum(experiment),
         state=_recalled(context),
+        layers=layers,
+        model=task.vector,
     )
     if crafted.state is not None:
         context.state[STATE] = array_of(**crafted.state)

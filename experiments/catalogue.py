@@ -16,6 +16,7 @@ from fedrobust import (
     redundancy,
     training,
 )
+from fedrobust.aggregation.record import FROM_RUN
 from fedrobust.attacks import threat_model
 from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
 from fedrobust.docstrings import paper, summary
@@ -24,7 +25,7 @@ from fedrobust.spec import parameters
 Entry = dict[str, str]
 # What the system hands in: no setting of the plug-in, so nothing to list. f is one, of the rules.
 SUPPLIED = {
-    "rules": {"generator", "memory", "clients", "weights"},
+    "rules": {"generator", "memory", "clients", "weights", *FROM_RUN},
     "pre-aggregators": {"generator", "weights"},
     "client weights": {"clients", "claims"},
     "attacks": set(attacks.crafting.SUPPLIED),

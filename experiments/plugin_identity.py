@@ -14,12 +14,12 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from fedrobust import aggregation, attacks
-from fedrobust.aggregation.record import FROM_SERVER, SUPPLIED
+from fedrobust.aggregation.record import ASKED, SUPPLIED
 from fedrobust.attacks.crafting import SUPPLIED as CRAFTING
 
 PLAIN = (bool, int, float, str)
 # What a spec may not carry under this name: the run hands it in, or the spec means something else.
-RESERVED = {"name", "knowledge", *SUPPLIED, *FROM_SERVER, *CRAFTING} - {"f"}
+RESERVED = {"name", "knowledge", "boost", *SUPPLIED, *ASKED, *CRAFTING} - {"f"}
 
 
 class Numbers:

@@ -93,7 +93,7 @@ def wandb(folder: Path) -> Tracker:
                 name=experiment.name,
                 config=experiment.to_dict(),
                 dir=str(folder),
-                # Runs of a sweep are open at once: by default a second one would end the first.
+                # Runs of a sweep are open at once: a second would by default be, or end, the first.
                 reinit="create_new",
             )
         runs[experiment.run_id].log(numbers(row), step=row["round"])

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedrobust.aggregation import Outcome, PreAggregator, Rule, preaggregator_record, rule_record
 from fedrobust.aggregation.record import weighted
 from fedrobust.attacks import Attack, attack_record
+from fedrobust.model_layers import Layers
 from fedrobust.seeds import generator as seeded
 from fedrobust.spec import parameters, split
 
@@ -74,15 +75,27 @@ def attack_of(attack: Any, settings: Mapping[str, Any]) -> tuple[Attack, Given]:
     return Attack(name=name, craft=attack), dict(settings)
 
 
-def supplied(function: Callable[..., Any], clients: Tensor | None = None) -> Given:
+def layers_of_rows(rows: Tensor) -> Layers:
+    """Return the layers of an invented model, as many values as the rows have coordinates."""
+    half = rows.shape[1] // 2
+    return (("weight", (half // 2, 2)), ("bias", (rows.shape[1] - 2 * (half // 2),)))
+
+
+def supplied(function: Callable[..., Any], rows: Tensor, clients: Tensor | None = None) -> Given:
     """Return what the system hands in, as far as the function takes it."""
-    known = {"generator": seeded(0, "conformance/draws"), "clients": clients}
+    known = {
+        "generator": seeded(0, "conformance/draws"),
+        "clients": clients,
+        "layers": layers_of_rows(rows),
+        "model": torch.ones_like(rows[0]),
+    }
     return {key: value for key, value in known.items() if key in parameters(function)}
 
 
 def outcome(record: Rule, rows: Tensor, given: Given, *, memory: Any = None) -> tuple[Tensor, Any]:
     """Run a rule as it is written; return its aggregate and its memory."""
-    more = supplied(record.compute, torch.arange(len(rows)))
+    more = supplied(record.compute, rows, torch.arange(len(rows)))
+    more = {key: value for key, value in more.items() if key not in given}
     if record.remembers:
         more["memory"] = memory
     if "root" in given:

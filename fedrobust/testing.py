@@ -26,6 +26,7 @@ from fedrobust.conformance import (
     copy,
     gap,
     honest_rows,
+    layers_of_rows,
     near,
     outcome,
     preaggregator_of,
@@ -93,7 +94,7 @@ def check_preaggregator(pre: Any, *, f: int = 1, **settings: Any) -> None:
         given = {"f": f} | given
 
     def run(rows: Tensor) -> Tensor:
-        return function(rows, **given, **supplied(function))
+        return function(rows, **given, **supplied(function, rows))
 
     rows = honest_rows(N, D)
     check_output(name, run, rows, (None, D))
@@ -241,6 +242,8 @@ def _crafted(
         "generator": seeded(seed, "conformance/draws"),
         "state": state,
         "craft": craft,
+        "layers": layers_of_rows(view),
+        "model": torch.ones_like(view[0]),
     }
     wanted = parameters(record.craft)
     sent = record.craft(view, **given, **{k: v for k, v in known.items() if k in wanted})

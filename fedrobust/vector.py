@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fedrobust.model_layers import layers_of
+
 
 class FlatModel:
     """A module whose trainable parameters and gradients are views of two flat vectors.
@@ -19,8 +21,8 @@ class FlatModel:
         All trainable parameters, shape (d,), float32, in the order of ``module.parameters()``.
     gradient
         All gradients, shape (d,); ``backward`` adds into it.
-    shapes
-        The shape of each parameter tensor, in the same order: where a layer begins and ends.
+    layers
+        Name and shape of each parameter tensor, in the same order: where a layer begins and ends.
 
     Raises
     ------
@@ -37,7 +39,7 @@ class FlatModel:
             raise ValueError(f"{type(module).__name__} has no trainable parameter")
         parameters = list(named.values())
         self.module = module
-        self.shapes = tuple(tuple(p.shape) for p in parameters)
+        self.layers = layers_of({name: p.shape for name, p in named.items()})
         self.vector = torch.cat([p.detach().reshape(-1) for p in parameters]).contiguous()
         self.gradient = torch.zeros_like(self.vector)
         offset = 0
@@ -52,6 +54,11 @@ class FlatModel:
     def d(self) -> int:
         """Number of parameters."""
         return self.vector.numel()
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of each parameter tensor."""
+        return tuple(shape for _, shape in self.layers)
 
     @property
     def sizes(self) -> tuple[int, ...]:

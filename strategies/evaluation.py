@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fedrobust.adversarial import catastrophic_overfitting, examine, overfitting_probe
 from fedrobust.adversarial.frozen import predict
 from fedrobust.attacks import threat_model
-from fedrobust.attacks.alie_backdoor import success_rate
+from fedrobust.attacks.alie_backdoor import success_rate, taken_for
+from fedrobust.attacks.backdoors import rare
 from fedrobust.data import Dataset, examples_of
 from fedrobust.ensemble.attacker import Crafted
 from fedrobust.ensemble.measures import CLEAN, measure
@@ -134,15 +135,36 @@ class TransferAccuracy:
 
 @dataclass(frozen=True)
 class BackdoorSuccess:
-    """Share of the test images that the pattern of a backdoor turns into its target."""
+    """Share of the test images that a pattern turns into its target; the mean of several patterns.
 
-    pattern: dict[str, Any]
+    Attributes
+    ----------
+    patterns
+        At least one.
+    """
+
+    patterns: list[dict[str, Any]]
     dataset: Dataset
 
     def __call__(self, server_round: int, model: nn.Module) -> Metrics:
-        """Show a model the pattern."""
+        """Show a model the patterns."""
         held_out: tuple[Tensor, Tensor] = (self.dataset.test_images, self.dataset.test_labels)
-        return {"attack_success": success_rate(model, *held_out, **self.pattern)}
+        found = [success_rate(model, *held_out, **pattern) for pattern in self.patterns]
+        return {"attack_success": sum(found) / len(found)}
+
+
+@dataclass(frozen=True)
+class EdgeCaseSuccess:
+    """Share of the rarest test images of a class that are taken for the attackers' target."""
+
+    tail: dict[str, Any]
+    dataset: Dataset
+
+    def __call__(self, server_round: int, model: nn.Module) -> Metrics:
+        """Show a model the rare images."""
+        images, labels, aim = self.dataset.test_images, self.dataset.test_labels, self.tail
+        chosen = rare(images, labels, aim["source"], aim["tail"])
+        return {"attack_success": taken_for(model, images[chosen], aim["target"])}
 
 
 def evaluators_of(
@@ -162,8 +184,10 @@ def evaluators_of(
             found.append(OverfittingProbe(settings, e.seed, dataset, probes))
     if e.transfer.attacks:
         found.append(TransferAccuracy(tuple(e.ensemble.votes), images, device))
-    if (pattern := threat_model.pattern(e.attack)) is not None:
-        found.append(BackdoorSuccess(pattern, dataset))
+    if patterns := threat_model.patterns(e.attack, dataset.classes):
+        found.append(BackdoorSuccess(patterns, dataset))
+    if (tail := threat_model.tail(e.attack)) is not None:
+        found.append(EdgeCaseSuccess(tail, dataset))
     return found
 
 

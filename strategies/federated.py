@@ -72,7 +72,10 @@ def federated_strategy(
     """
     shapes, sizes = model.shapes, model.sizes
     transport = FlatVectors(
-        experiment, sizes=sizes, most_examples=most_examples, variances=variances(model.module)
+        experiment,
+        layers=model.layers,
+        most_examples=most_examples,
+        variances=variances(model.module),
     )
     return RobustStrategy.from_parts(
         Parts(

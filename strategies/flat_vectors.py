@@ -11,6 +11,7 @@ from torch import Tensor
 from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import array_of, screen, tensor_of, wire_of
 from fedrobust.flower.screening import Reply
+from fedrobust.model_layers import Layers, size
 from fedrobust.training import StepState
 from strategies.batchnorm_statistics import averaged, statistics_down
 from strategies.downlink import Downlink
@@ -29,8 +30,8 @@ class FlatVectors:
     ----------
     experiment
         Its compression, its policy for BatchNorm, and what the server accepts.
-    sizes
-        Of the model's parameter tensors.
+    layers
+        Name and shape of each parameter tensor of the model.
     most_examples
         Size of the whole training set; no reply may claim more.
     variances
@@ -41,14 +42,15 @@ class FlatVectors:
         self,
         experiment: Experiment,
         *,
-        sizes: tuple[int, ...],
+        layers: Layers,
         most_examples: int,
         variances: Tensor | None = None,
     ) -> None:
         self._experiment = experiment
         self._most_examples = most_examples
         self._variances = variances
-        self._wire = wire_of(experiment, sizes)
+        self._wire = wire_of(experiment, tuple(size(shape) for _, shape in layers))
+        self.layers = layers
         self._downlink = Downlink(replicas=experiment.compression.replicas)
 
     def opened(self, arrays: ArrayRecord) -> Model:

@@ -17,7 +17,7 @@ from strategies.base import Row
 from strategies.transport import Model, Transport
 
 Step = Callable[[Tensor, Tensor, StepState, int], tuple[Tensor, StepState]]
-Server = Mapping[str, Callable[[], Any]]  # what a rule may ask of the server's own data
+Server = Mapping[str, Callable[[], Any]]  # what a rule may ask of the server's own data, by name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -279,7 +279,8 @@ class RobustStrategy(RecordedStrategy):
     def _offers(self, sent: Round) -> Server | None:
         """Return what the rule may ask, in the form in which it is shown the updates."""
         parts, start = self._parts, sent.model.vector
-        server = parts.offers(start, sent.number)
+        known: Server = {"layers": lambda: parts.transport.layers, "model": lambda: start}
+        server = {**known, **(parts.offers(start, sent.number) or {})}
         return server if parts.form is None else parts.form.offered(server, start)
 
     def _stepped(self, sent: Round, aggregated: Aggregated) -> tuple[Tensor, Memory]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fedrobust.flower import Rejected, payload
 from fedrobust.flower.layers import STATISTICS, read_layers
 from fedrobust.flower.reply_metrics import shared_metrics
+from fedrobust.model_layers import Layers
 from fedrobust.training import StepState
 
 REPLIES = ("weights", "updates")
@@ -54,6 +55,10 @@ class Reply(Protocol):
 
 class Transport(Protocol):
     """What a strategy needs to know about the form of models and updates."""
+
+    @property
+    def layers(self) -> Layers:
+        """Name and shape of each tensor of the coordinates, in order, once a model was opened."""
 
     def opened(self, arrays: ArrayRecord) -> Model:
         """Read the global model."""
@@ -143,6 +148,11 @@ class NamedLayers:
         self._largest = largest
         self._layers: tuple[_Layer, ...] = ()
         self._dtype = torch.float32
+
+    @property
+    def layers(self) -> Layers:
+        """The floating layers of the model that was opened last."""
+        return tuple((layer.name, layer.shape) for layer in self._layers if layer.coordinate)
 
     def opened(self, arrays: ArrayRecord) -> Model:
         """Read the global model.

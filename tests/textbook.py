@@ -185,3 +185,97 @@ def huber(x, threshold):
             slope = slope + (point - row) * min(1, threshold / away if away else 1)
         point = point - 0.5 * slope / len(x)
     return point
+
+
+def fedrdf(x):
+    """Of each column in order: the value at the place of the highest frequency."""
+    place = int(np.argmax(np.abs(np.fft.fftfreq(len(x)))))
+    return np.array([sorted(column)[place] for column in x.T])
+
+
+def _z(values):
+    return np.abs(np.array(values) - np.median(values)) / np.std(values)
+
+
+def lasa(x, layers, sparsity, norm_radius, sign_radius):
+    """Step by step as its authors' program, layer by layer in dictionaries."""
+    cut = sorted(np.linalg.norm(row) for row in x)[(len(x) - 1) // 2]
+    updates = []
+    for row in x:
+        row = row * min(1.0, cut / np.linalg.norm(row))
+        held, at = {}, 0
+        for name, shape in layers:
+            held[name] = row[at : at + int(np.prod(shape))].reshape(shape)
+            at += int(np.prod(shape))
+        updates.append(held)
+    for held in updates:
+        weights = [name for name, shape in layers if len(shape) in (2, 4)]
+        scores = np.sort(np.abs(np.concatenate([held[name].ravel() for name in weights])))[::-1]
+        threshold = scores[int(len(scores) * (1 - sparsity)) - 1]
+        for name in weights:
+            held[name] = held[name] * (np.abs(held[name]) > threshold if sparsity else 1)
+    out = []
+    for name, _ in layers:
+        norms = [np.linalg.norm(held[name]) for held in updates]
+        signs = [
+            0.5 * (1 + np.sign(h[name]).sum() / np.abs(np.sign(h[name])).sum() * (1 - sparsity))
+            for h in updates
+        ]
+        kept = [
+            held[name].ravel()
+            for held, norm, sign in zip(updates, _z(norms), _z(signs), strict=True)
+            if norm < norm_radius and sign < sign_radius
+        ] or [held[name].ravel() for held in updates]
+        out.append(np.mean(kept, axis=0))
+    return np.concatenate(out)
+
+
+def alignins(x, model, share, sign_radius, direction_radius):
+    """Step by step as its authors' program, all clients with equally many examples."""
+    major = np.sign(np.sign(x).sum(0))
+    mpsa, tda = [], []
+    for row in x:
+        top = np.argsort(-np.abs(row))[: int(len(row) * share)]
+        mpsa.append(np.mean(np.sign(row[top]) == major[top]))
+        tda.append(row @ model / (np.linalg.norm(row) * np.linalg.norm(model)))
+    near = (_z(mpsa) < sign_radius) & (_z(tda) < direction_radius)
+    kept = [i for i in range(len(x)) if near[i]]
+    if not kept:
+        return np.zeros(x.shape[1])
+    lengths = [np.linalg.norm(x[i]) for i in kept]
+    cut = sorted(lengths)[(len(kept) - 1) // 2]
+    return np.mean([x[i] * min(1, cut / np.linalg.norm(x[i])) for i in kept], axis=0)
+
+
+def filtering(x, f, variance, expansion, chunk):
+    """The spectral filter with the covariance written out, group by group."""
+    out = []
+    for low in range(0, x.shape[1], chunk):
+        part, weights = x[:, low : low + chunk], np.ones(len(x))
+        for _ in range(2 * f):
+            centre = np.average(part, axis=0, weights=weights)
+            cov = np.cov(part.T, aweights=weights, bias=True).reshape(part.shape[1], -1)
+            values, vectors = np.linalg.eigh(cov)
+            if values[-1] <= np.sqrt(expansion) * variance:
+                break
+            tau = ((part - centre) @ vectors[:, -1]) ** 2
+            weights = weights * np.maximum(0, 1 - tau / max(tau[weights > 0]))
+            weights[weights < 1e-12] = 0
+        out.append(np.average(part, axis=0, weights=weights))
+    return np.concatenate(out)
+
+
+def randeigen(x, f):
+    """The filter without a bound: of all its steps the weights of the least main variance."""
+    weights, best = np.ones(len(x)), (np.inf, None)
+    for step in range(2 * f + 1):
+        centre = np.average(x, axis=0, weights=weights)
+        values, vectors = np.linalg.eigh(np.cov(x.T, aweights=weights, bias=True))
+        if values[-1] < best[0]:
+            best = (values[-1], centre)
+        if step == 2 * f:
+            break
+        tau = ((x - centre) @ vectors[:, -1]) ** 2
+        weights = weights * np.maximum(0, 1 - tau / max(tau[weights > 0]))
+        weights[weights < 1e-12] = 0
+    return best[1] if f else x.mean(0)

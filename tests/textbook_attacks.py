@@ -197,3 +197,22 @@ def smallest_bend(values, rule, limit, side, size=20_000):
 
 def increasing(values):
     return all(a <= b for a, b in pairwise(values))
+
+
+def hidra(honest, n, f, sigma, expansion, groups):
+    """Mean minus its direction times the root of what a filter of each group lets through."""
+    rows, eps = np.asarray(honest, dtype=float), f / n
+    out = np.zeros(rows.shape[1])
+    for low, high in groups:
+        part = rows[:, low:high]
+        mean = part.mean(0)
+        if sigma is None:
+            variance = np.linalg.eigvalsh(np.cov(part.T, bias=True).reshape(high - low, -1))[-1]
+        else:
+            variance = sigma
+        s = mean / np.linalg.norm(mean)
+        excess = (math.sqrt(expansion) - 1) * variance
+        out[low:high] = mean - s * math.sqrt(1 / (eps * eps + (1 - eps) * (1 - eps) * eps)) * (
+            math.sqrt(excess)
+        )
+    return out

@@ -43,6 +43,8 @@ class ByzantineWorkers:
         self.lies = e.redundancy.lies
         self.corruption: Corruption = rounds.corruption(e, workers, honest.assignment)
         self._level = threat_model.knowledge(e.attack)
+        b = honest.place.statistics.numel()
+        self._layers = node.model.layers + ((("statistics", (b,)),) if b else ())
         self._common: Tensor | None = None
         self._sent: dict[tuple[int, int], Tensor] = {}
         self._digests: dict[tuple[int, int], bytes] = {}
@@ -101,6 +103,8 @@ class ByzantineWorkers:
             round=self._honest.place.plan.round - 1,
             rule=e.rule,
             generator=source,
+            layers=self._layers,
+            model=torch.cat([self._honest.place.vector, self._honest.place.statistics]),
         )
         # A copy: a view would keep the other f - 1 rows in memory for as long as this one.
         return rows[0].clone()

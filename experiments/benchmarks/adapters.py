@@ -43,6 +43,7 @@ def runs(seeds: Iterable[int]) -> Iterator[Line]:
 
 
 def _run(document: dict[str, Any], **changes: Any) -> Line:
+    # CPU seconds, not the clock's: other programs on the machine do not count.
     began = time.process_time()
     with one_thread():
         row = simulate(document, **changes).runs[0][1][-1]
@@ -69,6 +70,8 @@ def table(lines: Iterable[Line]) -> str:
     rows = ["| attack | rule | A and B apart | product | product minus apart |", "| --- " * 5 + "|"]
     for (attack, rule), forms in found.items():
         apart, product = (forms[form] for form in FORMS)
+        # In pairs: how easy a seed's data are shows in both forms, and drops out of their
+        # difference.
         values = (apart.values(), product.values(), [product[s] - apart[s] for s in apart])
         told = [f"{mean:.1f} ± {half:.1f}" for mean, half in map(interval, values)]
         rows.append(f"| {attack} | {rule} | {' | '.join(told)} |")

@@ -1,6 +1,6 @@
 """What too small and too large an f cost, measured; and what sampling does to f.
 
-``python -m experiments.benchmarks.choosing_f [--json]``; about five minutes on one core.
+``python -m experiments.benchmarks.choosing_f [--json]``; about a minute on one core.
 The digits, three seeds. First 15 clients with 3 Byzantine ones, of which the defence is told f.
 Then 50 clients with 5 Byzantine ones, of which 15 are asked in a round: f by the share of the
 population, and by the sample.

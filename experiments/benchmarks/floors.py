@@ -17,7 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "fedrobust.experiment", "fedrobust.experiment.schema", "fedrobust.seeds", "fedrobust.spec",
         "fedrobust.vector", "fedrobust.version", "fedrobust.cores", "fedrobust.evaluation",
-        "fedrobust.packages", "fedrobust.docstrings", "fedrobust.matrix",
+        "fedrobust.packages", "fedrobust.docstrings", "fedrobust.matrix", "fedrobust.model_layers",
         "fedrobust.ranges", "fedrobust.threads", "fedrobust.text", "fedrobust.failures",
         "fedrobust.returned",
     ),

@@ -32,7 +32,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "centered_clipping": {"tau": 3.0}, "norm_clipping": {"bound": 3.0}, "clip": {"bound": 3.0},
     "median_of_means": {"groups": 5}, "bucketing": {"size": 2, "permute": False},
     "flame": {"noise": 0.0}, "rlr": {"threshold": 4}, "huber": {"threshold": 3.0},
-    "projected": {"dimension": 64},
+    "projected": {"dimension": 64}, "randeigen": {"dimension": 64}, "filtering": {"variance": 10.0},
     "zeno": {"loss": lambda step: float(step.double().sum()), "rho": 0.001},
     "safeguard": {
         "window": 6, "threshold": 20.0, "short_window": 3, "short_threshold": 20.0,
@@ -47,6 +47,10 @@ def spec_of(name: str, *, f: int, n: int, d: int) -> dict[str, Any]:
         given["f"] = min(f, (n - 3) // 4) if name == "bulyan" else f
     if name == "fltrust":
         given["root"] = torch.ones(d)
+    if name == "lasa":
+        given["layers"] = (("weight", (d // 2, 1)), ("bias", (d - d // 2,)))
+    if name == "alignins":
+        given["model"] = torch.ones(d)
     return {"name": name, **given}
 
 

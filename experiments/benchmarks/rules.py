@@ -21,6 +21,7 @@ from torch import Tensor
 from experiments.benchmarks.measuring import Call, Row, peak_of, show, side_by_side
 from fedrobust.aggregation import PREAGGREGATORS, RULES, aggregate, preaggregate
 from fedrobust.flower._compat_apps import older_averages
+from fedrobust.model_layers import Layers
 from fedrobust.spec import parameters
 
 SIZES = ((20, 1_000_000), (100, 1_000_000), (100, 100_000), (500, 100_000))
@@ -29,11 +30,13 @@ PEER_GOAL = 0.2  # of the peer's time
 PEER_BYTES = 8e9  # byzfl's nnm holds n - f copies of the matrix: not beyond this
 
 READ, PRODUCT, PASSES = "one read", "X @ X.T", "reads of its own passes"
-COORDINATE_WISE = ("mean", "median", "trimmed_mean", "meamed", "phocas", "sign_majority")
+COORDINATE_WISE = (
+    "mean", "median", "trimmed_mean", "meamed", "phocas", "sign_majority", "fedrdf",
+)  # fmt: skip
 # What a rule goes over the matrix for, one by one: norms, weighted sums, signs, finite values.
 OWN_PASSES = {
     "rfa": 8, "centered_clipping": 3, "norm_clipping": 3, "cge": 3, "fltrust": 4, "rsa": 2,
-    "sign_guard": 3, "rlr": 3, "fednga": 3,
+    "sign_guard": 3, "rlr": 3, "fednga": 3, "lasa": 8, "alignins": 6, "randeigen": 2,
 }  # fmt: skip
 PRODUCTS = {"nnm": 2, "safeguard": 2}  # a second gives the mixed rows, or is the second window's
 # The result is a matrix: its norms are read, it is written.
@@ -50,6 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "rlr": {"threshold": 20},
     "huber": {"threshold": 300.0},
+    "filtering": {"variance": 1e6},  # nothing is removed: one eigenproblem in each group
     "zeno": {"loss": lambda step: float(step[0])},
 }  # fmt: skip
 
@@ -57,6 +61,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def byzantine(name: str, n: int) -> int:
     """Return a fifth of the clients, as far as the rule tolerates them."""
     return min(n // 5, (n - 3) // 4) if name == "bulyan" else n // 5
+
+
+def layers(d: int) -> Layers:
+    """Return ten layers of equal size, and a bias of what is left."""
+    each = d // 1010
+    even = tuple((f"weight{i}", (each, 100)) for i in range(10))
+    return (*even, ("bias", (d - 1000 * each,)))
 
 
 def spec_of(name: str, updates: Tensor) -> dict[str, Any]:
@@ -70,6 +81,10 @@ def spec_of(name: str, updates: Tensor) -> dict[str, Any]:
         given = given | {"groups": 2 * (n // 5) + 1}
     if name == "fltrust":
         given = given | {"root": updates[0].clone()}
+    if name == "lasa":
+        given = given | {"layers": layers(updates.shape[1])}
+    if name == "alignins":
+        given = given | {"model": updates[0].clone()}
     return {"name": name, **given}
 
 

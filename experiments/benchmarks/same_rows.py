@@ -49,7 +49,8 @@ CASES: dict[str, Document] = {
     | {"redundancy": {"name": "detox", "batch": 300, "detection": "paper", "second": "median"}},
     "dat": BASE | {
         "attack": "none", "byzantine": 0, "clients": 4, "rule": "mean",
-        "adversarial": {"perturbation": "fgsm", "eps": 0.03, "eval_steps": 2, "eval_images": 50},
+        "adversarial": {"perturbation": {"name": "fgsm", "eps": 0.03}, "eps": 0.03,
+                        "eval_steps": 2, "eval_images": 50},
         "compression": {"bits": 8, "sides": "both"},
     },
     "ensemble": {
@@ -78,7 +79,8 @@ def rows_of(tree: Path, document: Document) -> list[Row]:
         With what the process said last, where it gave no rows.
     """
     layout = (tree / "fedrobust" / "experiment").is_dir()
-    given = document if layout else {OLDER.get(k, k): v for k, v in document.items()}
+    older = {"rule": "median"} | {OLDER.get(k, k): v for k, v in document.items()}
+    given = document if layout else older  # every mode needed a rule then
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps(given)],
@@ -93,11 +95,15 @@ def rows_of(tree: Path, document: Document) -> list[Row]:
 
 
 def difference(old: Sequence[Row], new: Sequence[Row]) -> str:
-    """Say where two runs differ first; empty where they do not. Seconds are no result."""
+    """Say where two runs differ first; empty where they do not.
+
+    Seconds are no result; bytes are what a change of the protocol changes, see ``columns``.
+    """
     if len(old) != len(new):
         return f"{len(old)} rows and {len(new)}"
     for before, after in zip(old, new, strict=True):
-        for key in sorted(before.keys() & after.keys() - {"seconds"}):
+        shared = before.keys() & after.keys()
+        for key in sorted(k for k in shared if not k.startswith(("seconds", "bytes"))):
             # As text, so that two NaN are equal and 0.1 differs from its neighbour.
             if json.dumps(before[key]) != json.dumps(after[key]):
                 return f"round {before.get('round')}: {key} {before[key]} and {after[key]}"
@@ -105,16 +111,21 @@ def difference(old: Sequence[Row], new: Sequence[Row]) -> str:
 
 
 def columns(old: Sequence[Row], new: Sequence[Row]) -> str:
-    """Name the columns of one tree alone."""
+    """Name the columns of one tree alone, and say whether other bytes were sent."""
+    sent = [[r[k] for r in rows for k in sorted(r) if k.startswith("bytes")] for rows in (old, new)]
+    other = "other bytes" if sent[0] != sent[1] else ""
     before = {key for row in old for key in row}
     after = {key for row in new for key in row}
     parts = [("gone", before - after), ("new", after - before)]
-    return "; ".join(f"{word}: {', '.join(sorted(keys))}" for word, keys in parts if keys)
+    named = [f"{word}: {', '.join(sorted(keys))}" for word, keys in parts if keys]
+    return "; ".join([*named, *([other] if other else [])])
 
 
-def compared(old: Path, new: Path) -> Iterator[tuple[str, str, str]]:
+def compared(old: Path, new: Path, only: str = "") -> Iterator[tuple[str, str, str]]:
     """Yield the case, where it differs, and the columns of one tree alone."""
     for name, document in CASES.items():
+        if not name.startswith(only):
+            continue
         try:
             before, after = rows_of(old, document), rows_of(new, document)
         except RuntimeError as error:
@@ -128,10 +139,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
+    parser.add_argument("--only", default="", help="cases whose name begins so")
     given = parser.parse_args()
     print("| run | rows | columns |\n| --- | --- | --- |", flush=True)
     wrong = False
-    for name, found, own in compared(given.old.resolve(), given.new.resolve()):
+    for name, found, own in compared(given.old.resolve(), given.new.resolve(), given.only):
         wrong |= bool(found)
         print(f"| {name} | {found or 'equal'} | {own} |", flush=True)
     sys.exit(wrong)

@@ -21,7 +21,7 @@ from fedrobust.aggregation.preconditions import (
     resolve_rule,
     with_fewer,
 )
-from fedrobust.aggregation.record import FROM_SERVER, mixed, weighted
+from fedrobust.aggregation.record import mixed, weighted
 from fedrobust.aggregation.tables import is_built_in, preaggregator_record, rule_record
 from fedrobust.aggregation.weighting import shares
 from fedrobust.failures import REFUSALS, Refusal, blamed
@@ -30,6 +30,15 @@ from fedrobust.returned import check_returned
 from fedrobust.spec import Spec, parameters, split
 
 NUMERICAL = (ArithmeticError, ValueError, torch.linalg.LinAlgError)
+OWN_DATA = "from data of the server's own: set server.root_images, or put it in the spec"
+MISSING = {
+    "root": OWN_DATA,
+    "loss": OWN_DATA,
+    "layers": "(names and shapes of the model's tensors), which a run hands in: elsewhere put"
+    " layers=[[name, shape], ...] in the spec",
+    "model": "(the parameters that the updates are measured from), which a run hands in: elsewhere"
+    " put them in the spec",
+}
 Given = dict[str, Callable[[], Any]]
 Server = Mapping[str, Callable[[], Any]]
 
@@ -47,9 +56,10 @@ class Aggregator:
     apply
         ``(updates, state=None, generator=None, *, clients=None, server=None, weights=None) ->
         Outcome``. Rules that remember each client's past need ``clients``, the rows' clients, where
-        rows may be missing. ``server`` maps "root" and "loss" to functions that compute what
-        ``fltrust``, ``zeno`` and ``rsa`` know from data of the server's own. ``weights`` (n,) are
-        how much each client counts: the operator's, never a claim (see ``weighting.truncated``).
+        rows may be missing. ``server`` maps names to functions that compute what a rule asks for:
+        "root" and "loss" from data of the server's own, "layers" and "model" of the model.
+        ``weights`` (n,) are how much each client counts: the operator's, never a claim (see
+        ``weighting.truncated``).
     """
 
     init: Callable[[], Any]
@@ -286,9 +296,6 @@ def _offer(
     for key, parameter in parameters(function).items():
         if key in given and key not in settings:
             offered[key] = given[key]()
-        elif key in FROM_SERVER and key not in settings and parameter.default is parameter.empty:
-            raise ValueError(
-                f"{name} needs {key!r} from data of the server's own: set server.root_images,"
-                " or put it in the spec"
-            )
+        elif key in MISSING and key not in settings and parameter.default is parameter.empty:
+            raise ValueError(f"{name} needs {key!r} {MISSING[key]}")
     return offered

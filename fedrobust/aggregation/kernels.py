@@ -3,13 +3,13 @@
 Columns are sorted by a network over the rows: a comparator moves the smaller of two rows' values up
 and the larger down. It is the same operation for all columns of a strip, without a branch, so that
 the compiler turns it into vector minima and maxima; a strip stays in the cache from the first
-comparator to the last. Comparators that cannot reach a wanted rank are left out.
+comparator to the last. Comparators that cannot reach a wanted rank are left out, and three that
+meet in two rows run together, so that four rows are read and written once instead of six.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numba
@@ -17,10 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedrobust.aggregation.networks import FEWEST, lanes, tiles
 from fedrobust.threads import in_parts
-
-LANES = 32  # columns of a strip: one row of it is two vectors of 16 float32
-STRIPS = 8  # strips that are loaded together, for longer runs of each row
 
 
 def fits(updates: Tensor) -> bool:
@@ -43,8 +41,8 @@ def rank_mean(updates: Tensor, first: int, last: int) -> Tensor:
     """
     out = torch.empty(updates.shape[1], dtype=torch.float32)
     n = len(updates)
-    pairs = network(n, first, last)
-    _in_blocks(_rank_mean, updates, pairs, first, last, out.numpy())
+    steps, wide = tiles(n, first, last), lanes(n)
+    _in_blocks(_rank_mean, updates, wide, steps, first, last, out.numpy())
     return out
 
 
@@ -61,9 +59,9 @@ def nearest_mean(updates: Tensor, rows: Tensor, first: int, last: int, keep: int
         The centre is the mean of the values of ranks first..last-1.
     """
     out = torch.empty(updates.shape[1], dtype=torch.float32)
-    pairs = network(len(rows), 0, len(rows))
-    chosen = rows.cpu().numpy()
-    _in_blocks(_nearest_mean, updates, chosen, pairs, first, last, keep, out.numpy())
+    m = len(rows)
+    steps, chosen = tiles(m, 0, m), rows.cpu().numpy()
+    _in_blocks(_nearest_mean, updates, lanes(m), chosen, steps, first, last, keep, out.numpy())
     return out
 
 
@@ -89,158 +87,141 @@ def largest_values(updates: Tensor) -> Tensor:
 def sign_sums(updates: Tensor) -> Tensor:
     """Count positive minus negative values of each column: (n, d) -> (d,) float32."""
     out = torch.empty(updates.shape[1], dtype=torch.float32)
-    _in_blocks(_sign_sums, updates, out.numpy())
+    _in_blocks(_sign_sums, updates, FEWEST, out.numpy())
     return out
 
 
-def _in_blocks(kernel: Callable[..., None], updates: Tensor, *arguments: Any) -> None:
-    """Run a kernel over all blocks of columns, shared out to as many threads as the user allows."""
-    blocks = -(-updates.shape[1] // (LANES * STRIPS))
-    in_parts(kernel, updates.detach().numpy(), *arguments, parts=blocks, work=updates.numel())
-
-
-@lru_cache(maxsize=64)
-def network(n: int, first: int, last: int) -> np.ndarray:
-    """Return the comparators (m, 2) of Batcher's odd-even merge sort that ranks first..last need.
-
-    References
-    ----------
-    Batcher, Sorting Networks and Their Applications, AFIPS 1968; Knuth, TAOCP 3, 5.2.2, M.
-    """
-    wanted = set(range(first, last))
-    kept = []
-    for low, high in reversed(_batcher(n)):
-        if low in wanted or high in wanted:
-            kept.append((low, high))
-            wanted |= {low, high}
-    return np.array(kept[::-1], dtype=np.uint64).reshape(-1, 2)  # unsigned: no wrap-around checks
-
-
-def _batcher(n: int) -> list[tuple[int, int]]:
-    pairs = []
-    p = 1
-    while p < n:
-        k = p
-        while k >= 1:
-            for j in range(k % p, n - k, 2 * k):
-                for i in range(min(k, n - j - k)):
-                    if (i + j) // (2 * p) == (i + j + k) // (2 * p):
-                        pairs.append((i + j, i + j + k))
-            k //= 2
-        p *= 2
-    return pairs
+def _in_blocks(kernel: Callable[..., None], updates: Tensor, wide: int, *arguments: Any) -> None:
+    """Run a kernel over all strips of columns, shared out to as many threads as the user allows."""
+    matrix, parts = updates.detach().numpy(), -(-updates.shape[1] // wide)
+    in_parts(kernel, matrix, wide, *arguments, parts=parts, work=updates.numel())
 
 
 @numba.njit(inline="always")
-def _load(
-    x: np.ndarray, rows: np.ndarray, start: int, width: int, strips: np.ndarray
+def _sort(strip: np.ndarray, wide: int, steps: np.ndarray) -> None:  # pragma: no cover - compiled
+    """Run the network over a strip: row i is in strip[i * wide : (i + 1) * wide]."""
+    width = np.uint64(wide)
+    for t in range(len(steps)):
+        a, b = steps[t, 0] * width, steps[t, 1] * width
+        c, d = steps[t, 2] * width, steps[t, 3] * width
+        if c == d:
+            for k in range(width):
+                low, high = strip[a + k], strip[b + k]
+                strip[a + k] = min(low, high)
+                strip[b + k] = max(low, high)
+        else:
+            # All four are read before one is written: the compiler then keeps them in registers.
+            for k in range(width):
+                p, q, r, s = strip[a + k], strip[b + k], strip[c + k], strip[d + k]
+                upper, lower = max(p, q), min(r, s)
+                strip[a + k] = min(p, q)
+                strip[d + k] = max(r, s)
+                strip[c + k] = min(lower, upper)
+                strip[b + k] = max(lower, upper)
+
+
+@numba.njit(inline="always")
+def _sum_of_ranks(
+    strip: np.ndarray, wide: int, first: int, last: int, total: np.ndarray
 ) -> None:  # pragma: no cover - compiled
-    """Copy ``width`` columns of some rows into strips: (strip, row, lane), flat."""
-    n = len(rows)
-    for i in range(n):
-        row = rows[i]
-        for s in range((width + LANES - 1) // LANES):
-            to, at = (s * n + i) * LANES, start + s * LANES
-            # A bound that the compiler does not know: a loop of 32 it unrolls, one by one.
-            for k in range(min(LANES, width - s * LANES)):
-                strips[np.uint64(to + k)] = x[row, np.uint64(at + k)]
-
-
-@numba.njit(inline="always")
-def _sort(strips: np.ndarray, base: int, pairs: np.ndarray) -> None:  # pragma: no cover - compiled
-    """Run the network over the strip that starts at ``base``."""
-    lanes, begin = np.uint64(LANES), np.uint64(base)
-    for c in range(len(pairs)):
-        low, high = pairs[c, 0] * lanes + begin, pairs[c, 1] * lanes + begin
-        for k in range(lanes):
-            a, b = strips[low + k], strips[high + k]
-            strips[low + k] = min(a, b)
-            strips[high + k] = max(a, b)
-
-
-@numba.njit(inline="always")
-def _mean_of_ranks(
-    strips: np.ndarray, base: int, first: int, last: int
-) -> np.ndarray:  # pragma: no cover - compiled
-    """Average ranks first..last-1 of a sorted strip, summed in float64."""
-    total = np.zeros(LANES, dtype=np.float64)
+    """Sum ranks first..last-1 of a sorted strip into ``total``, (wide,) float64."""
+    total[:] = 0
     for i in range(first, last):
-        for k in range(LANES):
-            total[k] += strips[np.uint64(base + i * LANES + k)]
-    return (total / (last - first)).astype(np.float32)
+        at = np.uint64(i * wide)
+        for k in range(np.uint64(wide)):
+            total[k] += strip[at + k]
 
 
 @numba.njit(nogil=True, cache=True)
 def _rank_mean(
     x: np.ndarray,
-    pairs: np.ndarray,
+    wide: int,
+    steps: np.ndarray,
     first: int,
     last: int,
     out: np.ndarray,
-    first_block: int,
-    last_block: int,
+    first_strip: int,
+    last_strip: int,
 ) -> None:  # pragma: no cover - compiled
     n, d = x.shape
-    block = LANES * STRIPS
-    rows = np.arange(n)
-    strips = np.empty(
-        STRIPS * n * LANES, dtype=np.float32
-    )  # once: fresh pages cost as much as sorting
-    for b in range(first_block, last_block):
-        start = b * block
-        width = min(block, d - start)
-        _load(x, rows, start, width, strips)
-        for s in range((width + LANES - 1) // LANES):
-            base = s * n * LANES
-            _sort(strips, base, pairs)
-            total = _mean_of_ranks(strips, base, first, last)
-            for k in range(min(LANES, width - s * LANES)):
-                out[start + s * LANES + k] = total[k]
+    strip = np.zeros(n * wide, dtype=np.float32)  # once: fresh pages cost as much as sorting
+    total = np.zeros(wide, dtype=np.float64)
+    for b in range(first_strip, last_strip):
+        start, width = np.uint64(b * wide), np.uint64(min(wide, d - b * wide))
+        for i in range(n):
+            to = np.uint64(i * wide)
+            for k in range(width):
+                strip[to + k] = x[i, start + k]
+        _sort(strip, wide, steps)
+        _sum_of_ranks(strip, wide, first, last, total)
+        for k in range(width):
+            out[start + k] = np.float32(total[k] / (last - first))
 
 
 @numba.njit(nogil=True, cache=True)
 def _nearest_mean(
     x: np.ndarray,
+    wide: int,
     rows: np.ndarray,
-    pairs: np.ndarray,
+    steps: np.ndarray,
     first: int,
     last: int,
     keep: int,
     out: np.ndarray,
-    first_block: int,
-    last_block: int,
+    first_strip: int,
+    last_strip: int,
 ) -> None:  # pragma: no cover - compiled
     n, d = len(rows), x.shape[1]
-    block = LANES * STRIPS
-    strips = np.empty(STRIPS * n * LANES, dtype=np.float32)
-    for b in range(first_block, last_block):
-        start = b * block
-        width = min(block, d - start)
-        _load(x, rows, start, width, strips)
-        for s in range((width + LANES - 1) // LANES):
-            base = s * n * LANES
-            _sort(strips, base, pairs)
-            centre = _mean_of_ranks(strips, base, first, last)
-            # The kept values are neighbours in the order: find where their window starts.
-            begin = np.zeros(LANES, dtype=np.int32)
-            for r in range(n - keep):
-                for k in range(LANES):
-                    below = centre[k] - strips[np.uint64(base + r * LANES + k)]
-                    above = strips[np.uint64(base + (r + keep) * LANES + k)] - centre[k]
-                    begin[k] += np.int32(above < below)
-            total = np.zeros(LANES, dtype=np.float64)
-            for r in range(n):
-                for k in range(LANES):
-                    value = strips[np.uint64(base + r * LANES + k)]
-                    inside = (r >= begin[k]) & (r < begin[k] + keep)
-                    total[k] += value if inside else np.float32(0)
-            for k in range(min(LANES, width - s * LANES)):
-                column = start + s * LANES + k
-                values = strips[base + k : base + n * LANES : LANES]
-                if _tied(values, begin[k], keep, centre[k]):
-                    out[column] = _first_nearest(x, rows, column, keep, centre[k])
-                else:
-                    out[column] = total[k] / keep
+    strip = np.zeros(n * wide, dtype=np.float32)
+    total = np.zeros(wide, dtype=np.float64)
+    centre, begin = np.zeros(wide, dtype=np.float32), np.zeros(wide, dtype=np.int32)
+    for b in range(first_strip, last_strip):
+        start, width = np.uint64(b * wide), np.uint64(min(wide, d - b * wide))
+        for i in range(n):
+            row, to = rows[i], np.uint64(i * wide)
+            for k in range(width):
+                strip[to + k] = x[row, start + k]
+        _sort(strip, wide, steps)
+        _sum_of_ranks(strip, wide, first, last, total)
+        centre[:] = total / (last - first)
+        _window(strip, centre, keep, n, begin)
+        _sum_of_windows(strip, begin, keep, n, total)
+        for k in range(width):
+            values = strip[np.uint64(k) :: wide]
+            if _tied(values, begin[k], keep, centre[k]):
+                out[start + k] = _first_nearest(x, rows, start + k, keep, centre[k])
+            else:
+                out[start + k] = total[k] / keep
+
+
+@numba.njit(inline="always")
+def _window(
+    strip: np.ndarray, centre: np.ndarray, keep: int, n: int, begin: np.ndarray
+) -> None:  # pragma: no cover - compiled
+    """Find, per column, where the ``keep`` values nearest to the centre start: neighbours in order.
+
+    As long as the value that the window leaves is farther than the one it takes, it moves on.
+    """
+    wide = len(centre)
+    begin[:] = 0
+    for r in range(n - keep):
+        low, high = np.uint64(r * wide), np.uint64((r + keep) * wide)
+        for k in range(np.uint64(wide)):
+            begin[k] += np.int32(strip[high + k] - centre[k] < centre[k] - strip[low + k])
+
+
+@numba.njit(inline="always")
+def _sum_of_windows(
+    strip: np.ndarray, begin: np.ndarray, keep: int, n: int, total: np.ndarray
+) -> None:  # pragma: no cover - compiled
+    """Sum, per column, the ``keep`` values from ``begin`` on."""
+    wide = len(begin)
+    total[:] = 0
+    for r in range(n):
+        at = np.uint64(r * wide)
+        for k in range(np.uint64(wide)):
+            inside = (r >= begin[k]) & (r < begin[k] + keep)
+            total[k] += strip[at + k] if inside else np.float32(0)
 
 
 @numba.njit
@@ -301,17 +282,16 @@ def _largest_bits(
 
 @numba.njit(nogil=True, cache=True)
 def _sign_sums(
-    x: np.ndarray, out: np.ndarray, first_block: int, last_block: int
+    x: np.ndarray, wide: int, out: np.ndarray, first_strip: int, last_strip: int
 ) -> None:  # pragma: no cover - compiled
     n, d = x.shape
-    block = LANES * STRIPS
-    for b in range(first_block, last_block):
-        start = b * block
-        width = min(block, d - start)
-        total = np.zeros(block, dtype=np.float32)
+    total = np.zeros(wide, dtype=np.float32)
+    for b in range(first_strip, last_strip):
+        start, width = np.uint64(b * wide), np.uint64(min(wide, d - b * wide))
+        total[:] = 0
         for i in range(n):
             for k in range(width):
-                value = x[i, np.uint64(start + k)]
+                value = x[i, start + k]
                 total[k] += np.float32(value > 0) - np.float32(value < 0)
         for k in range(width):
             out[start + k] = total[k]

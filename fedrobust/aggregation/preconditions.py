@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedrobust.aggregation.record import FROM_SERVER, SUPPLIED
+from fedrobust.aggregation.record import ASKED, SUPPLIED
 from fedrobust.aggregation.tables import (
     PREAGGREGATORS,
     RULES,
@@ -96,9 +96,9 @@ def tolerated(spec: Spec, *, n: int, pre: Sequence[Spec] = ()) -> int | None:
 
 
 def resolve_rule(spec: Spec) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Look a rule up; what comes from the server need not be in the spec, but may."""
-    from_server = tuple(key for key in FROM_SERVER if key not in split(spec)[1])
-    _, settings = resolve(RULES, spec, kind="rule", supplied=SUPPLIED + from_server)
+    """Look a rule up; what the server or the run knows need not be in the spec, but may."""
+    asked = tuple(key for key in ASKED if key not in split(spec)[1])
+    _, settings = resolve(RULES, spec, kind="rule", supplied=SUPPLIED + asked)
     return rule_record(split(spec)[0]).compute, settings
 
 

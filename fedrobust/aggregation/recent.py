@@ -1,13 +1,14 @@
-"""Rules of 2021-24: robust learning rate, Huber loss, normalised gradients."""
+"""Rules of 2021-25: robust learning rate, Huber loss, normalised gradients, FedRDF."""
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation.columns import mean_weights, sign_sums
+from fedrobust.aggregation.columns import averaged, mean_weights, ranked_mean, sign_sums
 from fedrobust.aggregation.distances import (
     centred_gram,
     clipping,
@@ -17,6 +18,7 @@ from fedrobust.aggregation.distances import (
 )
 from fedrobust.aggregation.record import weighted
 from fedrobust.ranges import real, whole
+from fedrobust.seeds import generator as seeded
 
 
 def rlr(updates: Tensor, *, threshold: int) -> Tensor:
@@ -68,6 +70,69 @@ def fednga_weights(updates: Tensor, *, weights: Tensor | None = None) -> Tensor:
     lengths = norms(updates)
     shares = mean_weights(updates, weights=weights)
     return torch.where(lengths > 0, shares / lengths, 0.0)
+
+
+def fedrdf(
+    updates: Tensor,
+    *,
+    threshold: float = 0.0,
+    coordinates: int = 100,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Take the upper median of each coordinate; with a threshold the mean where little is skewed.
+
+    Read from the authors' program, an interpretation where the paper may differ: of each
+    coordinate's values, in order, it takes the one at the place of the highest frequency of a
+    Fourier transform of n values. That place is n // 2 whatever the values are: a median. Its test
+    for skewness splits a coordinate's values at random, three tenths against the rest, and asks
+    whether both parts have one distribution (Kolmogorov-Smirnov, 5 %). A random split has, attacked
+    or not: the share of splits that fail it is 5 % at most in the mean, and a threshold above that
+    makes this rule the mean.
+
+    Parameters
+    ----------
+    threshold
+        Share of failed tests below which the mean is taken, in [0, 1]; 0 always takes the median.
+    coordinates
+        How many coordinates are tested, drawn anew in each call; the program tests all of them.
+    generator
+        For the splits; None draws from a fixed one.
+
+    Raises
+    ------
+    ValueError
+        For settings out of range.
+
+    References
+    ----------
+    Marmol Campos, Gonzalez-Vidal, Hernandez-Ramos, Skarmeta, FedRDF: A Robust and Dynamic
+    Aggregation Function against Poisoning Attacks in Federated Learning, IEEE Transactions on
+    Emerging Topics in Computing 2025 (arXiv 2402.10082), and the program of its strategy.
+    """
+    real(threshold, "fedrdf", "threshold", low=0, high=1)
+    whole(coordinates, "fedrdf", "coordinates", low=1)
+    n = len(updates)
+    if threshold and skewed(updates, coordinates, generator) < threshold:
+        return averaged(updates)
+    return ranked_mean(updates, n // 2, n // 2 + 1)
+
+
+def skewed(updates: Tensor, coordinates: int, generator: torch.Generator | None) -> float:
+    """Return the share of drawn coordinates whose random split fails FedRDF's test; 1 for n < 4."""
+    from scipy.stats import ks_2samp  # a third of a second to import
+
+    n, d = updates.shape
+    part = int(0.3 * n)
+    if not part:
+        return 1.0
+    source = seeded(0, "fedrdf") if generator is None else generator
+    where: dict[str, Any] = {"generator": source, "device": source.device}
+    columns = torch.randperm(d, **where)[:coordinates].to(updates.device)
+    failed = 0
+    for values in updates[:, columns].T.double().cpu():
+        values = values[torch.randperm(n, **where).cpu()]
+        failed += bool(ks_2samp(values[part:], values[:part]).pvalue < 0.05)
+    return failed / len(columns)
 
 
 def huber_weights(

@@ -3,6 +3,11 @@
 A rule is written as one function. It returns the aggregate (d,), or what each update counts (n,)
 (a rule that is a weighted sum), or an ``Outcome`` (a rule with memory, or with weights beside a
 term that is no update); ``kind`` says which. The rule ``(n, d) -> (d,)`` itself is derived.
+
+A rule asks for more by the names of its keyword-only parameters: ``generator``, ``memory``,
+``clients``, ``weights``; ``root`` and ``loss``, from data of the server's own; ``layers`` (names
+and shapes of the model's tensors, see ``fedrobust.model_layers``) and ``model`` (the parameters
+that updates are measured from). Whoever runs it hands them in; one with a default is optional.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ from fedrobust.spec import parameters
 
 Settings = dict[str, Any]
 FROM_SERVER = ("root", "loss")  # what a rule may ask of data of the server's own
+FROM_RUN = ("layers", "model")  # and of the model that is trained
+ASKED = (*FROM_SERVER, *FROM_RUN)
 SUPPLIED = ("generator", "memory", "clients", "weights")  # what the system hands in, not the spec
 
 
@@ -108,9 +115,9 @@ class Rule:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What it cannot do without of the server's own data: "root", "loss"."""
+        """What it cannot do without: "root", "loss" of the server's own, "layers", "model"."""
         given = self.settings
-        return tuple(k for k in FROM_SERVER if k in given and given[k].default is inspect._empty)
+        return tuple(k for k in ASKED if k in given and given[k].default is inspect._empty)
 
     @property
     def weighable(self) -> bool:

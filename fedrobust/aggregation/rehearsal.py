@@ -35,7 +35,12 @@ def rehearse(
     source = generator(0, "rehearsal")
     centre = torch.ones(WIDTH)
     updates = centre + 0.1 * torch.randn(n, WIDTH, generator=source)
-    server = {"root": lambda: centre, "loss": lambda: lambda step: -float(step.to(centre) @ centre)}
+    server = {
+        "root": lambda: centre,
+        "loss": lambda: lambda step: -float(step.to(centre) @ centre),
+        "layers": lambda: (("weight", (WIDTH // 2, 2)),),
+        "model": lambda: centre,
+    }
     try:
         build(spec, pre=pre).apply(updates, None, source, server=server, weights=weights)
     except (Refusal, TypeError) as error:

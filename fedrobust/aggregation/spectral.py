@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,12 +30,22 @@ def principal_scores(gram: Tensor, weights: Tensor) -> tuple[float, Tensor]:
     offset = gram @ share
     centred = gram - offset[:, None] - offset[None, :] + share @ offset
     root = share.sqrt()
+    size = _size(centred)
+    centred = centred / size
     values, vectors = torch.linalg.eigh(root[:, None] * centred * root[None, :])
     top = float(values[-1].clamp(min=0))
     if top == 0:
         return 0.0, torch.zeros_like(share)
     # The combination of rows that is the eigenvector has squared length top: hence the division.
-    return top, (centred @ (root * vectors[:, -1])).square() / top
+    return size * top, (centred @ (root * vectors[:, -1])).square() / top * size
+
+
+def _size(centred: Tensor) -> float:
+    """Return the power of two to divide products by, 1 unless their own products overflow."""
+    largest = float(centred.abs().max())
+    if largest == 0 or 1e-100 < largest < 1e100:
+        return 1.0
+    return 2.0 ** round(math.log2(largest))
 
 
 def dnc_weights(

@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from fedrobust.aggregation import (
+    alignment,
     bounds,
     bulyan,
     clusters,
     columns,
     detector,
+    filtering,
     geometry,
     history,
     pre,
@@ -27,7 +29,7 @@ from fedrobust.aggregation import (
     subsets,
     trust,
 )
-from fedrobust.aggregation.record import PreAggregator, Rule, majority
+from fedrobust.aggregation.record import FROM_SERVER, PreAggregator, Rule, majority
 
 _RULES = (
     Rule(
@@ -146,6 +148,21 @@ _RULES = (
     Rule(name="rlr", compute=recent.rlr, coordinate_wise=True, follows_scale=True),
     Rule(name="fednga", compute=recent.fednga_weights, kind="weights", bounded=True),
     Rule(
+        name="fedrdf", compute=recent.fedrdf, follows_scale=True, follows_shift=True, bounded=True,
+    ),
+    Rule(name="lasa", compute=alignment.lasa, follows_scale=True, bounded=True),
+    Rule(
+        name="alignins", compute=alignment.alignins_weights, kind="weights", follows_scale=True,
+    ),
+    Rule(
+        name="filtering", compute=filtering.filtering, minimum=majority, follows_shift=True,
+        bounded=True,
+    ),
+    Rule(
+        name="randeigen", compute=filtering.randeigen_weights, kind="weights", minimum=majority,
+        follows_scale=True, follows_shift=True, bounded=True,
+    ),
+    Rule(
         name="huber", compute=recent.huber_weights, kind="weights", follows_shift=True,
         bounded=True,
     ),
@@ -191,7 +208,7 @@ def rule_record(name: str) -> Rule:
 
 def needs_own_data(name: str) -> bool:
     """Whether a rule cannot do without data of the server's own; False for an unknown name."""
-    return name in RULES and bool(rule_record(name).needs)
+    return name in RULES and any(key in FROM_SERVER for key in rule_record(name).needs)
 
 
 def is_coordinate_wise(name: str) -> bool:

@@ -1,17 +1,16 @@
 """Attacks on updates, data poisoning, placement of the adversary, and what an attack achieved."""
 
 from fedrobust.attacks.alie import support_probability, z_max
+from fedrobust.attacks.backdoors import backdoor, stamp
 from fedrobust.attacks.crafting import Attacker, build, craft, knowledge, settings, step
 from fedrobust.attacks.data import (
     POISONS,
     alie_backdoor,
-    backdoor,
     backdoor_loss,
     delta_loss,
     label_flip,
     poison,
     sample_backdoor,
-    stamp,
 )
 from fedrobust.attacks.impact import Impact, bypass, flippable, impact, spread
 from fedrobust.attacks.placement import PLACEMENTS, place

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedrobust.attacks.backdoors import stamp
 from fedrobust.attacks.data import alie_backdoor as clip_into_spread
-from fedrobust.attacks.data import backdoor_loss, delta_loss, stamp
+from fedrobust.attacks.data import backdoor_loss, delta_loss
 from fedrobust.evaluation import pixels
 from fedrobust.vector import FlatModel
 
@@ -96,7 +97,7 @@ TRAINED_SUPPLIED = ("model", "start", "images", "lr", "generator")
 
 
 def success_rate(module: torch.nn.Module, images: Tensor, labels: Tensor, *, target: int = 0,
-                 size: int = 5, value: int = 255) -> float:  # fmt: skip
+                 size: int = 5, value: int = 255, corner: int = 0) -> float:  # fmt: skip
     """Share of stamped images of other classes that the model takes for the target, in [0, 1].
 
     Parameters
@@ -106,10 +107,15 @@ def success_rate(module: torch.nn.Module, images: Tensor, labels: Tensor, *, tar
     """
     # An image of the target class would count as a hit without any backdoor.
     others = images[labels != target]
+    return taken_for(module, stamp(others, size=size, value=value, corner=corner), target)
+
+
+def taken_for(module: torch.nn.Module, images: Tensor, target: int) -> float:
+    """Share of the images, (N, C, H, W) uint8, that the model takes for a class, in [0, 1]."""
     with torch.inference_mode():
         was_training = module.training
         module.eval()
-        parts = stamp(others, size=size, value=value).split(500)
+        parts = images.split(500)
         hits = sum(int((module(pixels(part)).argmax(1) == target).sum()) for part in parts)
         module.train(was_training)
-    return hits / len(others)
+    return hits / len(images)

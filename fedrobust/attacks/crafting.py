@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from fedrobust.attacks import alie
+from fedrobust.attacks.of_model import informed, of_model
 from fedrobust.attacks.probe import Rule
 from fedrobust.attacks.record import KNOWLEDGE, Crafted
 from fedrobust.attacks.tables import ATTACKS, attack_record
 from fedrobust.failures import blamed
 from fedrobust.matrix import EXACT, computable, matrix, narrowed, vector
+from fedrobust.model_layers import Layers
 from fedrobust.ranges import whole
 from fedrobust.returned import check_returned
 from fedrobust.seeds import generator as seeded
@@ -22,6 +24,7 @@ from fedrobust.spec import Spec, SpecError, parameters, resolve, split, suggest
 
 SUPPLIED = (
     "n", "f", "round", "rule", "generator", "previous", "own", "momentum", "state", "craft",
+    "layers", "model",
 )  # fmt: skip
 
 
@@ -85,6 +88,8 @@ def craft(
     previous: Tensor | None = None,
     own: Tensor | None = None,
     momentum: float = 0.0,
+    layers: Layers | None = None,
+    model: Tensor | None = None,
 ) -> Tensor:
     """Craft what the f attackers send this round: (h, d) -> (f, d), same dtype and device.
 
@@ -112,6 +117,11 @@ def craft(
         What each attacker would have sent, (f, d), for attacks that act per attacker.
     momentum
         The honest clients' worker momentum, in [0, 1), for attacks that look through it.
+    layers
+        (name, shape) of each tensor of the model, in the order of the coordinates, for attacks and
+        rules that ask for them; None where nobody knows.
+    model
+        The global model (d,) that the updates are subtracted from.
 
     Returns
     -------
@@ -129,7 +139,7 @@ def craft(
     """
     return step(
         honest, spec, n=n, f=f, round=round, rule=rule, generator=generator,
-        previous=previous, own=own, momentum=momentum,
+        previous=previous, own=own, momentum=momentum, layers=layers, model=model,
     ).updates  # fmt: skip
 
 
@@ -146,6 +156,8 @@ def step(
     previous: Tensor | None = None,
     own: Tensor | None = None,
     momentum: float = 0.0,
+    layers: Layers | None = None,
+    model: Tensor | None = None,
 ) -> Crafted:
     """Craft as ``craft`` does, from the attack's memory; the new memory is returned.
 
@@ -163,17 +175,19 @@ def step(
     check(view, name, n, f, previous, own)
     if f == 0:
         return Crafted(view.new_empty((0, view.shape[1])), state)
+    known = of_model(name, function, layers, model, view.shape[1])
     supplied = {
         "n": n,
         "f": f,
         "round": round,
-        "rule": rule,
+        "rule": informed(rule, layers, model),
         "generator": generator,
         "previous": previous,
         "own": own,
         "momentum": momentum,
         "state": state,
         "craft": craft,
+        **known,
     }
     wanted = parameters(function)
     sent = function(computable(view), **given, **{k: v for k, v in supplied.items() if k in wanted})
@@ -241,6 +255,7 @@ def rehearse(name: str, function: Callable[..., Tensor], given: dict[str, Any], 
     supplied = {**given_by_run, **who, "rule": lambda rows: rows[0], "craft": craft}
     wanted = parameters(function)
     view = honest.expand(-1, width)
+    supplied |= {"layers": (("rehearsal", (width,)),), "model": view[0] + 1}
     known = {"previous": view[0], "own": view[:1].expand(who["f"], -1), "round": 1}
     for more in ({}, known):  # some settings are read only once there is something to look back on
         offered = {k: v for k, v in (supplied | more).items() if k in wanted}

@@ -7,11 +7,17 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from fedrobust.attacks.backdoors import (
+    Poisoned,
+    backdoor,
+    distributed_backdoor,
+    edge_case,
+    many_triggers,
+)
 from fedrobust.attacks.moments import moments
+from fedrobust.ranges import real
 from fedrobust.seeds import generator as seeded
-from fedrobust.spec import Spec, parameters, resolve, suggest
-
-Poisoned = tuple[Tensor, Tensor]
+from fedrobust.spec import Spec, parameters, resolve, split, suggest
 
 
 def reverse(labels: Tensor, classes: int, _: torch.Generator) -> Tensor:
@@ -75,117 +81,6 @@ def check_labels(labels: Tensor, classes: int, who: str) -> None:
         raise ValueError(f"{who} with {classes} classes needs labels below that, got {found}")
 
 
-def stamp(images: Tensor, *, size: int = 5, value: int = 255) -> Tensor:
-    """Set the top-left ``size`` x ``size`` pixels of all channels: uint8 (N, C, H, W), a copy.
-
-    References
-    ----------
-    Baruch, Baruch, Goldberg, NeurIPS 2019, section 4.2: 5 x 5 pixels at maximum intensity.
-    """
-    if images.dim() != 4 or images.dtype != torch.uint8:
-        raise ValueError(
-            f"stamp needs uint8 (N, C, H, W) images, got {tuple(images.shape)} {images.dtype}"
-        )
-    if not 1 <= size <= min(images.shape[2:]):
-        raise ValueError(f"stamp needs 1 <= size <= {min(images.shape[2:])}, got {size}")
-    if not 0 <= value <= 255:
-        raise ValueError(f"stamp needs a pixel value in 0..255, got {value}")
-    stamped = images.clone()
-    stamped[:, :, :size, :size] = value
-    return stamped
-
-
-def backdoor(
-    images: Tensor,
-    labels: Tensor,
-    *,
-    target: int = 0,
-    size: int = 5,
-    value: int = 255,
-    share: float = 0.5,
-    classes: int | None = None,
-    generator: torch.Generator | None = None,
-) -> Poisoned:
-    """Stamp a share of the images with a pattern and label them ``target``.
-
-    Parameters
-    ----------
-    share
-        Of the images, rounded up, drawn without replacement; the rest stays as it is.
-        ``share=1`` stamps all of them, as for measuring the backdoor's accuracy.
-
-    Raises
-    ------
-    ValueError
-        For a share outside [0, 1], a target outside the classes, or images that are not uint8.
-
-    References
-    ----------
-    Pattern and target class 0 of Baruch, Baruch, Goldberg, NeurIPS 2019, section 4.2.
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"backdoor needs 0 <= share <= 1, got {share}")
-    if target < 0 or (classes is not None and target >= classes):
-        raise ValueError(f"backdoor needs a target among the classes, got {target}")
-    source = generator or seeded(0, "poison")
-    order = torch.randperm(len(images), generator=source, device=source.device)
-    # Rounded up: minus the floor of minus.
-    chosen = order[: -int(-share * len(images) // 1)].to(images.device)
-    images, labels = images.clone(), labels.clone()
-    images[chosen] = stamp(images[chosen], size=size, value=value)
-    labels[chosen] = target
-    return images, labels
-
-
-def distributed_backdoor(
-    images: Tensor,
-    labels: Tensor,
-    *,
-    target: int = 0,
-    size: int = 5,
-    value: int = 255,
-    share: float = 0.5,
-    parts: int = 4,
-    member: int = 0,
-    classes: int | None = None,
-    generator: torch.Generator | None = None,
-) -> Poisoned:
-    """Stamp a part of the pattern, each attacker another one; its success is that of the whole.
-
-    Parameters
-    ----------
-    parts
-        In how many bands the pixels of the square are cut, in the order of reading; at most its
-        pixels. Attacker i stamps band i modulo ``parts``.
-    member
-        Which of the attackers this is, from 0; the system says it.
-    target, size, value, share
-        See ``backdoor``.
-
-    Raises
-    ------
-    ValueError
-        As ``backdoor``, and for a number of parts that the square does not have.
-
-    References
-    ----------
-    Xie, Huang, Chen, Li, DBA: Distributed Backdoor Attacks against Federated Learning, ICLR 2020,
-    section 3. There the parts are four bars with gaps between them; here they are those of the
-    square of ``backdoor``, an interpretation.
-    """
-    if not 1 <= parts <= size * size:
-        raise ValueError(f"distributed_backdoor needs 1 <= parts <= {size * size}, got {parts}")
-    marked, changed = backdoor(
-        images, labels, target=target, size=size, value=value, share=share, classes=classes,
-        generator=generator,
-    )  # fmt: skip
-    pixels = torch.arange(size * size, device=images.device)
-    foreign = (pixels * parts // (size * size) != member % parts).view(size, size)
-    corner, before = marked[:, :, :size, :size], images[:, :, :size, :size]
-    marked[:, :, :size, :size] = torch.where(foreign, before, corner)
-    return marked, changed
-
-
 def sample_backdoor(
     images: Tensor,
     labels: Tensor,
@@ -224,8 +119,31 @@ POISONS: dict[str, Callable[..., Poisoned]] = {
     "label_flip": flipped,
     "backdoor": backdoor,
     "distributed_backdoor": distributed_backdoor,
+    "many_triggers": many_triggers,
+    "edge_case": edge_case,
     "sample_backdoor": sample_backdoor,
 }
+
+
+def boosted(spec: Spec) -> tuple[Spec, float]:
+    """Take ``boost`` out of a data attack's spec: the factor of the update after training.
+
+    Any data attack becomes a model replacement by it: with boost = n / (f lr), lr that of the
+    server, the f attackers' model is what an average of small honest updates ends at (Bagdasaryan
+    et al., How To Backdoor Federated Learning, AISTATS 2020, equation 3).
+
+    Returns
+    -------
+    The spec without it, and the factor; 1 unless given.
+
+    Raises
+    ------
+    SpecError
+        Unless it is a positive number.
+    """
+    name, given = split(spec)
+    boost = real(given.pop("boost", 1.0), name, "boost", above=0)
+    return {"name": name, **given}, boost
 
 
 POISON_SUPPLIED = ("classes", "generator", "member")
@@ -244,10 +162,13 @@ def poison(
 
     Parameters
     ----------
+    spec
+        A data attack and its settings; ``boost`` is left aside, see ``boosted``.
     member
         Which of the attackers the client is, from 0.
     """
-    function, given = resolve(POISONS, spec, kind="poison", supplied=POISON_SUPPLIED)
+    plain, _ = boosted(spec)
+    function, given = resolve(POISONS, plain, kind="poison", supplied=POISON_SUPPLIED)
     supplied = {"classes": classes, "generator": generator, "member": member}
     wanted = parameters(function)
     return function(images, labels, **given, **{k: v for k, v in supplied.items() if k in wanted})

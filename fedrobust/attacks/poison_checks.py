@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedrobust.attacks.backdoors import CORNERS
 from fedrobust.attacks.data import FLIPS, POISONS
 from fedrobust.attacks.tables import TRAINED
 from fedrobust.ranges import real, truth, whole
@@ -28,11 +29,14 @@ class Victim:
         Height or width of the images, the smaller one.
     images
         The fewest images that one of the attackers holds.
+    held
+        The classes of which one of the attackers holds an image at least.
     """
 
     classes: int | None = None
     side: int | None = None
     images: int | None = None
+    held: frozenset[int] | None = None
 
 
 def check_poison(spec: Spec, victim: Victim = Victim()) -> None:
@@ -51,18 +55,23 @@ def check_poison(spec: Spec, victim: Victim = Victim()) -> None:
         ``backdoor needs a whole target within 0..9, got 12``.
     """
     name, given = split(spec)
-    function = {**POISONS, **TRAINED}[name]
     # Defaults are checked as well: a pattern of 5 x 5 does not fit into every image.
-    silent = {k: p.default for k, p in parameters(function).items() if p.default is not p.empty}
-    for key, value in (silent | given).items():
+    settings = settings_of({**POISONS, **TRAINED}[name]) | given
+    for key, value in settings.items():
         # A check of one poison's own setting goes before the one of that name for all.
         if (check := CHECKS.get((name, key)) or CHECKS.get(("", key))) is not None:
             check(value, name, victim)
-    settings = silent | given
+    if name == "edge_case" and settings["source"] == settings["target"]:
+        raise SpecError("edge_case needs a target other than its source")
     # After the loop, which made sure that the size is a whole number.
     if "parts" in settings:
         pixels = settings["size"] ** 2
         whole(settings["parts"], name, f"parts (its pixels: {pixels})", low=1, high=pixels)
+
+
+def settings_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return a poison's settings that have a default, as they are by default."""
+    return {k: p.default for k, p in parameters(function).items() if p.default is not p.empty}
 
 
 def _below(count: int | None) -> int | None:
@@ -71,6 +80,14 @@ def _below(count: int | None) -> int | None:
 
 def _target(value: Any, name: str, victim: Victim) -> None:
     whole(value, name, "target", high=_below(victim.classes))
+
+
+def _source(value: Any, name: str, victim: Victim) -> None:
+    whole(value, name, "source", high=_below(victim.classes))
+    if victim.held is not None and value not in victim.held:
+        raise SpecError(
+            f"{name} needs attackers with images of class {value}: none of them has any"
+        )
 
 
 def _size(value: Any, name: str, victim: Victim) -> None:
@@ -97,6 +114,11 @@ CHECKS: Mapping[tuple[str, str], Check] = {
     ("", "value"): lambda value, name, _: whole(value, name, "value", high=255),
     ("", "share"): lambda value, name, _: real(value, name, "share", above=0, high=1),
     ("label_flip", "mode"): _mode,
+    ("many_triggers", "triggers"): lambda value, name, _: whole(
+        value, name, "triggers", low=1, high=CORNERS
+    ),
+    ("edge_case", "source"): _source,
+    ("edge_case", "tail"): lambda value, name, _: real(value, name, "tail", above=0, high=1),
     ("sample_backdoor", "index"): _index,
     ("sample_backdoor", "modulo"): _modulo,
     ("alie_backdoor", "z"): lambda value, name, _: real(value, name, "z", low=0),

@@ -1,7 +1,9 @@
 """One record per attack: all that the rest of the system knows about it.
 
 An attack is one function ``(honest, *, n, f, **settings) -> (f, d)``. One with memory also takes
-``state`` (None at first) and returns ``Crafted``; what it remembers is a value, never modified.
+``state`` (None at first) and returns ``Crafted``; what it remembers is a value, never modified. One
+that takes ``layers`` is told the names and shapes of the model's tensors, one that takes ``model``
+the global model (d,) that updates are subtracted from.
 """
 
 from __future__ import annotations
@@ -80,6 +82,14 @@ class Attack:
     def asks_the_rule(self) -> bool:
         """Whether it tunes itself against the defence."""
         return "rule" in self.settings
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it cannot do without of the model: "layers", "model"."""
+        given = self.settings
+        return tuple(
+            k for k in ("layers", "model") if k in given and given[k].default is inspect._empty
+        )
 
     @property
     def remembers(self) -> bool:

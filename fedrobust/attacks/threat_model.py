@@ -12,9 +12,10 @@ from typing import Any
 from fedrobust import attacks
 from fedrobust.attacks import ATTACKS, POISONS, TRAINED, attack_record, place
 from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
-from fedrobust.attacks.data import POISON_SUPPLIED
+from fedrobust.attacks.backdoors import trigger_target
+from fedrobust.attacks.data import POISON_SUPPLIED, boosted
 from fedrobust.attacks.members import AUTO
-from fedrobust.attacks.poison_checks import check_poison
+from fedrobust.attacks.poison_checks import check_poison, settings_of
 from fedrobust.redundancy import rounds
 from fedrobust.spec import SpecError, resolve, split, suggest
 
@@ -93,20 +94,38 @@ def check(spec: Mapping[str, Any], *, n: int, f: int) -> None:
         resolve(TRAINED, plain, kind="attack", supplied=TRAINED_SUPPLIED)
         check_poison(plain)
     elif label == "poison":
-        resolve(POISONS, spec, kind="attack", supplied=POISON_SUPPLIED)
-        check_poison(spec)
+        plain, _ = boosted(spec)
+        resolve(POISONS, plain, kind="attack", supplied=POISON_SUPPLIED)
+        check_poison(plain)
     elif label == "answer":
         raise SpecError(f"attack {name!r} changes the answers of members: it needs [ensemble]")
     elif settings:
         raise SpecError(f"attack {name!r} has no parameters, got {', '.join(settings)}")
 
 
-def pattern(spec: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return target, size and value of the pattern that an attack plants; None without one."""
-    name, settings = split(spec)
-    if name not in ("backdoor", "distributed_backdoor", "alie_backdoor"):
+def patterns(spec: Mapping[str, Any], classes: int) -> list[dict[str, Any]]:
+    """Return target, size, value and corner of each pattern that an attack plants."""
+    name, given = split(spec)
+    if name not in ("backdoor", "distributed_backdoor", "alie_backdoor", "many_triggers"):
+        return []
+    shown: dict[str, Any] = {k: given[k] for k in ("target", "size", "value") if k in given}
+    if name != "many_triggers":
+        return [shown]
+    own = settings_of(POISONS[name]) | given
+    shown = {"size": own["size"], "value": own["value"]}
+    return [
+        {**shown, "target": trigger_target(own["target"], j, classes), "corner": j}
+        for j in range(own["triggers"])
+    ]
+
+
+def tail(spec: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return source, target and tail of an attack on the rare images of a class; None of others."""
+    name, given = split(spec)
+    if name != "edge_case":
         return None
-    return {key: settings[key] for key in ("target", "size", "value") if key in settings}
+    own = settings_of(POISONS[name]) | given
+    return {key: own[key] for key in ("source", "target", "tail")}
 
 
 def members(experiment: Any, *, round: int = 0) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from fedrobust import attacks, data, models, plugins
 from fedrobust.aggregation import rehearse as rehearse_rule
 from fedrobust.aggregation import weighing
 from fedrobust.attacks import POISONS, TRAINED, threat_model
+from fedrobust.attacks.data import boosted
 from fedrobust.attacks.poison_checks import Victim, check_poison
 from fedrobust.data import DataError, Dataset
 from fedrobust.ensemble.plan import nodes_of
@@ -197,7 +198,8 @@ def _told(sentence: str) -> Iterator[None]:
 def _attack(e: Experiment, dataset: Dataset, shares: Shares) -> None:
     name, given = split(e.attack)
     if name in POISONS or name in TRAINED:
-        check_poison(attacks.knowledge(e.attack)[0], _victim(e, dataset, shares))
+        plain = e.attack if name in TRAINED else boosted(e.attack)[0]
+        check_poison(attacks.knowledge(plain)[0], _victim(e, dataset, shares))
     if (coordinate := given.get("coordinate")) is not None:
         model = models.build_for(e.model, dataset, seed=e.seed)
         d = sum(p.numel() for p in trainable(model).values())
@@ -213,7 +215,9 @@ def _victim(e: Experiment, dataset: Dataset, shares: Shares) -> Victim:
     attackers = {c for turn in rounds for c in threat_model.members(e, round=turn)}
     fewest = min((len(shares[client]) for client in attackers), default=len(dataset.train_labels))
     side = min(dataset.shape[1:]) if dataset.holds_images else 0  # of the attacks on images alone
-    return Victim(dataset.classes, side, fewest)
+    labels = dataset.train_labels
+    held = [labels[shares[client]].unique().tolist() for client in attackers if labels.dim() == 1]
+    return Victim(dataset.classes, side, fewest, frozenset().union(*held) if held else None)
 
 
 def _cut(e: Experiment, dataset: Dataset) -> Shares:

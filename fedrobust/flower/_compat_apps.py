@@ -89,7 +89,7 @@ def simulate_app(
     run.primary_task_id = held.generate_rand_int_from_bytes(held.TASK_ID_NUM_BYTES)
     run.federation_id = held.NOOP_FEDERATION_ID
     run.override_config = dict(run_config)
-    # Of the process: the constructor of every message reads it, in 1.42 from class attributes.
+    # Of the whole process: the constructor of every message reads it (Flower 1.42).
     identity = held.TaskIdentity
     identity.task_id, identity.run_id = run.primary_task_id, run_id
     identity.node_id = held.SUPERLINK_NODE_ID

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ from fedrobust.flower.model_replies import (
     layout_of,
     read_reply,
 )
-from fedrobust.flower.model_vectors import arrays_of, matrix_of, starts_of
-from fedrobust.spec import Spec, SpecError, split, suggest
+from fedrobust.flower.model_vectors import Known, arrays_of, known_of, matrix_of, starts_of
+from fedrobust.spec import Spec, SpecError, parameters, split, suggest
 
 Attack = Spec | Callable[..., Tensor]
 
@@ -122,9 +123,10 @@ def attack_replies(
         if callable(attack):
             rows = attack(view, n=n, f=f)
         else:
-            rows = attacks.craft(
-                view, attack, n=n, f=f, round=server_round, generator=generator, own=honest
-            )
+            rows = _crafted(
+                attack, view, honest, known_of(layout, starts),
+                n=n, f=f, round=server_round, generator=generator,
+            )  # fmt: skip
     except SpecError:
         raise
     except ValueError as error:  # a later round may be too small for an attack: it waits
@@ -132,6 +134,18 @@ def attack_replies(
             raise
         return Crafted({}, {reply.node: str(error) for reply in mine})
     return _written(rows, honest, mine, layout, starts, sent)
+
+
+def _crafted(attack: Spec, view: Tensor, own: Tensor, known: Known, **given: Any) -> Tensor:
+    """Craft in the laboratory's sign where the global model counts: updates are subtracted there.
+
+    Here an update is what a client adds to the model.
+    """
+    wanted = parameters(ATTACKS[split(attack)[0]])
+    told = {key: compute() for key, compute in known.items() if key in wanted}
+    if "model" not in told:
+        return attacks.craft(view, attack, own=own, **given, **told)
+    return -attacks.craft(-view, attack, own=-own, **given, **told)
 
 
 def _alike(readable: list[ModelReply]) -> list[ModelReply]:

@@ -39,7 +39,7 @@ def alike(sent: Sent, replies: Iterable[Message]) -> Alike:
     configs = own_configs(list(contents.values()))
     made = []
     for node, config in zip(contents, configs, strict=True):
-        # A record for each reply: strategies pop keys out of those that they average.
+        # A record for each reply, as from a network: what one reader changes is no other's.
         content = RecordDict({name: MetricRecord(dict(held)) for name, held in metrics.items()})
         for name, record in config.items():
             content[name] = record

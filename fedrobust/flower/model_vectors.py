@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from flwr.app import Array
 from torch import Tensor
 
+from fedrobust.failures import Refusal
 from fedrobust.flower.model_replies import Key, Layout, ModelReply, Sent, Values, start_of
+from fedrobust.model_layers import Layers
+
+Known = dict[str, Callable[[], Any]]
 
 
 def starts_of(
@@ -44,6 +51,36 @@ def matrix_of(
                     part -= start.reshape(-1).astype(rows.dtype)
             offset += size
     return torch.from_numpy(rows)
+
+
+def known_of(layout: Layout, starts: dict[int, dict[Key, np.ndarray]]) -> Known:
+    """Return what a rule or an attack may ask of the model, by name; computed when asked.
+
+    A tensor is known by its name, or as ``record/name`` where two records hold that name.
+    """
+    keys = layout.coordinates
+    names = [name for _, name in keys]
+
+    def layers() -> Layers:
+        return tuple(
+            (name if names.count(name) == 1 else f"{record}/{name}", layout.slots[record, name][1])
+            for record, name in keys
+        )
+
+    return {"layers": layers, "model": lambda: _start(keys, starts)}
+
+
+def _start(keys: list[Key], starts: dict[int, dict[Key, np.ndarray]]) -> Tensor:
+    """Return the one vector that all replies continue."""
+    different = {id(start): start for start in starts.values()}
+    if len(different) != 1:
+        raise Refusal(
+            "the rule needs one model that all nodes start from, and they were sent several"
+        )
+    (start,) = different.values()
+    if missing := [name for record, name in keys if (record, name) not in start]:
+        raise Refusal(f"the rule needs the model that nodes start from; nobody sent {missing[0]!r}")
+    return torch.cat([torch.from_numpy(start[key].astype(np.float64)).reshape(-1) for key in keys])
 
 
 def usual_dtype(key: Key, accepted: list[ModelReply]) -> np.dtype:

@@ -28,7 +28,15 @@ from fedrobust.flower.model_replies import (
     layout_of,
     read_reply,
 )
-from fedrobust.flower.model_vectors import arrays_of, as_whole, matrix_of, starts_of, usual_dtype
+from fedrobust.flower.model_vectors import (
+    Known,
+    arrays_of,
+    as_whole,
+    known_of,
+    matrix_of,
+    starts_of,
+    usual_dtype,
+)
 from fedrobust.flower.replies import ABSENT
 from fedrobust.flower.reply_metrics import claim_of, own_configs, shared_metrics
 from fedrobust.flower.rule_spelling import Rule
@@ -149,7 +157,11 @@ class ReplyAggregator:
         """
         self.check(len(updates))
         source = generator(self._seed, "rehearsal")
-        return self._built.apply(updates, self._built.init(), source).aggregate
+        server = {
+            "layers": lambda: (("rehearsal", tuple(updates.shape[1:])),),
+            "model": lambda: torch.ones_like(updates[0]),
+        }
+        return self._built.apply(updates, self._built.init(), source, server=server).aggregate
 
     def aggregate(self, sent: Sent, replies: Iterable[Message], server_round: int) -> Aggregated:
         """Aggregate one round; nothing that a client sends raises."""
@@ -164,7 +176,8 @@ class ReplyAggregator:
         starts = starts_of(accepted, layout, sent)
         rows = matrix_of(accepted, layout, starts)
         malformed = sum(not reason.startswith(ABSENT) for reason in refused.values())
-        outcome, kept, counted = self._outcome(rows, accepted, malformed, server_round)
+        known = known_of(layout, starts)
+        outcome, kept, counted = self._outcome(rows, accepted, malformed, server_round, known)
         others = {key: self._median(key, accepted) for key in layout.others}
         step = outcome.aggregate if outcome else torch.zeros(())
         handed = _replies(accepted, layout, starts, step, others, sent)
@@ -208,7 +221,12 @@ class ReplyAggregator:
                 self._integers.setdefault(key, array.dtype)
 
     def _outcome(
-        self, rows: Tensor, accepted: list[ModelReply], malformed: int, server_round: int
+        self,
+        rows: Tensor,
+        accepted: list[ModelReply],
+        malformed: int,
+        server_round: int,
+        known: Known,
     ) -> tuple[Outcome | None, str, dict[int, float]]:
         nodes = [reply.node for reply in accepted]
         clients = [self._clients.setdefault(r.node, len(self._clients)) for r in accepted]
@@ -218,7 +236,9 @@ class ReplyAggregator:
             claims = [claim_of(reply.content, self._claim) for reply in accepted]
             counted = self._chosen.weigh(nodes, claims)
             given = {} if counted is None else {"weights": shares(counted, len(nodes))}
-            outcome = built.apply(rows, self._memory, source, clients=clients, **given)
+            outcome = built.apply(
+                rows, self._memory, source, clients=clients, server=known, **given
+            )
         except Refusal as error:
             return None, str(error), {}
         if not torch.isfinite(outcome.aggregate).all():

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fedrobust.failures import Refusal
+from fedrobust.model_layers import Layers
 from fedrobust.models.zoo import ModelError
 from fedrobust.vector import trainable
 
@@ -109,10 +110,10 @@ class Products:
     def offered(
         self, server: Mapping[str, Callable[[], Any]] | None, start: Tensor
     ) -> Mapping[str, Callable[[], Any]] | None:
-        """Return what a rule may ask of the server's own data, of products.
+        """Return what a rule may ask of the server's own data and of the model, of products.
 
         The root update becomes the products' as a client's does; the loss after a step of products
-        is that of the factors which the step leads to.
+        is that of the factors which the step leads to. A product has the name of its A.
         """
         if server is None:
             return None
@@ -124,7 +125,15 @@ class Products:
             after = server["loss"]()
             return lambda step: after(self.sent(step, start))
 
-        forms = {"root": root, "loss": loss}
+        def layers() -> Layers:
+            gone = {b for _, b in self.pairs}
+            names = [name for i, (name, _) in enumerate(server["layers"]()) if i not in gone]
+            return tuple(zip(names, self.layout, strict=True))
+
+        def model() -> Tensor:
+            return self.seen(server["model"]().unsqueeze(0), start)[0]
+
+        forms = {"root": root, "loss": loss, "layers": layers, "model": model}
         return {key: forms.get(key, given) for key, given in server.items()}
 
     def _factors(self, own: Sequence[Tensor], a: int, b: int) -> tuple[Tensor, Tensor]:

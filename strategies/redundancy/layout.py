@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from fedrobust.flower import array_of, tensor_of
+from fedrobust.model_layers import Layers
 from fedrobust.models.batchnorm import load_statistics, read_statistics, variances
 from fedrobust.vector import FlatModel
 
@@ -32,6 +33,11 @@ class ModelLayout:
         self.d = self.flat.d
         self.b = read_statistics(module).numel()
         self._variances = variances(module)
+
+    @property
+    def layers(self) -> Layers:
+        """Name and shape of each tensor of a file's value; running statistics are the last."""
+        return self.flat.layers + ((("statistics", (self.b,)),) if self.b else ())
 
     @property
     def length(self) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,6 +48,8 @@ class SecondStage:
         The most Byzantine workers among those that take part.
     secret, round
         What the round's draws follow from.
+    known
+        What the rule may ask of the model, by name; computed when asked.
     """
 
     settings: Settings
@@ -56,6 +58,7 @@ class SecondStage:
     q: int
     secret: int
     round: int
+    known: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
 
     def apply(self, job: Reveal, verdict: Verdict, *, wrong: int | None, accept: Accept | None
               ) -> Aggregate:  # fmt: skip
@@ -128,7 +131,7 @@ class SecondStage:
         self, rows: Tensor, origin: dict[int, int], path: str, names: list[int]
     ) -> Aggregate:
         source = generator(self.secret, "rule", round=self.round)
-        outcome = self.rule.apply(rows, self.memory, source, clients=names)
+        outcome = self.rule.apply(rows, self.memory, source, clients=names, server=self.known)
         return Aggregate(value=outcome.aggregate, origin=origin, path=path, memory=outcome.state)
 
     def _rule(self, rows: Tensor) -> Tensor:

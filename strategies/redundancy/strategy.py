@@ -328,6 +328,10 @@ class RedundantStrategy(RecordedStrategy):
         stage = SecondStage(
             settings=s, rule=self._rule, memory=self._memory, secret=self._secret, q=q,
             round=now.plan.round,
+            known={
+                "layers": lambda: self._layout.layers,
+                "model": lambda: torch.cat(self._layout.read(now.arrays)),
+            },
         )  # fmt: skip
         done = stage.apply(job, verdict, wrong=wrong, accept=accept)
         self._memory, self.kept = done.memory, tuple(sorted(done.origin))

@@ -42,6 +42,7 @@ NEEDED = {
     "rlr": {"threshold": 4},
     "huber": {"threshold": 6.0},
     "projected": {"dimension": 8},
+    "filtering": {"variance": 2.0},
     "bucketing": {"size": 2},
     "clip": {"bound": 3.0},
 }
@@ -82,10 +83,15 @@ ROBUST = [
     "mda",
     "smea",
     "caf",
+    "fedrdf",
+    "lasa",
+    "filtering",
+    "randeigen",
 ]
 TRANSLATES = {"mean", "median", "trimmed_mean", "meamed", "phocas", "krum", "multi_krum", "bulyan",
-              "geometric_median", "rfa", "mda", "smea"}  # fmt: skip
-SCALES = TRANSLATES | {"cge"}
+              "geometric_median", "rfa", "mda", "smea", "fedrdf", "filtering",
+              "randeigen"}  # fmt: skip
+SCALES = (TRANSLATES | {"cge", "lasa", "alignins"}) - {"filtering"}
 
 E2 = torch.tensor([(0, 9), (9, 8), (5, 1), (3, 7), (2, 2), (6, 0), (30, -20)], dtype=torch.float64)
 
@@ -94,9 +100,13 @@ def seeded():
     return torch.Generator().manual_seed(0)
 
 
-def spec(name, f=3):
+def spec(name, f=3, d=40):
     given_f = {"f": f} if "f" in parameters((RULES | PREAGGREGATORS)[name]) else {}
-    return {"name": name, **NEEDED.get(name, {}), **given_f}
+    of_model = {
+        "lasa": {"layers": (("weight", (d // 2, 2)), ("bias", (d % 2,)))},
+        "alignins": {"model": torch.linspace(-1, 2, d, dtype=torch.float64)},
+    }
+    return {"name": name, **NEEDED.get(name, {}), **of_model.get(name, {}), **given_f}
 
 
 def sample(n=15, d=40, seed=0, dtype=torch.float64):
@@ -118,6 +128,12 @@ OTHERS = [
     "hierarchical_clustering_krum",
     "fldetector",
     "projected",
+    # Against a literal version in test_recent_rules.py, where the layers fit.
+    "fedrdf",
+    "lasa",
+    "alignins",
+    "filtering",
+    "randeigen",
 ]
 ORDERED = {"median_of_means", "sign_guard"}  # groups by place, coordinates by draw
 
@@ -125,7 +141,7 @@ ORDERED = {"median_of_means", "sign_guard"}  # groups by place, coordinates by d
 def test_the_table_is_the_one_tested():
     assert set(TEXTBOOK) | set(OTHERS) == set(RULES)
     assert set(PREAGGREGATORS) == {"nnm", "bucketing", "clip", "arc", "foundation"}
-    assert len(RULES) == 33
+    assert len(RULES) == 38
 
 
 @pytest.mark.parametrize("name", sorted(set(RULES) - ORDERED))
@@ -196,7 +212,9 @@ def test_scattered_giants_do_not_blind_the_distances(name):
     assert aggregate(x, spec(name)).abs().max() < 10
 
 
-@pytest.mark.parametrize("name", sorted(set(RULES) - {"fltrust", "foolsgold", "rsa", "fednga"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(RULES) - {"fltrust", "foolsgold", "rsa", "fednga", "lasa"})
+)
 def test_equal_rows_give_that_row(name):
     row = sample(1, 40)
     if name in ("sign_majority", "centered_clipping", "norm_clipping"):
@@ -375,7 +393,7 @@ def test_any_shape_any_holes(n, d, f, seed, data):
         if (name in ("mda", "smea") and n > 12) or name in ("fltrust", "sign_guard"):
             continue
         try:
-            result = aggregate(x, spec(name, f))
+            result = aggregate(x, spec(name, f, d))
         except ValueError as error:
             said = str(error)
             lost = "is not finite in" in said and 2 * f >= n  # half of the rows near the largest

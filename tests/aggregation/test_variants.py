@@ -25,13 +25,16 @@ def updates(n=12, d=20, seed=0):
 
 def answer(spec, rows):
     name = spec if isinstance(spec, str) else spec["name"]
+    of_model = {"lasa": {"layers": [["w", [10, 2]]]}, "alignins": {"model": torch.ones(20)}}
+    if name in of_model:
+        spec = spec | of_model[name]
     if name in RULES:
         return aggregate(rows, spec, generator=torch.Generator().manual_seed(0))
     return craft(rows[:10], spec, n=12, f=2)[0]
 
 
 def test_the_page_names_every_switch():
-    assert len(ROWS) == 42
+    assert len(ROWS) == 50
     text = PAGE.read_text()
     for table in (RULES, ATTACKS):
         named = {s if isinstance(s, str) else s["name"] for _, s in ROWS}

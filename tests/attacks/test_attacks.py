@@ -22,8 +22,8 @@ from fedrobust.attacks.seesaw import MODES
 from fedrobust.seeds import generator
 from fedrobust.spec import SpecError
 
-COUNT = 26
-RANDOM = {"gaussian", "fang"}
+COUNT = 28
+RANDOM = {"gaussian", "fang", "mpaf"}
 CRASHES = {"nan", "inf"}
 TUNED = {
     "finite_norm", "opt_alie", "opt_ipm", "sensitivity_curve", "gradient_search", "drift_search",
@@ -65,6 +65,7 @@ def sample(h: int = 9, d: int = 37, seed: int = 0, dtype: torch.dtype = torch.fl
 
 def make(honest: Tensor, spec, *, n: int = 12, f: int = 3, seed: int = 5, **more) -> Tensor:
     more.setdefault("rule", median_rule)
+    more.setdefault("model", torch.linspace(-1, 1, honest.shape[-1]))
     return craft(honest, spec, n=n, f=f, generator=generator(seed, "craft"), **more)
 
 
@@ -194,7 +195,7 @@ def test_attacks_that_tune_themselves_need_a_rule():
         with pytest.raises(ValueError, match=f"{name} tunes itself against a rule"):
             craft(sample(), name, n=12, f=3)
     for name in set(ATTACKS) - TUNED:
-        craft(sample(), name, n=12, f=3)
+        make(sample(), name, rule=None)
 
 
 def test_rule_sees_a_copy_and_the_attackers_rows():
@@ -265,6 +266,11 @@ def test_bad_settings_are_errors():
         {"name": "gradient_shift", "z": math.inf},
         {"name": "model_replacement", "rate": 0},
         {"name": "model_replacement", "bound": -1},
+        {"name": "hidra", "variance": 0.0},
+        {"name": "hidra", "expansion": 1.0},
+        {"name": "hidra", "chunk": 0},
+        {"name": "mpaf", "factor": 0},
+        {"name": "mpaf", "std": -1},
         {"name": "poisoned_fl", "period": 0},
         {"name": "poisoned_fl", "decay": 1.5},
         {"name": "inf", "sign": 0},
@@ -1018,7 +1024,7 @@ def test_poisons_over_the_table():
         assert first[1].min() >= 0 and first[1].max() < 10
         assert not torch.equal(first[1], labels)
         seen += 1
-    assert seen == 4
+    assert seen == 6
     with pytest.raises(SpecError, match="did you mean 'label_flip'"):
         attacks.poison(*images(), "label_flp", classes=10)
 

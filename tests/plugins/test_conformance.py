@@ -15,7 +15,7 @@ NEEDED = {
     "safeguard": {
         "window": 6, "threshold": 20.0, "short_window": 3, "short_threshold": 20.0,
     },
-    "rlr": {"threshold": 4}, "huber": {"threshold": 3.0},
+    "rlr": {"threshold": 4}, "huber": {"threshold": 3.0}, "filtering": {"variance": 2.0},
     "bucketing": {"size": 2}, "clip": {"bound": 3.0},
 }  # fmt: skip
 
@@ -41,6 +41,8 @@ def test_a_rule_that_says_it_is_not_bounded_is_not(name):
     """Taken for bounded, the checks find it out: no property is claimed too little either."""
     if name == "foolsgold":
         pytest.skip("it weighs by likeness: a single far row may get any weight")
+    if name == "alignins":
+        pytest.skip("it takes more attackers than here: see test_recent_rules.py")
     record = RULE_RECORDS[name]
     claimed = Rule(name=name, compute=record.compute, kind=record.kind, bounded=True)
     with pytest.raises(AssertionError, match="is carried away"):
