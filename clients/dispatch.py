@@ -58,11 +58,11 @@ def train_one(
     results
         What honest local training gave, where it is done already.
     matrix
-        Where an honest client's update may be written.
+        Where the client's update may be written.
     """
     task = honest.read_task(node, message, context)
     if results is None and _malicious(node, task, message, context):
-        return malicious.answer(node, task, message, context)
+        return malicious.answer(node, task, message, context, matrix)
     images, labels = node.share(task.client)
     watch = Stopwatch()
     if results is None:

@@ -7,15 +7,40 @@ called, so that help, the listing and a wrong call are quick.
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from experiments import completion
 from experiments.audit import command as audit_command
 from experiments.board import command as board_command
+from experiments.cli_options import (
+    Axes,
+    Certificates,
+    DataRoot,
+    Device,
+    Download,
+    File,
+    Fresh,
+    Grid,
+    Insecure,
+    Json,
+    Output,
+    Overrides,
+    Quiet,
+    Resume,
+    Seeds,
+    Strict,
+    Superlink,
+    TableFormat,
+    Track,
+    Use,
+    Workers,
+)
 from fedrobust.failures import PluginError
 from fedrobust.packages import check_packages
 from fedrobust.spec import InputError
@@ -29,37 +54,7 @@ app = typer.Typer(
     # Typer's own tracebacks print local variables: data, and secrets among them.
     pretty_exceptions_enable=False,
 )
-console = Console()
 errors = Console(stderr=True)
-
-File = Annotated[Path, typer.Argument(help="Experiment: a TOML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--override", "-o", help="key=value on top of the file: -o rule.f=3"),
-]
-DataRoot = Annotated[
-    str | None,
-    typer.Option(envvar="FEDROBUST_DATA", help="Folder of the full data sets."),
-]
-Download = Annotated[bool, typer.Option(help="Fetch a missing data set.")]
-Output = Annotated[Path, typer.Option(help="Parent folder of the results.")]
-Seeds = Annotated[int, typer.Option(help="Repeat with this many seeds.", min=1)]
-Workers = Annotated[int, typer.Option(help="Processes; 0: one a core, or one a GPU.", min=0)]
-Device = Annotated[str, typer.Option(help="cpu, cuda (all GPUs) or cuda:N.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints.")]
-Track = Annotated[
-    list[str] | None, typer.Option(help="tensorboard, mlflow or wandb; may be repeated.")
-]
-Strict = Annotated[bool, typer.Option("--strict", help="A tracker that fails ends the run.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object at the end.")]
-Certificates = Annotated[Path | None, typer.Option(help="The CA's certificate (PEM); TLS.")]
-Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS: for a machine by itself.")]
-Superlink = Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")]
-Use = Annotated[
-    list[Path] | None,
-    typer.Option(help="A Python file with a model, data, loss, rule, ... of yours; repeatable."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress: the table only.")]
 
 
 @app.command(epilog=EXIT_CODES)
@@ -68,12 +63,13 @@ def run(
     override: Overrides = None,
     data_root: DataRoot = None,
     download: Download = False,
-    grid: Annotated[str, typer.Option(help="in_process or flower (Ray).")] = "in_process",
+    grid: Grid = "in_process",
     device: Device = "cpu",
     output: Output = Path("results"),
     seeds: Seeds = 1,
     workers: Workers = 0,
     resume: Resume = False,
+    fresh: Fresh = False,
     track: Track = None,
     strict: Strict = False,
     save_model: Annotated[bool, typer.Option(help="Keep each final model (safetensors).")] = False,
@@ -87,18 +83,15 @@ def run(
 
     commands.run(
         file, override, data_root=data_root, download=download, grid=grid, device=device,
-        output=output, seeds=seeds, workers=workers, resume=resume, track=track, strict=strict,
-        models=save_model, secret=secret, use=use, as_json=as_json, quiet=quiet,
+        output=output, seeds=seeds, workers=workers, resume=resume, fresh=fresh, track=track,
+        strict=strict, models=save_model, secret=secret, use=use, as_json=as_json, quiet=quiet,
     )  # fmt: skip
 
 
 @app.command("sweep", epilog=EXIT_CODES)
 def sweep_over(
     file: File,
-    over: Annotated[
-        list[str] | None,
-        typer.Option("--over", "-s", help="key=a,b,c: an axis of the sweep; may be repeated."),
-    ] = None,
+    over: Axes = None,
     override: Overrides = None,
     data_root: DataRoot = None,
     download: Download = False,
@@ -107,9 +100,10 @@ def sweep_over(
     seeds: Seeds = 1,
     workers: Workers = 0,
     resume: Resume = False,
+    fresh: Fresh = False,
     track: Track = None,
     strict: Strict = False,
-    table: Annotated[str, typer.Option(help="text, markdown or latex.")] = "text",
+    table: TableFormat = "text",
     use: Use = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -123,8 +117,8 @@ def sweep_over(
 
     commands.sweep_over(
         file, override, over, data_root=data_root, download=download, device=device,
-        output=output, seeds=seeds, workers=workers, resume=resume, track=track, strict=strict,
-        table=table, use=use, as_json=as_json, quiet=quiet,
+        output=output, seeds=seeds, workers=workers, resume=resume, fresh=fresh, track=track,
+        strict=strict, table=table, use=use, as_json=as_json, quiet=quiet,
     )  # fmt: skip
 
 
@@ -201,24 +195,26 @@ app.command(epilog=EXIT_CODES)(board_command.recommend)
 
 @app.command("list")
 def list_plugins(
-    kind: Annotated[str | None, typer.Argument(help="One kind only, such as rules.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Argument(help="One kind in full, such as rules.", autocompletion=completion.kinds),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     use: Use = None,
 ) -> None:
-    """List every plug-in: what it does, its parameters, its paper; those of others last."""
-    from experiments import listing
+    """List every plug-in in a line; of one kind settings, what it needs and bears, its paper."""
+    from experiments import listing, listing_page
 
     tables = listing.with_others(kind, use or [])
     if as_json:
         typer.echo(json.dumps(tables))
         return
-    for title, entries in tables.items():
-        table = Table(title=title, title_justify="left", show_lines=False)
-        for column in ("name", "what it does", "parameters", "paper"):
-            table.add_column(column, overflow="fold")
-        for entry in entries:
-            table.add_row(entry["name"], entry["what"], entry["parameters"], entry["paper"])
-        console.print(table)
+    try:
+        for line in listing_page.page(tables, full=kind is not None):
+            typer.echo(line)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `fedrobust list | head`: the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.command()
@@ -277,6 +273,7 @@ def main() -> None:
     """Enter here: wrong input ends with its sentence and exit code 2, never with a traceback."""
     try:
         check_packages()
+        completion.rejoin(os.environ)
         app()
     except InputError as error:
         for line in str(error).splitlines():

@@ -14,8 +14,6 @@ from experiments import tables, worst_case
 from experiments.results import Results
 from experiments.sweep import Sweep
 from experiments.worst_case import WorstCase
-from fedrobust.attacks.members import members, members_among
-from fedrobust.experiment import auto
 from fedrobust.experiment.schema import Experiment
 
 MOST_COLUMNS = 9  # of attacks on a terminal
@@ -58,12 +56,10 @@ def show_worst_cases(found: list[WorstCase], console: Console) -> None:
             console.print(f"[bold yellow]flag[/] {one.defence}: {flag}", soft_wrap=True)
 
 
-def show_weak_attacks(experiments: list[Experiment], console: Console) -> None:
-    """Say loudly which attacks are none, or hardly one; not where ``auto`` tries all the others."""
-    if members_among(experiments) >= len(members()):
-        return
-    for line in dict.fromkeys(filter(None, map(auto.weakness, experiments))):
-        console.print("[bold red]attack:[/]", line, highlight=False, soft_wrap=True)
+def show_notices(lines: list[str], console: Console) -> None:
+    """Say loudly what makes the numbers say less than they seem to."""
+    for line in lines:
+        console.print("[bold red]note:[/]", line, highlight=False, soft_wrap=True)
 
 
 def show_written(paths: list[Path], console: Console) -> None:

@@ -13,6 +13,7 @@ from rich.table import Table
 from experiments import (
     cli_output,
     keeping,
+    notices,
     sampled_cohorts,
     stacked_clients,
     tables,
@@ -36,13 +37,14 @@ from fedrobust.redundancy import SCHEMES
 from fedrobust.spec import suggest
 
 NEXT = """next:
-  fedrobust report results/NAME           one HTML page of all this
-  fedrobust check FILE                    your own TOML, checked (model: quickstart.toml)
-  fedrobust run FILE -o attack=ipm        one thing changed
-  fedrobust run FILE --grid flower        the same rounds through Flower's engine
-  flwr run . --stream                     the default app on Flower, live
-  fedrobust list                          every rule, attack, partition, with its paper
-  experiments/notebooks/                  the same from Python"""
+  fedrobust report {folder}
+      one HTML page of all this: {folder}/report.html
+  fedrobust run {file} -o attack=ipm
+      one thing changed; what is finished is not run again (--fresh)
+  fedrobust run {file} --grid flower
+      the same rounds through Flower's engine
+  fedrobust list rules
+      what else there is; also: attacks, partitions, models, ..."""
 
 console = Console()
 errors = Console(stderr=True)
@@ -87,8 +89,10 @@ def run(
         if study.applies(results):
             console.print(study.report(results), highlight=False, soft_wrap=True)
         if not quiet:
+            cli_output.show_notices(notices.after(results), console)
             cli_output.show_written(written, console)
-            console.print(NEXT, highlight=False, soft_wrap=True)
+            told = NEXT.format(folder=sweep.output, file=file)
+            console.print(told, highlight=False, soft_wrap=True, markup=False)
 
 
 def sweep_over(
@@ -129,6 +133,7 @@ def sweep_over(
         typer.echo(results.table(table), nl=False)
         cli_output.show_worst_cases(results.worst_cases, errors)
         if not quiet:
+            cli_output.show_notices(notices.after(results), errors)
             cli_output.show_written([*written, page], errors)
 
 
@@ -160,7 +165,7 @@ def check(
         row = [e.run_id, _spec(e.attack), cli_output.defence(e), e.clients, e.byzantine]
         table.add_row(*map(str, [*row, tolerated(e), coefficient(e), e.rounds, e.seed]))
     console.print(table)
-    cli_output.show_weak_attacks(experiments, console)
+    cli_output.show_notices(notices.before(experiments), console)
     if members_among(experiments) >= len(members()):
         from experiments.expected_time import expected
 
@@ -175,7 +180,7 @@ def check(
 
 def _announce(experiments: list[Experiment], terminal: Console, *, quiet: bool) -> None:
     """Say before the start what is many runs, and what is no attack."""
-    cli_output.show_weak_attacks(experiments, terminal)
+    cli_output.show_notices(notices.before(experiments), terminal)
     if not quiet and any(is_searched(e.attack) for e in experiments):
         terminal.print(f"{len(experiments)} runs; fedrobust check says how long they will take")
 
@@ -226,8 +231,15 @@ def resolve_one(name: str, allowed: list[str], kind: str) -> str:
 def _run(
     sweep: Sweep, terminal: Console, trackers: list[str] | None, *, quiet: bool, strict: bool
 ) -> Results:
+    waiting = sweep.waiting()
+    if (done := len(sweep.experiments) - len(waiting)) and not quiet:
+        terminal.print(
+            f"{done} of {len(sweep.experiments)} runs are already finished in {sweep.output}"
+            " (--fresh runs them again)",
+            highlight=False, soft_wrap=True, markup=False,
+        )  # fmt: skip
     with (
-        Live(terminal, sweep.experiments, quiet=quiet) as live,
+        Live(terminal, waiting, quiet=quiet, sent=sweep.grid != "in_process") as live,
         tracking(trackers or [], sweep.output, live.row, strict=strict) as on_row,
     ):
         sweep.run(on_row)

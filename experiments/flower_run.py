@@ -36,7 +36,8 @@ from fedrobust import plugins
 from fedrobust.cores import VARIABLE
 from fedrobust.experiment.schema import Experiment
 from fedrobust.plugins import Part
-from fedrobust.runs.folder import RunFolder
+from fedrobust.runs.folder import ROWS, RunFolder
+from fedrobust.runs.rows import GrowingRows
 from fedrobust.text import FAILED, printable
 from fedrobust.version import __version__
 
@@ -192,15 +193,16 @@ def follow(
         Rows of an earlier run in the same folder, which stand there again if this one cannot begin.
     """
     rows: list[Row] = []
+    written = GrowingRows(target.path / ROWS)
     status, details, wait = "", "", 1.0
     ask = time.monotonic() + wait
     while not status.startswith("finished"):
         time.sleep(POLL)
-        if time.monotonic() >= ask or target.finished:
+        if time.monotonic() >= ask or target.ends(written.look()):
             status, details = _status(run_id, environment)
             wait = min(ASK, 2 * wait)
             ask = time.monotonic() + wait
-        seen, found = len(rows), target.rows()
+        seen, found = len(rows), written.look()
         rows = found if found != list(before) else rows
         for row in rows[seen:]:
             on_row(row)

@@ -34,7 +34,11 @@ GROUPS = tuple(
     f"fedrobust.{name}"
     for name in ("models", "datasets", "partitions", "losses", "metrics", "rules", "attacks")
 )
-FILES = ("experiments/catalogue.py", "fedrobust/docstrings.py")
+FILES = (
+    "experiments/catalogue.py",
+    "experiments/docs/formulas.toml",
+    "fedrobust/docstrings.py",
+)
 
 
 def tables(kind: str | None = None) -> dict[str, list[Entry]]:

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 
 from experiments import flags
-from experiments.outcomes import stuck
 from fedrobust.attacks.members import members, members_among
 from fedrobust.experiment import auto
 from fedrobust.experiment.schema import Experiment
@@ -35,12 +34,11 @@ def before(experiments: Sequence[Experiment]) -> list[str]:
 
 def after(results: Any) -> list[str]:
     """Say in which results little can be read: ``Results`` in, sentences out."""
-    stopped = [line for experiment, rows in results.runs if (line := stuck(experiment, rows))]
     if not results.headline.is_share:
-        return stopped
+        return []
     means, halves = results.table(), results.interval()
     seeds = len({experiment.seed for experiment, _ in results.runs})
-    return [*stopped, *wide(means, halves, seeds), *lost_without_attack(means)]
+    return [*wide(means, halves, seeds), *lost_without_attack(means)]
 
 
 def wide(means: pd.DataFrame, halves: pd.DataFrame, seeds: int) -> list[str]:

@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from fedrobust.experiment.schema import Experiment
 from fedrobust.training.tasks import headline
@@ -19,29 +20,40 @@ class Live:
     """Show the rounds of all runs as they come; nothing at all where ``quiet``.
 
     Without a terminal (CI, a pipe) there is no bar: a line as each run ends, and nothing else.
+
+    Parameters
+    ----------
+    sent
+        Show the bytes that travelled: between processes or machines, not inside one process.
     """
 
     def __init__(
-        self, console: Console, experiments: list[Experiment], *, quiet: bool = False
+        self,
+        console: Console,
+        experiments: list[Experiment],
+        *,
+        quiet: bool = False,
+        sent: bool = False,
     ) -> None:
         self._console = Console(quiet=True) if quiet else console
+        self._sent = sent
         self._bytes = 0
         self._runs = len(experiments)
         self._ended = 0
         self._told = False
         self._start = time.monotonic()
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} rounds"),
-            TimeElapsedColumn(),
+            TextColumn("{task.fields[ended]}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.percentage:3.0f}%"),
             TextColumn("ETA"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[last]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[last]}", table_column=Column(no_wrap=True, ratio=1)),
             console=self._console,
+            expand=True,
         )
         total = sum(e.rounds for e in experiments)
-        self._task = self._bar.add_task(f"{self._runs} run(s)", total=total, last="")
+        self._task = self._bar.add_task("", total=total, last="", ended=self._done())
 
     def __enter__(self) -> Live:
         self._bar.start()
@@ -59,10 +71,10 @@ class Live:
         """Take one row of one run."""
         self._bytes += sum(row.get(key) or 0 for key in ("bytes_up", "bytes_down"))
         if value := shown(experiment, row):
-            last = f"{experiment.name} {value}"
-            sent = f", {size(self._bytes)} sent" if self._bytes else ""
-            self._bar.update(self._task, last=last + sent)
-            self._first(last, row)
+            # The number first: where the line is narrow, the end of the name is cut off.
+            sent = f", {size(self._bytes)} sent" if self._sent and self._bytes else ""
+            self._bar.update(self._task, last=f"{value}{sent} {experiment.name}")
+            self._first(f"{experiment.name} {value}", row)
         if row["round"] > 0:
             self._bar.advance(self._task)
         if row["round"] == experiment.rounds:
@@ -76,7 +88,11 @@ class Live:
 
     def _end(self, experiment: Experiment, row: Row) -> None:
         self._ended += 1
+        self._bar.update(self._task, ended=self._done())
         self._line(f"{self._ended:>3}/{self._runs}  {experiment.name:<40} {shown(experiment, row)}")
+
+    def _done(self) -> str:
+        return f"{self._ended}/{self._runs} runs"
 
     def _line(self, text: str) -> None:
         seconds = time.monotonic() - self._start

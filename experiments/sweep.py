@@ -22,7 +22,7 @@ from fedrobust import plugins
 from fedrobust import secret as hidden
 from fedrobust.experiment.honoured import MODEL as MODEL_KEPT
 from fedrobust.experiment.honoured import RESUME
-from fedrobust.experiment.schema import Experiment
+from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.runs.folder import RunFolder
 
 Row = dict[str, Any]
@@ -47,6 +47,8 @@ class Sweep:
         A server's, whose draws are to be repeated; a run that was made without it is not finished.
     use
         Files with plug-ins of the user's, for the processes: ``plugins.used``.
+    fresh
+        Run the finished ones too.
 
     A run that was made with another version of a plug-in is not finished either.
     """
@@ -61,6 +63,7 @@ class Sweep:
     device: str = "cpu"
     secret: int | None = None
     use: str = ""
+    fresh: bool = False
 
     def folders(self) -> list[Path]:
         """Return each run's folder, in order."""
@@ -74,9 +77,11 @@ class Sweep:
         ConfigError
             If a run's mode does not honour ``models`` or ``resume``; then nothing was run.
         """
+        if self.fresh and self.resume:
+            raise ConfigError(["--fresh starts every run anew, --resume continues: give one"])
         wanted = {RESUME: self.resume, MODEL_KEPT: self.models}
         check_features(self.experiments, *(name for name, given in wanted.items() if given))
-        waiting = [e for e in self.experiments if not self._done(e)]
+        waiting = self.waiting()
         usual = os.cpu_count() or 1 if self.device == "cpu" else len(self._by_gpu())
         workers = min(self.workers or usual, len(waiting))
         if workers <= 1 or self.grid != "in_process":
@@ -84,6 +89,10 @@ class Sweep:
                 self._run_here(experiment, lambda row, e=experiment: on_row(e, row))  # type: ignore[misc]
         else:
             self._run_parallel(waiting, workers, on_row)
+
+    def waiting(self) -> list[Experiment]:
+        """Return the runs that are not finished; with ``fresh`` all."""
+        return [e for e in self.experiments if self.fresh or not self._done(e)]
 
     def _run_here(self, experiment: Experiment, on_row: Callable[[Row], None]) -> None:
         folder = RunFolder(self.output, experiment)

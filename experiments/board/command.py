@@ -8,11 +8,19 @@ from typing import Annotated
 
 import typer
 
+from experiments import completion
+
 Out = Annotated[Path, typer.Option(help="Runs and the row go here; finished runs are kept.")]
 
 
 def benchmark(
-    rule: Annotated[str, typer.Argument(help="RULE, as nnm+krum; or FILE.py, or FILE.py:NAME.")],
+    rule: Annotated[
+        str,
+        typer.Argument(
+            help="RULE, as nnm+krum; or FILE.py, or FILE.py:NAME.",
+            autocompletion=completion.names("rules"),
+        ),
+    ],
     quick: Annotated[bool, typer.Option("--quick", help="Small: minutes, one seed.")] = False,
     output: Out = Path("results/benchmark"),
     workers: Annotated[int, typer.Option(help="Processes; 0: one a core.", min=0)] = 0,

@@ -15,6 +15,7 @@ from experiments.board.protocol import BUDGETS, PROTOCOL
 from fedrobust.attacks.members import VERSION as MEMBERS
 from fedrobust.experiment.schema import ConfigError
 
+CLEAN = 0.05  # accuracy lost without an attack
 HERE = Path(__file__).parent
 Row = dict[str, Any]
 KEYS: dict[str, type | tuple[type, ...]] = {
@@ -137,6 +138,35 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
         line["budget"] = row["budget"]
         lines.append(line)
     return pd.DataFrame(lines).set_index("rule") if lines else pd.DataFrame()
+
+
+def doubts(rows: Sequence[Row]) -> list[str]:
+    """Say why a number of the board may be wrong: flags, and what is lost without an attack."""
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        for cell in row["cells"]:
+            for flag in cell.get("flags", ()):
+                lines.setdefault(f"{_named(row)}: {flag}", []).append(cell["cell"])
+    told = [f"{line} ({', '.join(cells)})" for line, cells in lines.items()]
+    return [*told, *_lost_clean(rows)]
+
+
+def _lost_clean(rows: Sequence[Row]) -> list[str]:
+    """Compare each cell without an attack with the best rule of the same budget there."""
+    best: dict[tuple[Any, str], tuple[float, str]] = {}
+    for row in rows:
+        for cell in row["cells"]:
+            key = row.get("budget"), cell["cell"]
+            mine = cell.get("clean", -1.0), _named(row)
+            best[key] = max(best.get(key, mine), mine)
+    return [
+        f"{_named(row)} loses {100 * (top - cell['clean']):.1f} points without an attack in"
+        f" {cell['cell']}, against {name}"
+        for row in rows
+        for cell in row["cells"]
+        for top, name in [best[row.get("budget"), cell["cell"]]]
+        if "clean" in cell and top - cell["clean"] > CLEAN
+    ]
 
 
 def _named(row: Row) -> str:

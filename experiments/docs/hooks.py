@@ -17,12 +17,10 @@ from mkdocs.structure.files import File, Files
 from experiments import listing, tables
 from experiments.board import rows
 from experiments.cli import app
-from fedrobust.aggregation import check
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 MARK = re.compile(r"^<!-- make: (\w+) ?(.*?) -->$", re.MULTILINE)
-MOST = 64  # updates tried when looking for the fewest that a rule takes
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -51,39 +49,12 @@ def rules(kind: str) -> str:
             f"### {entry['name']}\n\n{entry['what']}\n",
             f"```text\n{told['formula']}\n```\n",
             f"- **Settings:** {_code(entry['parameters']) or 'none'}",
-            f"- **Needs:** {needs(entry['name'], kind)}",
+            f"- **Needs:** {entry['needs']}",
             f"- **Breakdown:** {told['breakdown']}",
             f"- **Paper:** {entry['paper'] or 'none'}\n",
         ]
         parts.append("\n".join(lines))
     return "\n".join(parts)
-
-
-def needs(name: str, kind: str) -> str:
-    """Say how many updates a rule needs, found by asking the rule's own check."""
-    fewest = [_fewest(name, kind, f) for f in (1, 2)]
-    if None in fewest or fewest[0] == fewest[1]:
-        return f"at least {fewest[0]} update(s)" if fewest[0] else "see its settings"
-    # Two values of f are enough: what rules ask for is linear in it.
-    slope = fewest[1] - fewest[0]  # type: ignore[operator]
-    return f"n >= {slope} f + {fewest[0] - slope}"  # type: ignore[operator]
-
-
-def _fewest(name: str, kind: str, f: int) -> int | None:
-    spec: dict[str, Any] = {"name": name}
-    settings = next(e for e in listing.tables(kind)[kind] if e["name"] == name)["parameters"]
-    for key in (part for part in settings.split(", ") if part and "=" not in part):
-        spec[key] = f if key == "f" else 1
-    for n in range(1, MOST):
-        try:
-            if kind == "rules":
-                check(spec, n=n)
-            else:
-                check("mean", n=n, pre=[spec])
-            return n
-        except ValueError:
-            continue
-    return None
 
 
 def table(kind: str) -> str:
@@ -131,7 +102,10 @@ def file(path: str) -> str:
 def board(_: str) -> str:
     """Write the board's rows as one table, the best worst case first."""
     found = rows.read()
-    return tables.pipes(rows.table(found)) if found else "No rule has been measured yet."
+    if not found:
+        return "No rule has been measured yet."
+    doubts = "".join(f"- {_plain(line)}\n" for line in rows.doubts(found))
+    return f"{tables.pipes(rows.table(found))}\nWhat to doubt in it:\n\n{doubts}"
 
 
 def _code(settings: str) -> str:

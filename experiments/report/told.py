@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from experiments import listing, notices, worst_case
+from experiments.outcomes import stuck
 from experiments.report.contents import Gathered
 from experiments.report.parts import Section, table_of
 from fedrobust.attacks import threat_model
@@ -22,7 +23,13 @@ def doubts(gathered: Gathered) -> list[str]:
     flagged = [
         f"{one.defence}: {flag}" for one in gathered.results.worst_cases for flag in one.flags
     ]
-    known = [*notices.before(gathered.experiments), *notices.after(gathered.results), *flagged]
+    stopped = [line for e, rows in gathered.results.runs if (line := stuck(e, rows))]
+    known = [
+        *stopped,
+        *notices.before(gathered.experiments),
+        *notices.after(gathered.results),
+        *flagged,
+    ]
     return list(dict.fromkeys(known))
 
 

@@ -112,4 +112,4 @@ def alie(
         raise ValueError(f"alie needs sign=-1 or sign=1, got {sign!r}")
     used = shift(n, f, z=z, formula=formula)
     centre, std = moments(honest, ddof=ddof)
-    return repeat(centre + sign * used * std, f, honest)
+    return repeat(std.mul_(sign * used).add_(centre), f, honest)

@@ -12,6 +12,7 @@ from experiments.flower_processes import FlowerRunError, refusal
 from experiments.flower_run import follow, reason_in
 from experiments.simulation import run_one
 from fedrobust.experiment.load import from_dict
+from fedrobust.runs import rows as rows_module
 from fedrobust.runs.checkpoint import CheckpointError
 from fedrobust.runs.folder import (
     CHECKPOINT,
@@ -21,6 +22,7 @@ from fedrobust.runs.folder import (
     WriteError,
     read_rows,
 )
+from fedrobust.runs.rows import GrowingRows
 from fedrobust.text import FAILED
 from strategies.handshake import ProtocolError
 
@@ -205,3 +207,28 @@ def test_certificates_hold_addresses_of_both_kinds(tmp_path):
     wrong = subprocess.run(["sh", str(script), str(tmp_path), "a,b"], capture_output=True,
                            text=True, check=False)  # fmt: skip
     assert wrong.returncode == 2 and "no host name or address" in wrong.stderr
+
+
+def test_growing_rows_are_parsed_once_and_replaced_files_are_read_anew(tmp_path, monkeypatch):
+    file, parsed = tmp_path / "rounds.jsonl", []
+    growing = GrowingRows(file)
+    assert growing.look() == []
+    monkeypatch.setattr(rows_module, "printables", lambda row: parsed.append(row) or row)
+    with file.open("w") as out:
+        for number in range(50):
+            out.write(json.dumps({"round": number}) + "\n")
+            out.flush()
+            assert len(growing.look()) == number + 1
+        out.write('{"round": 5')
+        out.flush()
+        assert len(growing.look()) == 50, "a line that is not whole waits"
+        out.write("0}\n")
+        out.flush()
+    assert growing.look()[-1] == {"round": 50} and len(parsed) == 51
+    other = tmp_path / "other"
+    other.write_text('{"round": 0}\n')
+    os.replace(other, file)
+    assert growing.look() == [{"round": 0}] == read_rows(file)
+    other.write_text('{"round": 1}\n{"damaged\n{"round": 2}\n')
+    os.replace(other, file)
+    assert growing.look() == read_rows(file) == [{"round": 1}]
