@@ -338,9 +338,10 @@ def test_outputs_keep_their_form(small, tumours, form):
 
     rows = simulate(
         small, data=tumours, model=lambda: Heads(form), loss=loss, training={"batch_size": 16},
-        metrics={"right": lambda outputs, targets: right({"logits": outputs.logits}, targets)},
+        metrics={"hit": lambda outputs, targets: right({"logits": outputs.logits}, targets)},
     ).runs[0][1]  # fmt: skip
-    assert rows[-1]["loss"] < rows[0]["loss"] and 0 <= rows[-1]["right"] <= 1
+    (hit,) = [value for key, value in rows[-1].items() if key.startswith("hit")]  # or "hit#2"
+    assert rows[-1]["loss"] < rows[0]["loss"] and 0.3 < hit <= 1
 
 
 def test_outputs_that_are_no_tensors_are_refused_before_the_start(small, tumours):
