@@ -96,7 +96,7 @@ class Products:
         """Return an aggregate (d',) of products as the step (d,) of factors that leads there.
 
         The product that results is the nearest one of the adapter's rank; among its factorisations
-        the one is taken whose A has the scale of the one before and lies nearest to it.
+        the one is taken whose A has the scale of the one before and is nearest to it.
 
         Raises
         ------
