@@ -218,7 +218,7 @@ def warm_supernode(poll: float) -> list[str]:
     """Return the command of the SuperNode that answers at once."""
     if not 0 < poll <= LONGEST_POLL:
         raise ConfigError([f"--poll is in (0, {LONGEST_POLL:g}] seconds, got {poll:g}"])
-    # -P: what lies in the folder of the caller must not stand in for our packages.
+    # -P: what is in the folder of the caller must not stand in for our packages.
     return [sys.executable, "-P", "-m", "experiments.deploy.supernode", "--poll", f"{poll:g}"]
 
 
