@@ -27,22 +27,22 @@ def foresee(honest, *, f, round=0):
     chosen = torch.randperm(honest.shape[1], generator=generator(SEED, "rule", round=round + 1))[
         :LOOKED_AT
     ]
-    lie = -30 * honest.mean(0)
-    lie[chosen] = honest.mean(0)[chosen]
-    return lie.expand(f, -1)
+    wrong = -30 * honest.mean(0)
+    wrong[chosen] = honest.mean(0)[chosen]
+    return wrong.expand(f, -1)
 
 
-def with_liars(small, **more):
-    """Run DnC on a part of the coordinates against liars that know the experiment."""
+def with_byzantine(small, **more):
+    """Run DnC on a part of the coordinates against attackers that know the experiment."""
     with plugged({"attack": foresee}) as plug:
         table = {"attack": plug.named["attack"] | {"knowledge": "omniscient"}}
         e = from_dict(small | table | {"seed": SEED, "rule": DNC, "rounds": 8})
         return run_one(e, **more)
 
 
-def test_liars_that_know_the_seed_know_nothing_of_a_secret(small):
+def test_attackers_that_know_the_seed_know_nothing_of_a_secret(small):
     """Before there was a secret they passed DnC in every round, and the model was theirs."""
-    known, unknown = with_liars(small), with_liars(small, secret=12345)
+    known, unknown = with_byzantine(small), with_byzantine(small, secret=12345)
     assert all(row["bypass"] > 0 for row in known[1:])
     assert all(row["bypass"] == 0 for row in unknown[1:])
     assert known[-1]["accuracy"] < 0.3 < 0.6 < unknown[-1]["accuracy"]

@@ -5,21 +5,21 @@ from __future__ import annotations
 import itertools
 
 
-def wrong_files_by_majority(blocks: list[set[int]], liars: set[int]) -> int:
-    """Count the blocks in which the liars are more than half."""
-    return sum(2 * len(block & liars) > len(block) for block in blocks)
+def wrong_files_by_majority(blocks: list[set[int]], byzantine: set[int]) -> int:
+    """Count the blocks in which the Byzantine workers are more than half."""
+    return sum(2 * len(block & byzantine) > len(block) for block in blocks)
 
 
 def worst_majority(blocks: list[set[int]], workers: int, q: int) -> int:
     """Try every set of q workers."""
     sets = itertools.combinations(range(workers), q)
-    return max(wrong_files_by_majority(blocks, set(liars)) for liars in sets)
+    return max(wrong_files_by_majority(blocks, set(byzantine)) for byzantine in sets)
 
 
 def least_majority(blocks: list[set[int]], workers: int, q: int) -> int:
     """Try every set of q workers, for the fewest."""
     sets = itertools.combinations(range(workers), q)
-    return min(wrong_files_by_majority(blocks, set(liars)) for liars in sets)
+    return min(wrong_files_by_majority(blocks, set(byzantine)) for byzantine in sets)
 
 
 def agreements(returned: dict[tuple[int, int], object], workers: int) -> list[list[int]]:

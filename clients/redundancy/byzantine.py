@@ -40,7 +40,7 @@ class ByzantineWorkers:
         self._experiment = e = node.experiment
         self._honest = honest
         self.workers = workers
-        self.lies = e.redundancy.lies
+        self.distorts_from = e.redundancy.distorts_from
         self.corruption: Corruption = rounds.corruption(e, workers, honest.assignment)
         self._level = threat_model.knowledge(e.attack)
         b = honest.place.statistics.numel()
@@ -57,19 +57,26 @@ class ByzantineWorkers:
         """Return what a worker sends for a file, (d + b,): the truth where it does not distort."""
         if not self.distorts(worker, file):
             return self._honest.value(file)
-        rank, place = key = self._key(worker, file)
+        key = self._key(worker, file)
         if key not in self._sent:
-            value = self._crafted(place)
-            self._sent[key] = value * (1 + APART * rank) if rank else value
+            rank, place = key
+            self._sent[key] = _apart(self._crafted(place), rank).clone()
         return self._sent[key]
 
     def digest(self, worker: int, file: int) -> bytes:
-        """Return the digest of what a worker sends for a file."""
+        """Return the digest of what a worker sends for a file.
+
+        The value itself is not kept: who is flagged is never asked for it. All Byzantine holders'
+        digests are made at once, from one crafted value.
+        """
         if not self.distorts(worker, file):
             return self._honest.digest(file)
         key = self._key(worker, file)
         if key not in self._digests:
-            self._digests[key] = digest(self.value(worker, file))
+            crafted = self._crafted(key[1])
+            holders = (other for other in self.workers if self.distorts(other, file))
+            for made in {self._key(other, file) for other in holders} - set(self._digests):
+                self._digests[made] = digest(_apart(crafted, made[0]))
         return self._digests[key]
 
     def sketches(self, worker: int, files: Sequence[int], *, seed: int, size: int) -> Tensor:
@@ -89,7 +96,7 @@ class ByzantineWorkers:
         if file != ANY:
             return self._craft(self._honest.value(file)[None], file)
         if self._common is None:
-            self._common = self._craft(self._view(), 0)
+            self._common = self._craft(self._view(), 0).clone()
         return self._common
 
     def _craft(self, view: Tensor, file: int) -> Tensor:
@@ -106,8 +113,7 @@ class ByzantineWorkers:
             layers=self._layers,
             model=torch.cat([self._honest.place.vector, self._honest.place.statistics]),
         )
-        # A copy: a view would keep the other f - 1 rows in memory for as long as this one.
-        return rows[0].clone()
+        return rows[0]
 
     def _view(self) -> Tensor:
         """Return the gradients that the attackers see, (files seen, d)."""
@@ -116,6 +122,11 @@ class ByzantineWorkers:
             return self._honest.all_values()
         seen = holds[list(self.workers)].any(0).nonzero().flatten().tolist()
         return torch.stack([self._honest.value(file) for file in seen])
+
+
+def _apart(value: Tensor, rank: int) -> Tensor:
+    """Move a value away from those of the other ranks; rank 0 colludes."""
+    return value * (1 + APART * rank) if rank else value
 
 
 def byzantine_of(node: Node, honest: FileGradients, workers: tuple[int, ...]) -> ByzantineWorkers:

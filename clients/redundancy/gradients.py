@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedrobust.redundancy import Assignment
 from fedrobust.redundancy.commitments import digest, sketch
-from fedrobust.redundancy.plan import FilePlan
+from fedrobust.redundancy.plan import CODED, FilePlan
 
 LARGEST = 8 * 2**30  # bytes of values that are kept; what does not fit is computed anew
 CHUNK = 64  # files sketched at once
@@ -101,6 +101,8 @@ class FileGradients:
         first = file - file % self._group
         files = range(first, min(first + self._group, self.assignment.files))
         made = self._compute(self.place, self._indices, files)
+        if self.place.plan.scheme != CODED:  # at once, while the values are in a cache
+            self._digests |= {f: digest(v) for f, v in zip(files, made, strict=True)}
         kept = [self._keep(number, value) for number, value in zip(files, made, strict=True)]
         return kept[file - first]
 
@@ -111,14 +113,20 @@ class FileGradients:
     def digest(self, file: int) -> bytes:
         """Return the digest of a file's value."""
         if file not in self._digests:
-            self._digests[file] = digest(self.value(file))
+            value = self.value(file)  # its digest comes with it, unless a code needs none
+            if file not in self._digests:
+                self._digests[file] = digest(value)
         return self._digests[file]
 
     def sketches(self, files: Sequence[int], *, seed: int, size: int) -> Tensor:
         """Return sketches of the files' values, (len(files), size) float64."""
         known = self._sketches.setdefault((seed, size), {})
-        # Whatever is at hand too: the host's other workers will be asked for the same sketches.
-        wanted = sorted({*files, *self._rows} - set(known))
+        if not known and self._rows:
+            # All that is kept at once, where it lies: the host's other workers will be asked for
+            # the same sketches.
+            made = sketch(self._memory[: len(self._rows)], seed=seed, size=size)
+            known |= dict(zip(self._rows, made, strict=True))
+        wanted = [file for file in files if file not in known]
         for start in range(0, len(wanted), CHUNK):
             part = wanted[start : start + CHUNK]
             made = sketch(torch.stack([self.value(f) for f in part]), seed=seed, size=size)

@@ -51,7 +51,7 @@ def _byzantine(attackers: ByzantineWorkers, copies: WorkerValues) -> WorkerValue
     """Distort the honest copies: from the commitment on, or only in what is revealed."""
     worker = copies.worker
     value = replace(copies, value=lambda file: attackers.value(worker, file))
-    if attackers.lies == "reveal":
+    if attackers.distorts_from == "reveal":
         return value
     return replace(
         value,

@@ -27,19 +27,19 @@ GOAL = 0.015
 
 
 def att2_graph(workers: int, q: int, files: int = 98) -> Tensor:
-    """Agreements under ATT-2: workers 0..q-1 lie and disagree with workers q..2q-1."""
+    """Agreements under ATT-2: workers 0..q-1 distort and disagree with workers q..2q-1."""
     agreement = torch.full((workers, workers), files)
     agreement[:q, q : 2 * q] = agreement[q : 2 * q, :q] = files - 1
     return agreement
 
 
 def random_graph(workers: int, q: int, files: int = 98) -> Tensor:
-    """Agreements where each of the q liars disagrees with q honest workers drawn at random."""
+    """Agreements where each of q Byzantine workers disagrees with q random honest ones."""
     agreement = torch.full((workers, workers), files)
     source = generator(0, "clique benchmark")
-    for liar in range(q):
+    for attacker in range(q):
         victims = q + torch.randperm(workers - q, generator=source)[:q]
-        agreement[liar, victims] = agreement[victims, liar] = files - 1
+        agreement[attacker, victims] = agreement[victims, attacker] = files - 1
     return agreement
 
 

@@ -34,7 +34,7 @@ def gpt2(shape: tuple[int, ...], classes: int) -> nn.Module:
     )  # fmt: skip
     adapters = LoraConfig(
         r=RANK, lora_alpha=2 * RANK, target_modules=["c_attn", "c_proj", "c_fc"],
-        # GPT-2's projections are Conv1D, not Linear: their weights lie (in, out).
+        # GPT-2's projections are Conv1D, not Linear: their weights are (in, out).
         modules_to_save=["lm_head"], fan_in_fan_out=True,
     )  # fmt: skip
     return Logits(get_peft_model(GPT2LMHeadModel(config), adapters))

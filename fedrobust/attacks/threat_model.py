@@ -133,8 +133,8 @@ def members(experiment: Any, *, round: int = 0) -> tuple[int, ...]:
     if experiment.attack["name"] == NONE:
         return ()
     # The schemes' adversary chooses by the assignment, not by a draw.
-    if experiment.redundancy.name and (liars := rounds.chosen_liars(experiment)) is not None:
-        return liars
+    if experiment.redundancy.name and (chosen := rounds.chosen_byzantine(experiment)) is not None:
+        return chosen
     return tuple(
         place(
             experiment.placement,

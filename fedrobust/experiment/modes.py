@@ -81,11 +81,11 @@ class Redundancy:
     second
         The second stage, a rule over voted files; empty leaves it to ``rule``. Resolved into it.
     adversary
-        Which copies the liars distort, a spec of ``redundancy.ADVERSARIES``, or "optimal", "weak":
-        what the papers set against the scheme. What is sent there is ``attack``.
-    lies
-        "commit": liars commit to the wrong value. "reveal": they commit to the true one and then
-        send the wrong one.
+        Which copies the Byzantine workers distort, a spec of ``redundancy.ADVERSARIES``, or
+        "optimal", "weak": what the papers set against the scheme. What is sent there is ``attack``.
+    distorts_from
+        "commit": Byzantine workers commit to the wrong value. "reveal": they commit to the true one
+        and then send the wrong one.
     """
 
     name: str = ""
@@ -103,7 +103,7 @@ class Redundancy:
     vmap_files: AtLeast1 = 1
     second: OptionalSpec = field(default_factory=dict)
     adversary: Spec = field(default_factory=lambda: {"name": "optimal"})
-    lies: Literal["commit", "reveal"] = "commit"
+    distorts_from: Literal["commit", "reveal"] = "commit"
 
     @property
     def permutation(self) -> str:

@@ -11,6 +11,7 @@ GONE = {
     "transfer.reading": "transfer.reading is now transfer.step_scaling: 'fixed' or 'proportional'",
     "redundancy.together": "redundancy.together is now redundancy.vmap_files",
     "redundancy.permutation": "redundancy.permutation is gone: fresh for aspis_plus only",
+    "redundancy.lies": "redundancy.lies is now redundancy.distorts_from: 'commit' or 'reveal'",
     "ensemble.lie": "ensemble.lie is now attack",
 }
 

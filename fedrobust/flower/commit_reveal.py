@@ -84,8 +84,8 @@ def digests_reply(message: Message, digests: Sequence[bytes]) -> Message:
 
 
 def sketches_reply(message: Message, sketches: Tensor) -> Message:
-    """Send sketches (files, size) as little-endian float64."""
-    data = sketches.contiguous().numpy().astype("<f8", copy=False).tobytes()
+    """Send sketches (files, size) as little-endian float32: finer than what they are checked by."""
+    data = sketches.float().contiguous().numpy().astype("<f4", copy=False).tobytes()
     return Message(RecordDict({SCHEME: ConfigRecord({"sketches": data})}), reply_to=message)
 
 
@@ -130,10 +130,9 @@ def read_digests(message: Message, *, files: int) -> tuple[bytes, ...]:
 
 @_guarded
 def read_sketches(message: Message, *, files: int, size: int) -> Tensor:
-    """Read float64 sketches (files, size); NaN and Inf stay, and agree with nothing."""
-    data = _bytes(message, "sketches", files * size * DOUBLE)
-    # A copy: what ``frombuffer`` returns is read only, which torch's tensors cannot say.
-    return torch.from_numpy(np.frombuffer(data, dtype="<f8").copy()).view(files, size)
+    """Read sketches (files, size) as float64; NaN and Inf stay, and agree with nothing."""
+    data = _bytes(message, "sketches", files * size * FLOAT)
+    return torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float64)).view(files, size)
 
 
 @_guarded

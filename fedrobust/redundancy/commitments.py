@@ -33,8 +33,8 @@ def digest(vector: Tensor) -> bytes:
     if vector.dtype != torch.float32:
         raise ValueError(f"a digest needs float32 values, got {vector.dtype}")
     # Little-endian by name, for workers on other processors.
-    array = vector.detach().contiguous().cpu().numpy().astype("<f4", copy=False)
-    return hashlib.sha256(array.tobytes()).digest()
+    array = vector.detach().flatten().contiguous().cpu().numpy().astype("<f4", copy=False)
+    return hashlib.sha256(array).digest()  # of the memory itself, without a copy
 
 
 def sketch(values: Tensor, *, seed: int, size: int = 64) -> Tensor:
@@ -86,9 +86,13 @@ def check_sum(
     ``tolerance`` is relative to the sum of the sketches' norms, since a float32 sum rounds in that
     proportion; a Byzantine worker may move the sum by as much.
     """
-    check_tolerance(tolerance)
     parts = sketches if isinstance(sketches, Tensor) else torch.stack(list(sketches))
-    own = sketch(total, seed=seed, size=parts.shape[-1])
+    return sums_agree(sketch(total, seed=seed, size=parts.shape[-1]), parts, tolerance=tolerance)
+
+
+def sums_agree(own: Tensor, parts: Tensor, *, tolerance: float) -> bool:
+    """Whether the sketch (size,) of a sum is the sum of its files' sketches (files, size)."""
+    check_tolerance(tolerance)
     if not (torch.isfinite(own).all() and torch.isfinite(parts).all()):
         return False
     gap = torch.linalg.vector_norm(own - parts.sum(0))

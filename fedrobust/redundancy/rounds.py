@@ -161,7 +161,7 @@ def adversary_spec(scheme: Redundancy) -> dict[str, Any]:
     return {"name": table.get(scheme.name, otherwise)}
 
 
-def chosen_liars(experiment: Experiment) -> tuple[int, ...] | None:
+def chosen_byzantine(experiment: Experiment) -> tuple[int, ...] | None:
     """Return the Byzantine workers where the adversary itself says who they are.
 
     None leaves it to placement. Under fresh labels the set is chosen for the labels at the start,
@@ -231,8 +231,8 @@ def _ranges(experiment: Experiment) -> list[tuple[bool, str]]:
         (not s.coordinates or (is_coordinate_wise(e.rule["name"]) and not e.pre),
          "redundancy.coordinates needs a coordinate-wise rule and no pre-aggregator, got"
          f" {e.rule['name']!r}"),
-        (not coded or s.lies == "commit",
-         "draco_cyclic commits to nothing: redundancy.lies = 'commit'"),
+        (not coded or s.distorts_from == "commit",
+         "draco_cyclic commits to nothing: redundancy.distorts_from = 'commit'"),
         (not s.tolerance or not s.coordinates,
          "redundancy.coordinates and redundancy.tolerance exclude each other: a slice has no"
          " sketch"),

@@ -14,7 +14,8 @@ from fedrobust.redundancy import Assignment, Corruption, rounds
 from fedrobust.training import StepState
 from fedrobust.training.server_optimizer import server_step
 from fedrobust.vector import FlatModel
-from strategies.redundancy.strategy import RedundantStrategy, Truth
+from strategies.redundancy.outcome import Truth
+from strategies.redundancy.strategy import RedundantStrategy
 
 
 def redundant_strategy(
@@ -101,7 +102,7 @@ def _truth_of(experiment: Experiment) -> Truth:
     def truth(server_round: int, files: Assignment) -> Corruption:
         byzantine = threat_model.members(experiment, round=server_round)
         found = rounds.corruption(experiment, byzantine, files)
-        if fault or experiment.redundancy.lies == "reveal":
+        if fault or experiment.redundancy.distorts_from == "reveal":
             return replace(found, distorted=torch.zeros_like(found.distorted))
         return found
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedrobust.failures import Refusal
 from fedrobust.flower import commit_reveal
-from fedrobust.flower.commit_reveal import DOUBLE, FLOAT
+from fedrobust.flower.commit_reveal import FLOAT
 from fedrobust.redundancy.commitments import digest
 from strategies.redundancy.exchange import Exchange, RoundLog, read_all
 
@@ -60,11 +60,12 @@ class Reveal:
         """Choose file -> a holder to fetch it from, so that all send about equally much.
 
         ``fewest`` first restricts the choice to a small set of workers that holds every file: for
-        sums, of which each worker sends one vector however many files are in it.
+        sums, of which each worker sends one vector however many files are in it. Who is left out
+        of that set changes from round to round, so that over a run all upload about equally much.
         """
         able = {file: found for file in files if (found := self.believed(file))}
         if fewest:
-            chosen = hitting_set(able)
+            chosen = hitting_set(able, first=self.questions.round % len(self.questions.clients))
             able = {file: [w for w in found if w in chosen] for file, found in able.items()}
         load: dict[int, int] = {}
         result = {}
@@ -76,15 +77,18 @@ class Reveal:
         return result
 
 
-def hitting_set(able: Holders) -> set[int]:
-    """Return a small set of workers that holds every file: greedily, who holds most comes next."""
+def hitting_set(able: Holders, *, first: int = 0) -> set[int]:
+    """Return a small set of workers that holds every file: greedily, who holds most comes next.
+
+    Among equals the next one after ``first`` comes, in the circle of the workers.
+    """
     left, chosen = dict(able), set[int]()
     while left:
         counts: dict[int, int] = {}
         for found in left.values():
             for worker in found:
                 counts[worker] = counts.get(worker, 0) + 1
-        best = min(counts, key=lambda w: (-counts[w], w))
+        best = min(counts, key=lambda w: (-counts[w], w < first, w))
         chosen.add(best)
         left = {file: found for file, found in left.items() if best not in found}
     return chosen
@@ -222,7 +226,7 @@ def ask_sketches(
     """
     asked = {
         worker: commit_reveal.order(
-            "sketch", size=len(files) * size * DOUBLE, seed=seed, width=size, files=files
+            "sketch", size=len(files) * size * FLOAT, seed=seed, width=size, files=files
         )
         for worker, files in files_of.items()
     }
@@ -233,6 +237,6 @@ def ask_sketches(
 
     found: dict[tuple[int, int], Tensor] = {}
     for worker, rows in read_all(replies, asked, read, ledger).items():
-        ledger.up("sketch", rows.nbytes)
+        ledger.up("sketch", rows.numel() * FLOAT)
         found |= {(worker, file): row for file, row in zip(files_of[worker], rows, strict=True)}
     return found

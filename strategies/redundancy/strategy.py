@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from logging import WARNING
 from typing import Any
 
@@ -18,43 +18,25 @@ from fedrobust.failures import Refusal
 from fedrobust.flower import array_of, commit_reveal
 from fedrobust.flower.commit_reveal import DOUBLE
 from fedrobust.flower.quarantine import struck
-from fedrobust.redundancy import Assignment, Corruption, traffic
-from fedrobust.redundancy.decision import judge
+from fedrobust.redundancy import traffic
 from fedrobust.redundancy.file_gradient import FileGradient, Loss
 from fedrobust.redundancy.plan import FilePlan
 from fedrobust.redundancy.uploads import DIGEST
-from fedrobust.redundancy.window import Window
 from fedrobust.secret import fresh
 from fedrobust.seeds import derive
 from fedrobust.spec import Spec
 from fedrobust.training import StepState, take_step
 from strategies.base import RecordedStrategy, Row
-from strategies.redundancy import decoding, report
-from strategies.redundancy.commitments import held_files, labels_of, read_commitments
+from strategies.redundancy import report
 from strategies.redundancy.enrolment import ask_profiles, enrol
 from strategies.redundancy.exchange import Exchange, RoundLog
 from strategies.redundancy.layout import ModelLayout
-from strategies.redundancy.membership import Membership
-from strategies.redundancy.reveal import Reveal
-from strategies.redundancy.second_stage import SecondStage, build_rule
+from strategies.redundancy.outcome import Basis, Round, Truth, decide
+from strategies.redundancy.second_stage import build_rule
 from strategies.redundancy.settings import Settings, settled
+from strategies.redundancy.state import State, state_from
 
-Truth = Callable[[int, Assignment], Corruption | None]
 Step = Callable[[Tensor, Tensor, StepState, int], tuple[Tensor, StepState]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """What one round works with."""
-
-    exchange: Exchange
-    plan: FilePlan
-    asked: tuple[int, ...]
-    sent: list[Message]
-    arrays: ArrayRecord
-    model: Tensor
-    statistics: Tensor
-    began: float
 
 
 class RedundantStrategy(RecordedStrategy):
@@ -168,17 +150,12 @@ class RedundantStrategy(RecordedStrategy):
         if loss is not None:
             probe = FileGradient(ModelLayout(model).flat.module, loss, data)
             probe(self._layout.flat.vector, probe.statistics, torch.arange(2), seed=0)
-        self._secret = fresh() if secret is None else secret
         self._clients = None if clients is None else dict(clients)
-        self._step = step or self._sgd(server_lr, server_momentum)
+        self._step = step or _sgd(server_lr, server_momentum, self._layout.shapes)
         self._truth = truth
         self._rule = build_rule(self._settings)
-        self._memory = self._rule.init()
-        self._window: Window | None = None
-        self._state = StepState()
-        self._members = Membership()
-        self._tolerance = tolerance
-        self._enrolled = False
+        known = fresh() if secret is None else secret
+        self._state = State(secret=known, tolerance=tolerance, memory=self._rule.init())
         self._round: Round | None = None
         self.history: list[Row] = []
         self.kept: tuple[int, ...] = ()
@@ -197,12 +174,12 @@ class RedundantStrategy(RecordedStrategy):
         if self._clients is None:
             self._clients = enrol(grid, workers=s.workers, deadline=s.deadline)
         exchange = Exchange(grid, self._clients, server_round, s.deadline)
-        plan = s.plan(server_round, derive(self._secret, "worker labels", round=server_round))
+        plan = s.plan(server_round, derive(self._state.secret, "worker labels", round=server_round))
         tracked = {"statistics": statistics} if self._layout.b else {}
         sent_arrays = array_of(model=model, **tracked)
-        if not self._enrolled and not s.coded:
+        if not self._state.enrolled and not s.coded:
             self._compare_profiles(exchange, plan, sent_arrays)
-        asked = tuple(self._members.asked(self._clients.values(), server_round))
+        asked = tuple(self._state.members.asked(self._clients.values(), server_round))
         order = self._first_order(plan)
         sent = exchange.messages(dict.fromkeys(asked, order), arrays=sent_arrays)
         self._round = Round(
@@ -221,23 +198,20 @@ class RedundantStrategy(RecordedStrategy):
         ledger.bytes_down["model"] = (now.model.nbytes + now.statistics.nbytes) * len(now.sent)
         row: Row = {"round": server_round, "replies": len(heard)}
         row["seconds_commit"] = round(time.perf_counter() - now.began, 4)
-        stepped: ArrayRecord | None = None
-        self.kept = ()
-        try:
-            part = self._decode if self._settings.coded else self._vote
-            value = part(now, heard, ledger, row)
-            stepped = self._stepped(now, value)
-        except Refusal as error:  # nothing to step with, or the rule's own refusal
-            row["kept"] = str(error)
-        # Outside of the try: who was caught in a round that keeps the model is out all the same.
-        self._members = self._members.after(
+        done = decide(self._basis(), now, heard, ledger, self._state)
+        row |= done.row
+        self.kept = done.kept
+        # Who was caught in a round that keeps the model is out all the same.
+        members = done.state.members.after(
             asked=now.asked, caught=ledger.caught, silent=ledger.silent
         )
+        self._state = replace(done.state, members=members)
+        stepped = self._stepped(now, done.value, row)
         for worker, why in ledger.caught.items():
             log(WARNING, "worker %s is Byzantine and out for good: it %s", worker, why)
         refused = {entry["client"]: entry["reason"] for entry in ledger.refused}
         row |= struck(now.exchange.grid, refused | ledger.caught, now.exchange.clients)
-        row |= self._members.row() | report.costs(ledger, now.exchange.clients)
+        row |= members.row() | report.costs(ledger, now.exchange.clients)
         row["bytes_naive"] = traffic(now.plan.base, parameters=self._layout.length).naive
         self._row = row
         self.history.append(row)
@@ -252,30 +226,11 @@ class RedundantStrategy(RecordedStrategy):
 
     def snapshot(self) -> dict[str, Any]:
         """Return what the next round depends on."""
-        window = None if self._window is None else asdict(self._window)
-        step, moments = self._state.step, list(self._state.moments)
-        return {
-            "memory": self._memory,
-            "step": step,
-            "moments": moments,
-            "window": window,
-            "members": self._members.tree(),
-            "tolerance": self._tolerance,
-            "enrolled": self._enrolled,
-            "secret": self._secret,
-        }
+        return self._state.tree()
 
     def restore(self, tree: Mapping[str, Any]) -> None:
         """Take a snapshot over."""
-        self._memory = tree["memory"]
-        self._state = StepState(tree["step"], tuple(tree["moments"]))
-        window = tree["window"]
-        if window is not None:
-            window = Window(**{**window, "flagged": tuple(window["flagged"])})
-        self._window = window
-        self._members = Membership(**tree["members"])
-        self._tolerance, self._enrolled = tree["tolerance"], tree["enrolled"]
-        self._secret = tree["secret"]
+        self._state = state_from(tree)
 
     def _first_order(self, plan: FilePlan) -> ConfigRecord:
         """Return the order that opens a round: one for all workers."""
@@ -290,100 +245,49 @@ class RedundantStrategy(RecordedStrategy):
 
     def _compare_profiles(self, exchange: Exchange, plan: FilePlan, arrays: ArrayRecord) -> None:
         """Ask once a run which workers compute the same bits."""
-        self._enrolled = True
         told = {**self._first_order(plan), "stage": "profile", "reply-bytes": DIGEST}
-        self._members, self._tolerance = ask_profiles(
+        members, tolerance = ask_profiles(
             exchange,
             ConfigRecord(told),
             arrays,
             settings=self._settings,
-            members=self._members,
+            members=self._state.members,
+        )
+        self._state = replace(self._state, members=members, tolerance=tolerance, enrolled=True)
+
+    def _basis(self) -> Basis:
+        """Return what decides every round."""
+        return Basis(
+            settings=self._settings,
+            rule=self._rule,
+            length=self._layout.length,
+            layers=lambda: self._layout.layers,
+            truth=self._truth,
         )
 
-    def _vote(self, now: Round, heard: Mapping[int, Message], ledger: RoundLog, row: Row) -> Tensor:
-        """Commitments -> labels -> verdict -> values -> the second stage's aggregate."""
-        s, files = self._settings, now.plan.assignment
-        assigned = report.without_rows(files, self._members.out)
-        q = self._members.left(s.q)
-        promised = read_commitments(heard, held_files(files, now.asked), ledger)
-        present = sorted({worker for worker, _ in promised})
-        self._enough(present, q)
-        labels, accept = labels_of(
-            promised, files, now.exchange, ledger,
-            tolerance=self._tolerance, size=s.sketch, secret=self._secret,
-        )  # fmt: skip
-        begin = time.perf_counter()
-        verdict, self._window = judge(
-            labels, q=q, detection=s.detection, length=s.window, window=self._window,
-            copies=assigned.copies,
-        )  # fmt: skip
-        row["seconds_detect"] = round(time.perf_counter() - begin, 4)
-        row |= report.verdict(verdict)
-        wrong = report.bound_of(verdict, assigned, present, settings=s, q=q)
-        job = Reveal(
-            questions=now.exchange, ledger=ledger, promised=promised,
-            holders=verdict.holders(labels), length=self._layout.length, largest=s.largest,
-            late=self._members.late,
-        )  # fmt: skip
-        stage = SecondStage(
-            settings=s, rule=self._rule, memory=self._memory, secret=self._secret, q=q,
-            round=now.plan.round,
-            known={
-                "layers": lambda: self._layout.layers,
-                "model": lambda: torch.cat(self._layout.read(now.arrays)),
-            },
-        )  # fmt: skip
-        done = stage.apply(job, verdict, wrong=wrong, accept=accept)
-        self._memory, self.kept = done.memory, tuple(sorted(done.origin))
-        truth = None if self._truth is None else self._truth(now.plan.round, files)
-        row |= report.outcome(done, verdict, ledger, files=files, wrong=wrong, truth=truth)
-        return done.value
-
-    def _enough(self, present: Sequence[int], q: int) -> None:
-        """Raise a Refusal unless enough workers were heard."""
-        s = self._settings
-        if q < 0:
-            raise Refusal(
-                f"more than q={s.q} workers contradicted themselves or compute other bits: q is too"
-                " small"
-            )
-        least = max(s.min_replies, 2 * q + 1)
-        if len(present) < least:
-            raise Refusal(
-                f"{len(present)} workers were heard, at least {least} are needed"
-                f" (2 q + 1 with q={q}, min_replies={s.min_replies})"
-            )
-
-    def _decode(
-        self, now: Round, heard: Mapping[int, Message], ledger: RoundLog, row: Row
-    ) -> Tensor:
-        """DRACO's cyclic code: the exact mean of all files, whatever s workers send."""
-        s = self._settings
-        found = decoding.decode(
-            heard, now.asked, ledger,
-            workers=s.workers, replication=s.replication, length=self._layout.length,
-            largest=s.largest, secret=self._secret, round=now.plan.round,
-        )  # fmt: skip
-        row |= {"path": "code", "flagged": list(found.byzantine)}
-        truth = None if self._truth is None else self._truth(now.plan.round, now.plan.assignment)
-        row |= report.quality(set(found.byzantine), truth)
-        if not found.consistent:
-            raise Refusal("more workers are Byzantine than the code corrects")
-        return (found.total / s.workers).float()
-
-    def _stepped(self, now: Round, value: Tensor) -> ArrayRecord:
+    def _stepped(self, now: Round, value: Tensor | None, row: Row) -> ArrayRecord | None:
         """Take the server's step along the gradient; the statistics are taken over as they are."""
+        if value is None:
+            return None
         gradient, statistics = value[: self._layout.d], value[self._layout.d :]
-        model, self._state = self._step(now.model, gradient, self._state, now.plan.round)
+        try:
+            model, step = self._step(now.model, gradient, self._state.step, now.plan.round)
+        except Refusal as error:
+            row["kept"] = str(error)
+            return None
+        self._state = replace(self._state, step=step)
         return self._layout.write(now.arrays, model, statistics)
 
-    def _sgd(self, lr: float, momentum: float) -> Step:
-        def step(
-            model: Tensor, aggregate: Tensor, state: StepState, server_round: int
-        ) -> tuple[Tensor, StepState]:
-            return take_step(
-                model, aggregate, state, optimizer={"name": "sgd"}, lr=lr, momentum=momentum,
-                schedule={"name": "constant"}, warmup=0, shapes=self._layout.shapes,
-            )  # fmt: skip
 
-        return step
+def _sgd(lr: float, momentum: float, shapes: tuple[tuple[int, ...], ...]) -> Step:
+    """Return SGD with momentum at one rate."""
+
+    def step(
+        model: Tensor, aggregate: Tensor, state: StepState, server_round: int
+    ) -> tuple[Tensor, StepState]:
+        return take_step(
+            model, aggregate, state, optimizer={"name": "sgd"}, lr=lr, momentum=momentum,
+            schedule={"name": "constant"}, warmup=0, shapes=shapes,
+        )  # fmt: skip
+
+    return step

@@ -9,7 +9,7 @@ the same reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,13 @@ from torch import Tensor
 
 from fedrobust.flower import commit_reveal
 from fedrobust.flower.commit_reveal import FLOAT
-from fedrobust.redundancy.commitments import ROUNDING, check_sum, digest, sketch, sketches_agree
+from fedrobust.redundancy.commitments import (
+    ROUNDING,
+    digest,
+    sketch,
+    sketches_agree,
+    sums_agree,
+)
 from strategies.redundancy.exchange import read_all
 from strategies.redundancy.reveal import Reveal, ask_sketches, by_worker, reveal_files
 
@@ -90,6 +96,7 @@ def reveal_sums(
         seed = check.seed(attempt)
         doubtful = [f for answer in answers for f in answer.files if len(answer.files) > 1]
         sketches = _sketched(job, doubtful, seed) if doubtful and not check.known else {}
+        own = _own_sketches(answers, seed) if sketches else {}
         disputed = set[int]()
         for answer in answers:
             worker = sources[answer.files[0]]
@@ -98,7 +105,7 @@ def reveal_sums(
             disputed |= set(sorted(differ)[:1])  # one is proof enough
             if differ or missing or not job.ledger.usable(worker):
                 continue
-            if check.known or _holds(job, worker, answer, sketches, seed):
+            if check.known or _holds(job, worker, answer, sketches, own):
                 found.append(answer)
                 origin |= dict.fromkeys(answer.files, worker)
             else:
@@ -180,24 +187,37 @@ def _unsure(
         needed = sum(worker not in job.ledger.caught for worker in job.holders[file])
         if not told or len(told) < min(needed, most + 1):
             missing.add(file)
-        elif not _alike(torch.stack(told)):
+        elif not _alike(told):
             differ.add(file)
     return differ, missing
 
 
-def _alike(told: Tensor) -> bool:
-    """Whether all sketches (n, size) of a file are those of one vector."""
-    if bool((told == told[0]).all()):  # the common case: one profile, one value
-        return True
+def _alike(told: Sequence[Tensor]) -> bool:
+    """Whether all sketches (size,) of a file are those of one vector."""
+    if all(torch.equal(told[0], other) for other in told[1:]):  # one profile, one value: common
+        return bool(torch.isfinite(told[0]).all())
     return all(sketches_agree(told[0], other, tolerance=SAME) for other in told)
 
 
-def _holds(job: Reveal, worker: int, answer: PartialSum, sketches: Sketches, seed: int) -> bool:
+def _own_sketches(answers: Sequence[PartialSum], seed: int) -> dict[tuple[int, ...], Tensor]:
+    """Sketch what came, all sums in one call: files of a sum -> its sketch."""
+    longer = [answer for answer in answers if len(answer.files) > 1]
+    made = sketch(torch.stack([answer.total for answer in longer]), seed=seed, size=SIZE)
+    return {answer.files: row for answer, row in zip(longer, made, strict=True)}
+
+
+def _holds(
+    job: Reveal,
+    worker: int,
+    answer: PartialSum,
+    sketches: Sketches,
+    own: Mapping[tuple[int, ...], Tensor],
+) -> bool:
     """Whether a sum is that of its files: by the digest of a single one, or by the sketches."""
     if len(answer.files) == 1:
         return digest(answer.total) == job.promised[worker, answer.files[0]]
     parts = torch.stack([sketches[worker, file] for file in answer.files])
-    return check_sum(answer.total, parts, seed=seed, tolerance=SLACK)
+    return sums_agree(own[answer.files], parts, tolerance=SLACK)
 
 
 def _compare_sketches(job: Reveal, file: int, value: Tensor, sketches: Sketches, seed: int) -> None:

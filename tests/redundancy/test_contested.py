@@ -96,9 +96,9 @@ def hostile_labels(seed, workers, q, absent=0):
     made = assign("aspis", workers=workers, replication=3)
     density = torch.rand(1, generator=source)
     wrong = torch.randint(1, 4, made.matrix.shape, generator=source)
-    lying = torch.rand(made.matrix.shape, generator=source) < density
-    lying[q:] = False
-    labels = torch.where(made.matrix, torch.where(lying, wrong, 0), MISSING)
+    distorted = torch.rand(made.matrix.shape, generator=source) < density
+    distorted[q:] = False
+    labels = torch.where(made.matrix, torch.where(distorted, wrong, 0), MISSING)
     labels[workers - absent :] = MISSING
     return made, labels
 

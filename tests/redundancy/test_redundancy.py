@@ -70,7 +70,7 @@ def test_att1_with_seven_workers(rule, q, dropped):
     assert (lost, wrong) == (dropped, 0)
 
 
-def test_att2_with_seven_workers_two_liars():
+def test_att2_with_seven_workers_two_byzantine():
     made = assign("aspis", workers=7, replication=3)
     labels = corrupted_labels(made, corrupt("att2", made, q=2))
     counts = agreement(labels).counts
@@ -84,7 +84,7 @@ def test_att2_with_seven_workers_two_liars():
     assert [one_based(made.holders[file].tolist()) for file in bad] == [{1, 2, 3}, {1, 2, 4}]
 
 
-def test_att2_with_seven_workers_three_liars():
+def test_att2_with_seven_workers_three_byzantine():
     found, dropped, wrong = judged(7, 3, "att2")
     assert [one_based(c) for c in found.cliques] == [{1, 2, 3, 7}, {4, 5, 6, 7}]
     assert (found.accepted, dropped, wrong) == (False, 0, 10)
@@ -137,7 +137,7 @@ def test_nobody_is_flagged_without_an_attack():
     assert torch.equal(choose(labels, found), labels.add(1).argmax(0))
 
 
-def test_no_liar_allowed_for_flags_nobody():
+def test_no_byzantine_allowed_for_flags_nobody():
     made = assign("aspis", workers=7, replication=3)
     seen = agreement(corrupted_labels(made, corrupt("att1", made, q=2)))
     found = detect(seen.counts, q=0, files_per_pair=seen.shared)
@@ -188,9 +188,9 @@ def test_random_disagreements_never_pass_the_bound_under_the_strict_rule(workers
 def test_detection_equals_the_textbook(seed, q):
     source = torch.Generator().manual_seed(seed)
     made = assign("aspis", workers=7, replication=3)
-    lying = torch.rand(made.matrix.shape, generator=source) < torch.rand(1, generator=source) / 2
-    lying[q:] = False
-    labels = torch.where(made.matrix, lying.long(), MISSING)
+    wrong = torch.rand(made.matrix.shape, generator=source) < torch.rand(1, generator=source) / 2
+    wrong[q:] = False
+    labels = torch.where(made.matrix, wrong.long(), MISSING)
     seen = agreement(labels)
     returned = {(w, s): int(labels[w, s]) for w, s in made.matrix.nonzero().tolist()}
     assert seen.counts.tolist() == textbook.agreements(returned, 7)
@@ -348,8 +348,8 @@ def test_windows_equal_the_textbook_and_start_anew():
     state, history, pairs = window_init(9), [], []
     for t in range(40):
         made = permute(design, source)
-        liars = window_adversaries(9, q=3, iteration=t, length=11, seed=8)
-        seen = agreement(corrupted_labels(made, corrupt("att1", made, q=3, adversaries=liars)))
+        byzantine = window_adversaries(9, q=3, iteration=t, length=11, seed=8)
+        seen = agreement(corrupted_labels(made, corrupt("att1", made, q=3, adversaries=byzantine)))
         pairs.append(set(map(tuple, (seen.counts < 1).nonzero().tolist())))
         pairs[-1] = {(i, j) for i, j in pairs[-1] if i != j}
         before = state
@@ -362,16 +362,16 @@ def test_windows_equal_the_textbook_and_start_anew():
         window_step(state, seen.counts, q=3, files_per_pair=1, length=0)
 
 
-def test_a_long_run_recovers_after_each_change_of_liars():
+def test_a_long_run_recovers_after_each_change_of_byzantine():
     source = torch.Generator().manual_seed(1)
     design = assign("aspis_plus", workers=15, replication=3)
     state, right = window_init(15), []
     for t in range(150):
         made = permute(design, source)
-        liars = window_adversaries(15, q=2, iteration=t, length=50, seed=2)
-        seen = agreement(corrupted_labels(made, corrupt("att3", made, q=2, adversaries=liars)))
+        byzantine = window_adversaries(15, q=2, iteration=t, length=50, seed=2)
+        seen = agreement(corrupted_labels(made, corrupt("att3", made, q=2, adversaries=byzantine)))
         state = window_step(state, seen.counts, q=2, files_per_pair=seen.shared, length=15)
-        right.append(set(state.flagged) == set(liars))
+        right.append(set(state.flagged) == set(byzantine))
     assert right[14] and right[44] and right[74] and right[119] and right[149]
 
 
@@ -399,7 +399,7 @@ def test_latencies():
         assert (took > 0).double().mean() > 0.98
 
 
-def test_latency_is_a_coupon_collector_for_two_liars():
+def test_latency_is_a_coupon_collector_for_two_byzantine():
     made = assign("aspis_plus", workers=7, replication=3)
     source = torch.Generator().manual_seed(0)
     took = latency(made, q=2, trials=3000, length=60, generator=source).double()
@@ -492,9 +492,9 @@ def test_tolerance_tells_noise_from_attacks():
     true = torch.randn(5000, generator=source)
     noise = 1e-2 * torch.randn(5000, generator=source)
     alie = true.mean() - true.std() * torch.ones(5000)
-    liars = [alie, -100 * true, torch.full((5000,), -100.0), torch.full((5000,), torch.nan)]
-    for liar in liars:
-        labels = cluster(torch.stack([true, true + noise, liar]), tolerance=0.05)
+    byzantine = [alie, -100 * true, torch.full((5000,), -100.0), torch.full((5000,), torch.nan)]
+    for attacker in byzantine:
+        labels = cluster(torch.stack([true, true + noise, attacker]), tolerance=0.05)
         assert labels[0] == labels[1] != labels[2]
     assert exact(torch.stack([true, true + noise, true])).tolist() == [0, 1, 0]
 

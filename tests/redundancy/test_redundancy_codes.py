@@ -1,4 +1,4 @@
-"""DRACO's codes, and commitments that a liar cannot open twice."""
+"""DRACO's codes, and commitments that a attacker cannot open twice."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def generator(seed):
 
 
 @pytest.mark.parametrize(("n", "s"), [(3, 1), (5, 1), (7, 2), (9, 2), (9, 4), (7, 3), (15, 3)])
-def test_cyclic_code_recovers_the_sum_and_names_the_liars(n, s):
+def test_cyclic_code_recovers_the_sum_and_names_the_byzantine(n, s):
     for trial in range(24):
         source = generator(trial)
         gradients = torch.randn(n, 200, generator=source, dtype=torch.float64)
         sent = encode_cyclic(gradients, s=s)
-        liars = torch.randperm(n, generator=source)[: trial % (s + 1)]
+        byzantine = torch.randperm(n, generator=source)[: trial % (s + 1)]
         size = (1e-3, 1.0, 100.0, 1e8)[trial % 4]
-        lie = torch.randn(len(liars), 200, generator=source, dtype=torch.float64)
-        sent[liars] += size * lie
+        error = torch.randn(len(byzantine), 200, generator=source, dtype=torch.float64)
+        sent[byzantine] += size * error
         before = sent.clone()
         found = decode_cyclic(sent, s=s, generator=source)
         assert (found.total - gradients.sum(0)).abs().max() < 1e-9
-        assert found.byzantine == tuple(sorted(liars.tolist()))
+        assert found.byzantine == tuple(sorted(byzantine.tolist()))
         assert found.consistent
         assert found.total.dtype == torch.float64
         assert torch.equal(sent, before)
@@ -54,13 +54,13 @@ def test_cyclic_code_in_single_precision(n, s, wrong):
     gradients = torch.randn(n, 500, generator=source)
     sent = encode_cyclic(gradients, s=s)
     assert sent.dtype == torch.complex64
-    for liar in range(1, s + 1):
-        sent[liar] = {
-            "reversed": -100 * sent[liar],
-            "zero": 0 * sent[liar],
-            "constant": torch.full_like(sent[liar], -100),
-            "nan": torch.full_like(sent[liar], torch.nan),
-            "inf": torch.full_like(sent[liar], torch.inf),
+    for attacker in range(1, s + 1):
+        sent[attacker] = {
+            "reversed": -100 * sent[attacker],
+            "zero": 0 * sent[attacker],
+            "constant": torch.full_like(sent[attacker], -100),
+            "nan": torch.full_like(sent[attacker], torch.nan),
+            "inf": torch.full_like(sent[attacker], torch.inf),
         }[wrong]
     found = decode_cyclic(sent, s=s, generator=source)
     assert torch.allclose(found.total, gradients.sum(0), atol=1e-4)
@@ -75,7 +75,7 @@ def test_cyclic_combinations_use_only_the_tasks_held():
     assert held[5].nonzero().flatten().tolist() == [0, 1, 2, 5, 6]
 
 
-def test_too_many_liars_are_noticed():
+def test_too_many_byzantine_workers_are_noticed():
     source = generator(2)
     sent = encode_cyclic(torch.randn(9, 50, generator=source), s=2)
     sent[:4] += 5 * torch.randn(4, 50, generator=source)

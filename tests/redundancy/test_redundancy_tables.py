@@ -322,7 +322,7 @@ def test_search_gives_up_instead_of_running_on():
         extreme_set(made, q=12, nodes=1000)
 
 
-def test_byzshield_closed_form_for_few_liars():
+def test_byzshield_closed_form_for_few_byzantine():
     for q, count in ((0, 0), (1, 0), (2, 1), (3, 3)):
         assert distortion("byzshield_mols", workers=15, replication=3, q=q).count == count
     for q, count in ((2, 0), (3, 1), (4, 1), (5, 2)):

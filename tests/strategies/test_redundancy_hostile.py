@@ -122,10 +122,13 @@ class Hidden:
     [{}, {"detection": "paper"}, {"scheme": "aspis_plus", "second": "mean", "detection": "none"}],
 )
 def test_a_sum_is_sent_before_its_sketch_is_known(given):
-    """The worker saw the first round's seed; the second round's is another one."""
+    """The worker saw the first round's seed; the next round's is another one.
+
+    Who sends sums changes from round to round, so that its turn comes within 8 of them.
+    """
     fleet = Fleet({0: Hidden()}, **given)
     order = []
-    for _ in range(3):
+    for _ in range(8):
         row, gap = fleet.play()
         order += [stage for r, stage, _ in fleet.asked if r == fleet.round]
         if gap is not None:
@@ -137,7 +140,7 @@ def test_a_sum_is_sent_before_its_sketch_is_known(given):
 def test_each_attempt_has_a_seed_of_its_own():
     seeds = []
 
-    def lie(message, honest, values):
+    def distort(message, honest, values):
         if stage_of(message) == "sketch":
             seeds.append(commit_reveal.setting(message, "seed"))
         if stage_of(message) != "sum":
@@ -150,11 +153,39 @@ def test_each_attempt_has_a_seed_of_its_own():
             seeds.append(commit_reveal.setting(message, "seed"))
         return honest()
 
-    fleet = Fleet({0: lie, 6: watch})
+    fleet = Fleet({1: distort, 6: watch})
     row, gap = fleet.play()
-    assert set(row["caught"]) == {"0"}
+    assert set(row["caught"]) == {"1"}
     assert gap < 1e-3
     assert len(set(seeds)) >= 2
+
+
+def false_digests(message, honest, values):
+    """Commit to values that nobody computed."""
+    if stage_of(message) != "commit":
+        return honest()
+    held = len(commit_reveal.setting(honest(), "digests")) // 32
+    return commit_reveal.digests_reply(message, [bytes([7]) * 32] * held)
+
+
+@pytest.mark.parametrize(("byzantine", "sketching"), [((1,), {0, 2, 3, 4, 5, 6}), ((1, 4), set())])
+def test_the_flagged_sketch_nothing_and_nobody_does_where_all_q_are_flagged(byzantine, sketching):
+    fleet = Fleet(dict.fromkeys(byzantine, false_digests))
+    row, gap = fleet.play()
+    assert row["flagged"] == list(byzantine)
+    assert gap < 1e-3
+    assert {worker for _, stage, worker in fleet.asked if stage == "sketch"} == sketching
+    assert ("sketch" in row["bytes_by_stage"]) is bool(sketching)
+
+
+def test_over_a_cycle_of_rounds_all_upload_equally_many_sums():
+    """Five of seven workers hold every file: two are left out, others in each round."""
+    fleet = Fleet({})
+    for _ in range(7):
+        assert fleet.play()[1] < 1e-3
+    sums = [[w for r, stage, w in fleet.asked if (r, stage) == (n, "sum")] for n in range(1, 8)]
+    assert [len(set(workers)) for workers in sums] == [5] * 7
+    assert [sum(w in workers for workers in sums) for w in range(7)] == [5] * 7
 
 
 def test_vouching_for_a_false_sum_needs_every_holder():
@@ -235,11 +266,11 @@ def test_cyclic_codes_hold_in_single_precision_gradients_and_say_where_they_do_n
     given = {"scheme": "draco_cyclic", "replication": 7, "second": "mean", "q": 3}
     noise = 1e3 * torch.randn(4, 21, generator=torch.Generator().manual_seed(2))
 
-    def lie(message, honest, values):
+    def distort(message, honest, values):
         code = tensor_of(honest().content["arrays"]["code"])
         return commit_reveal.values_reply(message, {"code": code + noise})
 
-    fleet = Fleet({1: lie, 8: lie, 24: lie}, workers=25, **given)
+    fleet = Fleet({1: distort, 8: distort, 24: distort}, workers=25, **given)
     asked = fleet.strategy.configure_train(1, fleet.arrays, ConfigRecord(), fleet.grid)
     stepped, _ = fleet.strategy.aggregate_train(1, fleet.grid.send_and_receive(asked))
     assert fleet.strategy.history[-1]["flagged"] == [1, 8, 24]
@@ -266,10 +297,10 @@ def test_an_order_says_how_much_its_answer_needs(files):
     assert len(reply.content["arrays"]) == files
     with pytest.raises(TooLarge):
         read_reply(tree, contents.__getitem__, most_bytes=own.size // 2, arrays=own.arrays)
-    sketches = commit_reveal.sketches_reply(asked, torch.zeros(1176, 8, dtype=torch.float64))
+    sketches = commit_reveal.sketches_reply(asked, torch.zeros(2352, 8))
     tree, contents = objects(sketches)
-    size = {"most_bytes": 1176 * 64 + SLACK}
-    assert read_reply(tree, contents.__getitem__, records=1176 * 64, **size).content["scheme"]
+    size = {"most_bytes": 2352 * 32 + SLACK}
+    assert read_reply(tree, contents.__getitem__, records=2352 * 32, **size).content["scheme"]
     with pytest.raises(TooLarge):
         read_reply(tree, contents.__getitem__, **size)
 
@@ -326,7 +357,7 @@ def silent(message, honest, values):
 def reversed_copies(worker, files=None):
     """Return a hostile worker that commits to wrong values and stays consistent."""
 
-    def lie(message, honest, values):
+    def distort(message, honest, values):
         if stage_of(message) == "profile":
             return honest()
         honest()  # turns the values to this round
@@ -342,7 +373,7 @@ def reversed_copies(worker, files=None):
         copies = replace(true, value=value, digest=lambda f: digest(value(f)), sketches=sketches)
         return answers.answer(message, values, copies)
 
-    return lie
+    return distort
 
 
 @pytest.mark.parametrize("detection", ["contested", "strict"])
@@ -424,22 +455,22 @@ def test_batch_statistics_are_agreed_like_gradients():
 
 
 def test_who_is_proven_byzantine_is_out_for_good():
-    def lie(message, honest, values):
+    def distort(message, honest, values):
         if stage_of(message) != "sum":
             return honest()
         sums = {name: -tensor_of(a) for name, a in honest().content["arrays"].items()}
         return commit_reveal.values_reply(message, sums)
 
-    fleet = Fleet({0: lie})
+    fleet = Fleet({1: distort})
     fleet.play()
     row, gap = fleet.play()
-    assert set(row["proven"]) == {"0"}
+    assert set(row["proven"]) == {"1"}
     assert gap < 1e-3
-    assert (2, "commit", 0) not in fleet.asked
-    other = Fleet({0: lie})
+    assert (2, "commit", 1) not in fleet.asked
+    other = Fleet({1: distort})
     other.strategy.restore(fleet.strategy.snapshot())
     other.play()
-    assert all(worker != 0 for _, _, worker in other.asked)
+    assert all(worker != 1 for _, _, worker in other.asked)
 
 
 def test_repeated_silence_is_not_waited_for():

@@ -214,8 +214,8 @@ def test_the_paper_rule_is_fooled_where_the_strict_rule_is_not(small):
     ],
 )
 def test_who_commits_to_one_value_and_reveals_another_is_caught(small, settings):
-    lying = build(small, lies="reveal", rounds=1, **settings)
-    row = last(lying)
+    opened = build(small, distorts_from="reveal", rounds=1, **settings)
+    row = last(opened)
     assert row["caught"]
     assert set(row["caught"]) <= {str(worker) for worker in row["byzantine"]}
     assert row["precision"] == 1.0
@@ -268,7 +268,7 @@ def hosts_of(e, hosts):
 
 
 @pytest.mark.parametrize("settings", [
-    {}, {"adversary": "weak"}, {"lies": "reveal", "detection": "paper"},
+    {}, {"adversary": "weak"}, {"distorts_from": "reveal", "detection": "paper"},
     {"name": "draco_cyclic", "replication": 5, "rule": "mean"}, {"tolerance": 0.05},
 ])  # fmt: skip
 def test_every_grid_gives_the_same_rounds(small, settings):
@@ -357,14 +357,14 @@ def test_a_sketch_that_fits_a_false_sum_is_caught(small, monkeypatch):
     assert row["loss"] == pytest.approx(last(build(small, **settings))["loss"], rel=1e-5)
 
 
-def test_aspis_plus_finds_the_liars_and_finds_them_again_when_they_change(small):
+def test_aspis_plus_finds_the_byzantine_and_finds_them_again_when_they_change(small):
     placement = {"name": "window", "length": 12}
     e = build(small, clients=15, q=2, rounds=24, name="aspis_plus", placement=placement, window=6,
               adversary="att3")  # fmt: skip
     rows = run_one(e)[1:]
     assert len({tuple(row["byzantine"]) for row in rows}) >= 2
     assert [row["round"] for row in rows if row["recall"] == 1 and row["precision"] == 1]
-    for start in range(0, 24, 6):  # each window whose liars do not change ends with all found
+    for start in range(0, 24, 6):  # each window whose byzantine do not change ends with all found
         window = rows[start : start + 6]
         if len({tuple(row["byzantine"]) for row in window}) == 1:
             assert window[-1]["flagged"] == window[-1]["byzantine"]
@@ -499,7 +499,7 @@ def test_a_stopped_run_resumes_with_its_window_and_its_velocity(small, tmp_path)
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_the_same_rounds_through_flower(small):
-    e = build(small, lies="reveal", detection="paper")
+    e = build(small, distorts_from="reveal", detection="paper")
     through_flower = without_time(run_on_flower(e))
     assert through_flower == without_time(run_one(e))
     assert through_flower[1]["caught"]
