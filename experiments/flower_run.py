@@ -26,6 +26,7 @@ import strategies
 from experiments.flower_processes import (
     POLL,
     FlowerRunError,
+    called,
     end,
     flwr,
     free_port,
@@ -43,6 +44,7 @@ from fedrobust.version import __version__
 
 Row = dict[str, Any]
 ASK = 10.0  # seconds between two questions after a run's state: each is a process of a second
+LOG_LIMIT = 60.0
 ATTEMPTS = 5  # with pauses of 1, 2, 4, 8 and 16 seconds
 SERVER = "strategies.server_app:app"
 QUIET = {
@@ -248,13 +250,9 @@ def _status(run_id: str, environment: dict[str, str]) -> tuple[str, str]:
 
 
 def _log(run_id: str, environment: dict[str, str]) -> str:
-    done = subprocess.run(
-        ["flwr", "log", run_id, "--show"],
-        env=environment,
-        cwd=environment["FLWR_HOME"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    """Return the end of a run's log, or why there is none: the reason may be known without it."""
+    try:
+        done = called(["log", run_id, "--show"], environment, limit=LOG_LIMIT)
+    except FlowerRunError as error:
+        return str(error)
     return "\n".join((done.stdout + done.stderr).splitlines()[-40:])

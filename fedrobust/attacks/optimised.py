@@ -174,8 +174,10 @@ def sensitivity_curve(
     for k in range(1, steps + 1):
         t = torch.full_like(centre, limit * k / steps)
         change = moved(t)
-        # By more than the tolerance: on a plateau the smallest t stays.
-        better = change > best + tolerance * best.abs()
+        # By more than the tolerance: on a plateau the smallest t stays. Where the rule's answer was
+        # NaN so far, best is -inf, and -inf + inf would be a NaN that nothing is greater than.
+        margin = torch.where(torch.isfinite(best), tolerance * best.abs(), 0.0)
+        better = change > best + margin
         high = torch.where(better, t, high)
         best = torch.where(better, change, best)
     # The scan's step before the best one was not enough: the answer is between the two.

@@ -135,7 +135,7 @@ class AdversaryGrid(WrappedGrid):
     def _answers(self, colluders: list[Message], crafted: Message | None) -> list[Message]:
         """Send one row under each colluder's name; an attack that failed is its error reply."""
         for message in colluders:
-            # Copies went out in the place of these: without an id nobody could answer, or be
+            # Others went out in the place of these: without an id nobody could answer, or be
             # missed.
             stamp(message, f"colluder-{next(self._ids)}")
         if crafted is None:

@@ -7,13 +7,14 @@ import subprocess
 
 import pytest
 
-from experiments import flower_run
+from experiments import flower_processes, flower_run
 from experiments.flower_processes import FlowerRunError, refusal
 from experiments.flower_run import follow, reason_in
 from experiments.simulation import run_one
 from fedrobust.experiment.load import from_dict
 from fedrobust.runs import rows as rows_module
 from fedrobust.runs.checkpoint import CheckpointError
+from fedrobust.runs.environment import environment
 from fedrobust.runs.folder import (
     CHECKPOINT,
     PREVIOUS,
@@ -181,6 +182,36 @@ def test_the_last_sentence_is_the_reason(done, monkeypatch, tmp_path):
     monkeypatch.setattr(flower_run, "flwr", Answers(busy))
     with pytest.raises(FlowerRunError, match="does not say how the run is: database is locked"):
         follow("1", environment, folder, seen.append)
+
+
+def test_a_slow_flwr_is_named_and_hides_no_reason(done, monkeypatch, tmp_path):
+    """``flwr log`` of a machine that is too busy told a timeout, in the place of the reason."""
+    folder, _ = done
+    (tmp_path / "flwr").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "flwr").chmod(0o700)
+    settings = '[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:1"\n'
+    (tmp_path / "config.toml").write_text(settings)
+    environment = {"FLWR_HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    monkeypatch.setattr(flower_processes, "ANSWER_LIMIT", 0.2)
+    monkeypatch.setattr(flower_run, "LOG_LIMIT", 0.2)
+    monkeypatch.setattr(flower_run, "POLL", 0.0)
+    with pytest.raises(FlowerRunError, match=r"flwr ls gave no answer in 0\.2 s"):
+        follow("1", environment, folder, lambda row: None)
+    ended = {"runs": [{"status": "finished:failed", "status-details": "No heartbeat received"}]}
+    monkeypatch.setattr(flower_run, "flwr", Answers(ended))
+    with pytest.raises(FlowerRunError) as told:
+        follow("1", environment, folder, lambda row: None)
+    assert str(told.value).startswith("flwr log gave no answer in 0.2 s\n")
+    assert "ended as 'finished:failed': No heartbeat received" in str(told.value)
+
+
+@pytest.mark.parametrize("failure", [OSError("no git"), subprocess.TimeoutExpired("git", 5)])
+def test_a_git_that_fails_or_hangs_ends_no_run(monkeypatch, failure):
+    def git(*command, **settings):
+        raise failure
+
+    monkeypatch.setattr(subprocess, "run", git)
+    assert environment()["commit"] is None
 
 
 def test_reasons_and_refusals_are_one_line():
