@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation.networks import FEWEST, lanes, tiles
+from fedrobust.aggregation.networks import MOST, lanes, tiles
 from fedrobust.threads import in_parts
 
 
@@ -87,7 +87,7 @@ def largest_values(updates: Tensor) -> Tensor:
 def sign_sums(updates: Tensor) -> Tensor:
     """Count positive minus negative values of each column: (n, d) -> (d,) float32."""
     out = torch.empty(updates.shape[1], dtype=torch.float32)
-    _in_blocks(_sign_sums, updates, FEWEST, out.numpy())
+    _in_blocks(_sign_sums, updates, 2 * MOST, out.numpy())
     return out
 
 
