@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.report.plots import COLOURS
-from fedrobust.training.tasks import ACCURACY, Headline
+from fedrobust.training.headline import ACCURACY, Headline
 
 
 def heat_map(

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from fedrobust.experiment.schema import Experiment
-from fedrobust.training.tasks import headline
+from fedrobust.training.headline import headline
 
 Row = dict[str, Any]
 OnRow = Callable[[Experiment, Row], None]

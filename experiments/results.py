@@ -20,7 +20,7 @@ from fedrobust.experiment.load import from_dict, read
 from fedrobust.experiment.schema import Experiment
 from fedrobust.plugins import Part
 from fedrobust.runs.folder import read_rows
-from fedrobust.training.tasks import ACCURACY, Headline, headline
+from fedrobust.training.headline import ACCURACY, Headline, headline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

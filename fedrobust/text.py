@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,3 +37,8 @@ def printables(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(printables(item) for item in value)
     return value
+
+
+def slug(text: str) -> str:
+    """Make a folder name of letters, digits, dots and dashes."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-").lower()

@@ -157,6 +157,12 @@ class Parts:
     costs: Callable[[Round, Sequence[Any]], Row] = lambda sent, replies: {}
     report: Callable[[Aggregated], Row] = node_weights
 
+    def offered(self, start: Tensor, server_round: int) -> Server:
+        """Return what the rule may ask, in the form in which it is shown the updates."""
+        known: Server = {"layers": lambda: self.transport.layers, "model": lambda: start}
+        server = {**known, **(self.offers(start, server_round) or {})}
+        return server if self.form is None else self.form.offered(server, start)
+
 
 def sgd(
     lr: float, momentum: float, vector: Tensor, aggregate: Tensor, state: StepState, _: int

@@ -25,7 +25,7 @@ from fedrobust.seeds import generator
 from fedrobust.spec import Spec, suggest
 from fedrobust.training import StepState
 from strategies.base import RecordedStrategy, Row
-from strategies.parts import Aggregated, Memory, Parts, Round, Server, sgd
+from strategies.parts import Aggregated, Memory, Parts, Round, sgd
 from strategies.robust_settings import check_settings, counted
 from strategies.sampling import Sampling
 from strategies.transport import REPLIES, Model, NamedLayers, Reply
@@ -203,8 +203,7 @@ class RobustStrategy(RecordedStrategy):
             **struck(sent.grid, heard.reasons(sent.clients), sent.clients),
         }
         metrics = parts.transport.metrics(read)
-        # Before the step: replicas stand at the version that was sent, also where the model is
-        # kept.
+        # Before the step: replicas stand at the version that was sent, a kept model's too.
         parts.transport.heard([client for client, _ in accepted], self._memory.step.step)
         malformed = sum(not reason.startswith(ABSENT) for reason in heard.refused.values())
         try:
@@ -265,7 +264,7 @@ class RobustStrategy(RecordedStrategy):
             self._memory.rule,
             generator(parts.seed, "rule", round=sent.number),
             clients=clients,
-            server=self._offers(sent),
+            server=parts.offered(sent.model.vector, sent.number),
             weights=given,
         )
         return Aggregated(
@@ -277,13 +276,6 @@ class RobustStrategy(RecordedStrategy):
             updates=updates,
             outcome=outcome,
         )
-
-    def _offers(self, sent: Round) -> Server | None:
-        """Return what the rule may ask, in the form in which it is shown the updates."""
-        parts, start = self._parts, sent.model.vector
-        known: Server = {"layers": lambda: parts.transport.layers, "model": lambda: start}
-        server = {**known, **(parts.offers(start, sent.number) or {})}
-        return server if parts.form is None else parts.form.offered(server, start)
 
     def _stepped(self, sent: Round, aggregated: Aggregated) -> tuple[Tensor, Memory]:
         """Take the server's step with the aggregate, as the clients' replicas will take it."""

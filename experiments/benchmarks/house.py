@@ -26,6 +26,7 @@ CONFIGURATION = {  # files of configuration, or single functions of files with o
     "fedrobust/experiment/honoured.py": (), "fedrobust/experiment/field_types.py": (),
     "fedrobust/experiment/sentences.py": (), "fedrobust/experiment/renamed.py": (),
     "fedrobust/experiment/adversarial_settings.py": (),
+    "fedrobust/experiment/validate_phases.py": (),
     "fedrobust/ensemble/validate.py": (), "fedrobust/redundancy/validate.py": (),
     "fedrobust/distributed/plan.py": ("Plan", "Transfer", "NodeSettings"),
     "fedrobust/training/local.py": ("Recipe",),

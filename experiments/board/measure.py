@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from experiments.board.protocol import PROTOCOL, Budget, Cell, document
+from experiments.board.score import rounded, score, stability
 from experiments.results import load
 from experiments.sweep import Sweep
 from experiments.tables import final
@@ -214,8 +215,8 @@ def _cell(bench: Bench, planned: Planned) -> Row:
     seconds = sum(row.get("seconds", 0.0) for _, rows in results.runs for row in rows)
     clean = [rows for e, rows in results.runs if e.attack["name"] == "none"]
     told |= {
-        "clean": _rounded(statistics.fmean(map(final, clean))),
-        "stability": _rounded(statistics.fmean(map(stability, clean))),
+        "clean": rounded(statistics.fmean(map(final, clean))),
+        "stability": rounded(statistics.fmean(map(stability, clean))),
         "seconds": round(seconds, 2),
     }
     if not cell.byzantine:
@@ -227,32 +228,12 @@ def _cell(bench: Bench, planned: Planned) -> Row:
 
 def _attacked(one: WorstCase) -> Row:
     return {
-        "auto": _rounded(one.accuracy),
-        "interval": None if one.interval != one.interval else _rounded(one.interval),
+        "auto": rounded(one.accuracy),
+        "interval": None if one.interval != one.interval else rounded(one.interval),
         "winner": one.winner,
         "fixed": one.fixed,
-        "fixed_accuracy": _rounded(one.fixed_accuracy),
+        "fixed_accuracy": rounded(one.fixed_accuracy),
         "flags": list(one.flags),
-    }
-
-
-def stability(rows: Sequence[Row]) -> float:
-    """Return the standard deviation of the last three accuracies: how much a round decides."""
-    last = [row["accuracy"] for row in rows if "accuracy" in row][-3:]
-    return statistics.pstdev(last) if last else 0.0
-
-
-def score(cells: Sequence[Mapping[str, Any]]) -> Row:
-    """Return the lowest accuracy under ``auto``: up to 20 % attackers, and over all cells.
-
-    A cell that the rule refuses counts as 0: there it is no defence at all.
-    """
-    attacked = [c for c in cells if c["byzantine"]]
-    upto = [c.get("auto", 0.0) for c in attacked if c["share"] <= 0.2]
-    return {
-        "worst": min(upto, default=None),
-        "worst_anywhere": min((c.get("auto", 0.0) for c in attacked), default=None),
-        "refused": sum("refused" in c for c in attacked),
     }
 
 
@@ -274,10 +255,6 @@ def aggregation_time(spec: Mapping[str, Any]) -> Row:
         )
         taken.append(1000 * (time.perf_counter() - began))
     return {"n": n, "d": d, "ms": round(statistics.median(taken), 2)}
-
-
-def _rounded(value: float) -> float:
-    return round(value, 4)
 
 
 def bench_of(source: str, bench: Bench) -> Bench:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.board.measure import score
 from experiments.board.protocol import BUDGETS, PROTOCOL
+from experiments.board.score import score
 from fedrobust.attacks.members import VERSION as MEMBERS
 from fedrobust.experiment.schema import ConfigError
 

@@ -93,7 +93,7 @@ def attackers(frame: pd.DataFrame) -> pd.DataFrame:
     return told.groupby(["defence", "attack"], sort=False)[columns].mean()
 
 
-def refusals(results: Results) -> pd.DataFrame:
+def refusals(results: Any) -> pd.DataFrame:
     """Count, per defence and attack, the replies that lost their vote and the rounds kept."""
     lines = []
     for (_, rows), names in zip(results.runs, results.names, strict=True):

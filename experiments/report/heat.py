@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedrobust.training.tasks import Headline
+from fedrobust.training.headline import Headline
 
 LIGHT, DARK = (239, 246, 244), (20, 104, 96)  # one hue, so that it survives grey printing
 BLACK = "#000"

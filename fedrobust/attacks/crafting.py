@@ -23,10 +23,8 @@ from fedrobust.returned import check_returned
 from fedrobust.seeds import generator as seeded
 from fedrobust.spec import Spec, SpecError, parameters, resolve, split, suggest
 
-SUPPLIED = (
-    "n", "f", "round", "rule", "generator", "previous", "own", "momentum", "state", "craft",
-    "out", "layers", "model",
-)  # fmt: skip
+SUPPLIED = ("n", "f", "round", "rule", "generator", "previous", "own", "momentum", "state", "craft",
+            "out", "layers", "model")  # fmt: skip
 
 
 def knowledge(spec: Spec) -> tuple[Spec, str | None]:

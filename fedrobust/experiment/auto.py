@@ -11,7 +11,7 @@ from fedrobust.attacks.members import is_auto, members
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.simulation import stragglers
 from fedrobust.spec import SpecError
-from fedrobust.training.tasks import ACCURACY, promised
+from fedrobust.training.headline import ACCURACY, promised
 
 Build = Callable[[Mapping[str, Any]], Experiment]
 

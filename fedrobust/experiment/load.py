@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
@@ -298,8 +297,3 @@ def document_of(run_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 RUNTIME_KEYS = ("device", "hosts", "data-root", "output", "resume", "nodes", "use", "secret-file")
-
-
-def slug(text: str) -> str:
-    """Make a folder name of letters, digits, dots and dashes."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-").lower()

@@ -16,6 +16,7 @@ from fedrobust.data import DATASETS, PARTITIONERS
 from fedrobust.data.partitions import SUPPLIED
 from fedrobust.ensemble import validate as ensemble
 from fedrobust.experiment.schema import CLASSES, Experiment
+from fedrobust.experiment.validate_phases import phases, slack
 from fedrobust.models import MODELS
 from fedrobust.redundancy import rounds
 from fedrobust.simulation import stragglers
@@ -273,35 +274,8 @@ def _compression(e: Experiment) -> Iterator[str]:
         yield "compression.sides = 'both' needs participation = 1"
 
 
-def _phases(e: Experiment) -> Iterator[str]:
-    """Check the rounds without labels, and those on labelled images only."""
-    s, loss = e.semi, e.adversarial.loss["name"]
-    if s.mode == "none" and (s.labelled < 1 or s.fraction or s.teacher_rounds):
-        yield "semi.labelled, semi.fraction and semi.teacher_rounds need a semi.mode"
-    if s.mode == "pseudo" and not s.teacher_rounds:
-        yield "semi.mode = 'pseudo' needs teacher_rounds"
-    if s.mode == "trades" and loss not in ("trades", "mart"):
-        yield f"semi.mode = 'trades' needs the loss trades or mart, got {loss}"
-    if (before := e.pretrain.rounds + s.teacher_rounds) >= e.rounds:
-        yield (
-            f"pretrain.rounds + semi.teacher_rounds need to be below rounds = {e.rounds}, "
-            f"got {before}"
-        )
-
-
-def _slack(e: Experiment) -> Iterator[str]:
-    settings = e.adversarial.federated
-    if settings.slack_top > e.clients:
-        yield (f"adversarial.federated.slack_top needs 1..{e.clients}, got {settings.slack_top}")
-    if settings.slack and e.defence != "mean":
-        yield (
-            "adversarial.federated.slack weighs by claimed losses: it needs the rule mean, got"
-            f" {e.defence}"
-        )
-
-
 CHECKS: tuple[Check, ...] = (
     _data, _model, _task, _byzantine, _partition, _placement, _attack_name, _attack, _rule, _pre,
     _operands, _weights, _root, _ensemble, _groups, _losses, _perturbations, _server, _batchnorm,
-    _adapters, _compression, _phases, _slack,
+    _adapters, _compression, phases, slack,
 )  # fmt: skip

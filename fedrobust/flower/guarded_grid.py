@@ -45,8 +45,7 @@ __all__ = ["CHUNK", "GuardedGrid", "OutageError", "TooLarge", "limited", "read_r
 UNREADABLE = 11  # a code of our own, beyond Flower's
 SLACK = 2**20  # bytes of a reply beside its arrays
 ITEM = 4  # bytes of a float32
-SHORTEST = 0.1  # seconds between two looks for replies
-SHARE = 0.1  # of the time since the question: a look is late by a tenth of the waiting at most
+SHORTEST, SHARE = 0.1, 0.1  # seconds between two looks for replies, and share of the waiting so far
 OUTAGE = 300.0  # seconds for which a SuperLink that fails is asked again
 LONGEST_PAUSE = 30.0  # seconds between two tries
 

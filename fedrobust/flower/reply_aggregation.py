@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message
 from torch import Tensor
 
 from fedrobust.aggregation import Outcome
 from fedrobust.aggregation.weighting import shares
 from fedrobust.failures import Refusal
 from fedrobust.flower.chosen_rule import ChosenRule
+from fedrobust.flower.handed_replies import handed_replies, weights_of
 from fedrobust.flower.model_replies import (
     Key,
     Layout,
@@ -30,16 +31,14 @@ from fedrobust.flower.model_replies import (
 )
 from fedrobust.flower.model_vectors import (
     Known,
-    arrays_of,
     as_whole,
     invented,
     known_of,
     matrix_of,
     starts_of,
-    usual_dtype,
 )
 from fedrobust.flower.replies import ABSENT
-from fedrobust.flower.reply_metrics import claim_of, own_configs, shared_metrics
+from fedrobust.flower.reply_metrics import claim_of
 from fedrobust.flower.rule_spelling import Rule
 from fedrobust.secret import fresh
 from fedrobust.seeds import generator
@@ -178,8 +177,8 @@ class ReplyAggregator:
         outcome, kept, counted = self._outcome(rows, accepted, malformed, server_round, known)
         others = {key: self._median(key, accepted) for key in layout.others}
         step = outcome.aggregate if outcome else torch.zeros(())
-        handed = _replies(accepted, layout, starts, step, others, sent)
-        weights = _weights(accepted, outcome)
+        handed = handed_replies(accepted, layout, starts, step, others, sent)
+        weights = weights_of(accepted, outcome)
         self.steps += outcome is not None
         return self._noted(
             server_round, Aggregated(handed, refused, kept, others), weights, counted
@@ -267,41 +266,3 @@ class ReplyAggregator:
             share = {SHARE: counted.get(node, 0.0)} if len(self._columns) > len(COLUMNS) else {}
             self._rows.append(dict(zip(COLUMNS, row, strict=True)) | share)
         return result
-
-
-def _replies(
-    accepted: list[ModelReply],
-    layout: Layout,
-    starts: dict[int, dict[Key, np.ndarray]],
-    step: Tensor,
-    others: Values,
-    sent: Sent,
-) -> list[Message]:
-    """Make as many replies as were accepted, each its node's start plus the aggregate."""
-    contents = [reply.content for reply in accepted]
-    metrics, configs = shared_metrics(contents), own_configs(contents)
-    dtypes = {key: usual_dtype(key, accepted) for key in layout.coordinates}
-    arrays: dict[int, dict[Key, Array]] = {}
-    replies = []
-    for reply, config in zip(accepted, configs, strict=True):
-        start = starts[reply.node]
-        if id(start) not in arrays:
-            arrays[id(start)] = arrays_of(layout, start, step, others, dtypes)
-        content = RecordDict()
-        for (record, name), array in arrays[id(start)].items():  # records anew: strategies pop
-            if record not in content:
-                content[record] = ArrayRecord()
-            content.array_records[record][name] = array
-        for name, held in metrics.items():
-            content[name] = MetricRecord(dict(held))
-        for name, own in config.items():
-            content[name] = own
-        replies.append(Message(content, reply_to=sent.messages[reply.node]))
-    return replies
-
-
-def _weights(accepted: list[ModelReply], outcome: Outcome | None) -> dict[int, float]:
-    nodes = [reply.node for reply in accepted]
-    if outcome is None or outcome.weights is None:
-        return dict.fromkeys(nodes, float("nan"))
-    return dict(zip(nodes, outcome.weights.tolist(), strict=True))

@@ -89,7 +89,7 @@ def _named(parameter: inspect.Parameter) -> bool:
 
 def linear(shape: Shape, classes: int) -> nn.Module:
     """Softmax regression on the pixels."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(_pixels(shape), classes))
+    return nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), classes))
 
 
 def mlp(shape: Shape, classes: int) -> nn.Module:
@@ -100,7 +100,7 @@ def mlp(shape: Shape, classes: int) -> nn.Module:
     Baruch, Baruch, Goldberg, A Little Is Enough, NeurIPS 2019, section 5, released code; the
     output is logits here, the log-softmax is in the loss.
     """
-    hidden = nn.Linear(_pixels(shape), 100)
+    hidden = nn.Linear(prod(shape), 100)
     nn.init.xavier_uniform_(hidden.weight)  # of the first layer alone, as in that code
     return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(100, classes))
 
@@ -119,7 +119,7 @@ def wide_mlp(shape: Shape, classes: int) -> nn.Module:
     """
     hidden = 1258
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(_pixels(shape), hidden), nn.ReLU(), nn.Linear(hidden, classes)
+        nn.Flatten(), nn.Linear(prod(shape), hidden), nn.ReLU(), nn.Linear(hidden, classes)
     )
 
 
@@ -298,7 +298,3 @@ def _checked(module: object) -> nn.Module:
         kind = type(module).__name__
         raise ModelError(f"a model is a function that returns an nn.Module, it returned {kind}")
     return module
-
-
-def _pixels(shape: Shape) -> int:
-    return prod(shape)

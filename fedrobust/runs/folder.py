@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from fedrobust import secret
-from fedrobust.experiment.load import slug
 from fedrobust.experiment.schema import Experiment
 from fedrobust.runs import checkpoint
 from fedrobust.runs.checkpoint import CheckpointError
 from fedrobust.runs.environment import environment
 from fedrobust.runs.rows import FolderError, read_rows
-from fedrobust.text import printable
+from fedrobust.text import printable, slug
 
 CHECKPOINT = "checkpoint.npz"
 ROWS = "rounds.jsonl"

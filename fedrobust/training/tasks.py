@@ -7,7 +7,7 @@ stand in the same tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -173,15 +173,6 @@ METRICS: dict[str, Metric] = {
 SHARES = ("accuracy", "worst_class", "worst_client", "label_accuracy", "exact_match")  # in [0, 1]
 
 
-def promised(loss: Spec, metrics: tuple[str, ...]) -> Headline:
-    """Return what rows will be shown by, as far as the settings say: before there is one.
-
-    A loss of a user's own is taken for one of classes.
-    """
-    classes = split(loss)[0] not in OF_VALUES
-    return headline(metrics, ("accuracy",) if not metrics and classes else metrics)
-
-
 def output_loss(spec: Spec) -> OutputLoss:
     """Return the function ``(outputs, targets) -> scalar`` of a spec of ``TASK_LOSSES``.
 
@@ -207,36 +198,6 @@ def loss_of(spec: Spec) -> Loss:
         return networks.each(alone, inputs, targets)
 
     return StackableLoss(alone, stacked, kept)
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The column that stands for a run in tables.
-
-    Attributes
-    ----------
-    best
-        "max" or "min".
-    is_share
-        Whether it is a share in [0, 1], which people read in per cent.
-    """
-
-    column: str = "accuracy"
-    best: str = "max"
-    is_share: bool = True
-
-
-ACCURACY = Headline()
-
-
-def headline(metrics: tuple[str, ...], columns: Container[str]) -> Headline:
-    """Return the accuracy where rows have that column, else the first metric, else the loss."""
-    if "accuracy" in columns:
-        return ACCURACY
-    if not metrics:
-        return Headline("loss", "min", False)
-    best = METRICS[metrics[0]].best if metrics[0] in METRICS else "max"
-    return Headline(metrics[0], best, metrics[0] in SHARES)
 
 
 def classifies(loss: Spec) -> bool:

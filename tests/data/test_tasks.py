@@ -12,7 +12,8 @@ from fedrobust.data.builtin import ALPHABET
 from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.training import StepState, take_step
-from fedrobust.training.tasks import ACCURACY, METRICS, headline, promised
+from fedrobust.training.headline import ACCURACY, headline, promised
+from fedrobust.training.tasks import METRICS
 
 TEXT = {
     "data": "docstrings", "model": "char_cnn", "loss": "token_cross_entropy",

@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from experiments.board import measure, protocol, recommend, rows
+from experiments.board.score import score
 from experiments.cli import app
 from fedrobust import data
 from fedrobust.experiment.load import expand
@@ -55,7 +56,7 @@ def row(rule="krum", *, ms=1.0, **changes):
     return {
         "protocol": 1, "budget": "quick", "rule": rule, "settings": {}, "origin": "fedrobust",
         "fedrobust": "0", "members": 1, "seeds": [1], "tuned": {}, "cells": cells,
-        "score": measure.score(cells), "aggregation_ms": {"n": 20, "d": 100_000, "ms": ms},
+        "score": score(cells), "aggregation_ms": {"n": 20, "d": 100_000, "ms": ms},
         "runs": 137, "seconds": 9.0, "machine": {"cores": 2}, "left_out": [],
     }  # fmt: skip
 
@@ -139,8 +140,8 @@ def test_a_cell_that_a_rule_refuses_is_told_and_counts_as_nothing(tmp_path):
     assert [len(one.experiments) for one in planned] == [1, 17, 0]
     assert "krum with f=11 needs at least 25 updates, got 20" in planned[2].refused
     refused = measure._cell(bench, planned[2])
-    assert refused["refused"] and measure.score([cell(), refused])["worst_anywhere"] == 0.0
-    assert measure.score([cell(), refused])["worst"] == 0.8
+    assert refused["refused"] and score([cell(), refused])["worst_anywhere"] == 0.0
+    assert score([cell(), refused])["worst"] == 0.8
 
 
 def test_a_file_without_or_with_several_rules_is_refused(tmp_path):

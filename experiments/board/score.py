@@ -1,0 +1,34 @@
+"""What a row of the board says in one number: over cells, and over the last rounds of a run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def stability(rows: Sequence[Row]) -> float:
+    """Return the standard deviation of the last three accuracies: how much a round decides."""
+    last = [row["accuracy"] for row in rows if "accuracy" in row][-3:]
+    return statistics.pstdev(last) if last else 0.0
+
+
+def score(cells: Sequence[Mapping[str, Any]]) -> Row:
+    """Return the lowest accuracy under ``auto``: up to 20 % attackers, and over all cells.
+
+    A cell that the rule refuses counts as 0: there it is no defence at all.
+    """
+    attacked = [c for c in cells if c["byzantine"]]
+    upto = [c.get("auto", 0.0) for c in attacked if c["share"] <= 0.2]
+    return {
+        "worst": min(upto, default=None),
+        "worst_anywhere": min((c.get("auto", 0.0) for c in attacked), default=None),
+        "refused": sum("refused" in c for c in attacked),
+    }
+
+
+def rounded(value: float) -> float:
+    """Keep four places."""
+    return round(value, 4)
