@@ -177,7 +177,7 @@ class RedundantStrategy(RecordedStrategy):
         plan = s.plan(server_round, derive(self._state.secret, "worker labels", round=server_round))
         tracked = {"statistics": statistics} if self._layout.b else {}
         sent_arrays = array_of(model=model, **tracked)
-        if not self._state.enrolled and not s.coded:
+        if not self._state.enrolled:
             self._compare_profiles(exchange, plan, sent_arrays)
         asked = tuple(self._state.members.asked(self._clients.values(), server_round))
         order = self._first_order(plan)

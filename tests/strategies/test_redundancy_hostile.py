@@ -524,6 +524,35 @@ def test_other_bits_switch_to_a_stated_tolerance():
     assert row["flagged"] == []
 
 
+CYCLIC = {"scheme": "draco_cyclic", "replication": 5, "second": "mean"}
+
+
+def test_a_cyclic_code_leaves_out_who_computes_other_bits_and_corrects_for_them():
+    fleet = Fleet({5: bent, 6: bent}, **CYCLIC)
+    for server_round in (1, 2):
+        asked = fleet.strategy.configure_train(
+            server_round, fleet.arrays, ConfigRecord(), fleet.grid
+        )
+        replies = fleet.grid.send_and_receive(asked)
+        stepped, _ = fleet.strategy.aggregate_train(server_round, replies)
+        row = fleet.strategy.history[-1]
+        assert set(row["left_out"]) == {"5", "6"} and "kept" not in row
+        before, after = (fleet.strategy._layout.read(a)[0] for a in (fleet.arrays, stepped))
+        gap = before - after - fleet.worker._values.all_values().mean(0)
+        assert float(gap.norm()) < 1e-5
+        fleet.arrays = stepped
+    assert [stage for _, stage, worker in fleet.asked if worker == 5] == ["profile"]
+
+
+def test_a_cyclic_code_with_too_many_other_bits_ends_at_the_start():
+    """Other bits are wrong words to the decoder: every round kept the model, as if attacked."""
+    with pytest.raises(ProfileError, match="5 workers must compute the same bits, got 4"):
+        Fleet({4: bent, 5: bent, 6: bent}, **CYCLIC).play()
+    told = {w: ("p", b"x" if w < 5 else bytes([w])) for w in range(7)}  # q = 2 claim nonsense
+    found = with_profiles(Membership(), told, workers=7, q=2, coded=True)
+    assert set(found.apart) == {5, 6}
+
+
 def test_too_few_alike_is_refused_and_byzantine_workers_alone_cannot_cause_it():
     with pytest.raises(ProfileError, match="needs 5 workers that compute the same bits, got 4"):
         Fleet({4: bent, 5: bent, 6: bent}).play()
