@@ -29,7 +29,7 @@ REFUSED = {  # what each stranger must have said, beside Flower's exit code 305 
     "stranger": "Failed to activate SuperNode",
     "stranger-plain": "Server disconnected without sending a response",
 }
-ASPIS = Path(__file__).with_name("aspis.toml")
+ASPIS = Path(__file__).with_name("own_task.toml")
 TASK = Path(__file__).with_name("own_task.py")
 KNOWN_IN_SIMULATION = ("byzantine", "precision", "recall", "wrong_files")
 NO_CONNECTION = "Exit Code: 305"
