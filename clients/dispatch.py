@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from logging import INFO
 
 from flwr.app import Context, Message
+from flwr.common import log
 
 from clients import honest, malicious
 from clients.local_objective import Stopwatch, stackable
@@ -17,6 +19,8 @@ from fedrobust.flower import UpdateMatrix, read_setting
 from fedrobust.flower.adversary_grid import ADVERSARY
 from fedrobust.flower.in_process import answer
 from fedrobust.training import one_thread
+
+ALONE = "alone"  # what a node keeps: why its clients are no stack
 
 
 def train_together(
@@ -54,11 +58,11 @@ def train_one(
     results
         What honest local training gave, where it is done already.
     matrix
-        Where an honest client's update may be written.
+        Where the client's update may be written.
     """
     task = honest.read_task(node, message, context)
     if results is None and _malicious(node, task, message, context):
-        return malicious.answer(node, task, message, context)
+        return malicious.answer(node, task, message, context, matrix)
     images, labels = node.share(task.client)
     watch = Stopwatch()
     if results is None:
@@ -111,11 +115,19 @@ def _trained(
     start = tasks[places[0]].vector.to(node.model.vector.device)
     try:
         results = train_cohort(node.model, start, members, cohort=cohort)
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError) as error:
         if cohort == "vmap":
             raise
+        _tell(node, error)
         return {}  # one by one, whoever caused it fails alone
     return dict(zip(places, results, strict=True))
+
+
+def _tell(node: Node, error: Exception) -> None:
+    """Log why clients train one by one, once a node: each round tries anew."""
+    if node.kept.setdefault(ALONE, error) is error:
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        log(INFO, "clients with %s train one by one: %s", node.experiment.model, reason)
 
 
 def _member(

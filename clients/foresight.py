@@ -7,11 +7,11 @@ client weights it takes for equal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from flwr.app import Context
 from torch import Tensor
 
@@ -19,14 +19,17 @@ from fedrobust.aggregation import build
 from fedrobust.aggregation.outcome import Outcome
 from fedrobust.aggregation.tables import is_built_in, rule_record
 from fedrobust.attacks import impact, spread, threat_model
+from fedrobust.attacks.probe import joined
 from fedrobust.experiment.schema import Experiment
 from fedrobust.failures import REFUSALS
 from fedrobust.flower import array_of
 from fedrobust.flower.node_state import tensor_in
+from fedrobust.matrix import apart_from, permute_rows
 from fedrobust.model_layers import Layers
 from fedrobust.models import Products
 from fedrobust.seeds import generator
 from fedrobust.simulation import stragglers
+from fedrobust.spec import split
 
 MEMORY = "rule-memory"
 ALONE = "memory"  # the key of a memory that is one tensor
@@ -44,6 +47,9 @@ class Foresight:
     memory
         What the rule remembers from the rounds before; None where it remembers nothing, or where
         the colluders do not see what it saw.
+    room
+        The view with a free row for each colluder behind it, in one memory, for a rule of ours to
+        be asked with; None where there is no such memory, or the rule is a user's own.
     form
         How the server's rule is shown updates, where it is not as they are sent.
     start
@@ -60,6 +66,7 @@ class Foresight:
     form: Products | None
     start: Tensor
     layers: Layers
+    room: Tensor | None = None
 
     def seen(self, rows: Tensor) -> Tensor:
         """Return rows (m, d) as the rule is shown them."""
@@ -74,24 +81,42 @@ class Foresight:
         e, middle, rows = self.experiment, self.seen(self.view).mean(0), self.seen(rows)
         ids, order = self._order(len(rows))
         known = {"layers": lambda: self.layers, "model": lambda: self.start}
-        return build(e.rule, pre=e.pre).apply(
-            rows if order is None else rows[order],
-            self.memory,
-            # Not the server's address "rule": what it will draw is what the colluders can only
-            # guess.
-            generator(e.seed, "probe", round=self.server_round),
-            clients=ids,
-            server={
-                "root": lambda: middle,
-                "loss": lambda: lambda step: -float(step.to(middle) @ middle),
-                **(known if self.form is None else self.form.offered(known, self.start) or {}),
-            },
-        )
+        rule = build(e.rule, pre=e.pre)
+        with self._ordered(rows, order) as asked:
+            outcome = rule.apply(
+                asked,
+                self.memory,
+                # Not the server's address "rule": what it will draw is what the colluders can
+                # only guess.
+                generator(e.seed, "probe", round=self.server_round),
+                clients=ids,
+                server={
+                    "root": lambda: middle,
+                    "loss": lambda: lambda step: -float(step.to(middle) @ middle),
+                    **(known if self.form is None else self.form.offered(known, self.start) or {}),
+                },
+            )
+            # Rules that select a row may answer with a view of it.
+            return replace(outcome, **apart_from(rows, {"aggregate": outcome.aggregate}))
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return the rule's output alone, (d,)."""
         found = self.outcome(rows).aggregate
         return found if self.form is None else self.form.sent(found, self.start)
+
+    @contextmanager
+    def _ordered(self, rows: Tensor, order: list[int] | None) -> Iterator[Tensor]:
+        """Hand out rows in an order: within the room itself, which is put back, else as a copy."""
+        if order is None or order == list(range(len(order))):
+            yield rows
+        elif self.room is None or rows.data_ptr() != self.room.data_ptr():
+            yield rows[order]
+        else:
+            permute_rows(rows, order)
+            try:
+                yield rows
+            finally:
+                permute_rows(rows, sorted(order, key=order.__getitem__))
 
     def _order(self, rows: int) -> tuple[Sequence[int] | None, list[int] | None]:
         """Return the rows' clients, and the order in which the server has them, where it counts."""
@@ -114,6 +139,7 @@ def foresee(
     form: Products | None,
     start: Tensor,
     layers: Layers,
+    room: Tensor | None = None,
 ) -> Foresight:
     """Return the rule as the colluders know it before they craft."""
     asked = stragglers.participants(experiment, server_round)
@@ -123,7 +149,9 @@ def foresee(
     known = sees_all(experiment) and len(honest) == len(view)
     ids = (*honest, *(c for c in asked if c in bad)) if known else None
     memory = _recalled(context) if known else None
-    return Foresight(experiment, server_round, view, ids, memory, form, start, layers)
+    ours = all(is_built_in(split(one)[0]) for one in (experiment.rule, *experiment.pre))
+    mine = room if ours else None
+    return Foresight(experiment, server_round, view, ids, memory, form, start, layers, mine)
 
 
 def sees_all(experiment: Experiment) -> bool:
@@ -142,22 +170,22 @@ def foreseen(rule: Foresight, sent: Tensor, context: Context) -> dict[str, float
     """
     if rule.clients is None:
         return {}
-    rows = torch.cat([rule.view, sent.to(rule.view)])
+    rows = joined(rule.room, rule.view, sent.to(rule.view))
     try:
         outcome = rule.outcome(rows)
     except REFUSALS:
         return {}
-    _keep(outcome.state, context)
+    _keep(outcome.state, rows, context)
     honest = rule.seen(rule.view)
     found = impact(outcome.aggregate, honest.mean(0), spread=spread(honest))
     return {"deviation": round(min(found.deviation, FARTHEST), 6)}
 
 
-def _keep(state: Any, context: Context) -> None:
+def _keep(state: Any, rows: Tensor, context: Context) -> None:
     """Keep a rule's memory, a tensor or a table of tensors; any other kind is not understood."""
     table = {ALONE: state} if isinstance(state, Tensor) else state
     if isinstance(table, dict) and all(isinstance(value, Tensor) for value in table.values()):
-        context.state[MEMORY] = array_of(**table)
+        context.state[MEMORY] = array_of(**apart_from(rows, table))
 
 
 def _recalled(context: Context) -> Any:

@@ -73,11 +73,21 @@ def read_task(node: Node, message: Message, context: Context) -> Task:
     return Task(vector, server_round, client, _statistics(node, message, context))
 
 
-def train(node: Node, task: Task, context: Context, images: Tensor, labels: Tensor) -> Trained:
+def train(
+    node: Node,
+    task: Task,
+    context: Context,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    matrix: UpdateMatrix | None = None,
+) -> Trained:
     """Train on the given images and labels; worker momentum lives in the client's state."""
-    plan = local_task(node, task, context, images, labels)
+    plan = local_task(node, task, context, images, labels, matrix=matrix)
     results = train_alone(node, task, plan)
-    return finish(node, task, context, results, examples=len(labels), watch=plan.watch)
+    return finish(
+        node, task, context, results, examples=len(labels), watch=plan.watch, matrix=matrix
+    )
 
 
 def local_task(

@@ -32,9 +32,17 @@ from fedrobust.attacks.alie_backdoor import TRAINED_SUPPLIED
 from fedrobust.attacks.data import boosted
 from fedrobust.experiment.schema import Experiment
 from fedrobust.failures import blamed
-from fedrobust.flower import array_of, read_setting, read_tensor
-from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, NOTES, VIEW
+from fedrobust.flower import (
+    TensorArray,
+    UpdateMatrix,
+    array_of,
+    read_setting,
+    read_tensor,
+    tensor_of,
+)
+from fedrobust.flower.adversary_grid import ADVERSARY, CRAFTED, NOTES, ROOM, VIEW
 from fedrobust.flower.screening import TIMES
+from fedrobust.matrix import apart_from
 from fedrobust.models import form_of
 from fedrobust.seeds import generator
 from fedrobust.simulation import stragglers
@@ -47,7 +55,13 @@ STATE = "attack-state"
 OWN_VIEWS = 4  # disjoint parts of its own data that a lone attacker estimates the spread from
 
 
-def answer(node: Node, task: Task, message: Message, context: Context) -> Message | None:
+def answer(
+    node: Node,
+    task: Task,
+    message: Message,
+    context: Context,
+    matrix: UpdateMatrix | None = None,
+) -> Message | None:
     """Answer a training message as a Byzantine client would."""
     name, _ = split(node.experiment.attack)
     images, labels = node.share(task.client)
@@ -65,14 +79,17 @@ def answer(node: Node, task: Task, message: Message, context: Context) -> Messag
                 member=_place(node.experiment, task),
                 generator=generator(node.experiment.seed, "poison", client=task.client),
             )
-    trained = honest.train(node, task, context, images, labels)
+    trained = honest.train(node, task, context, images, labels, matrix=matrix)
     if kind == "poison":
         boost = boosted(node.experiment.attack)[1]
-        trained = trained if boost == 1 else replace(trained, update=boost * trained.update)
+        if boost != 1:
+            trained = replace(trained, update=boost * trained.update)
+            trained = _in_its_row(node, task, trained, matrix)
     if kind == "fault":
-        return FAULTY[name](message, trained)
+        return FAULTY[name](message, _in_its_row(node, task, trained, matrix))
     if kind in ("craft", "trained") and order != "rehearse":
         trained = _craft_alone(node, task, trained, images, labels, context)
+        trained = _in_its_row(node, task, trained, matrix)
     return honest.respond(message, trained)
 
 
@@ -86,7 +103,9 @@ def _craft_for_all(node: Node, task: Task, message: Message, context: Context) -
     """Craft one row for each colluder from the view that the side channel carried."""
     f = int(read_setting(message.content, ADVERSARY, "colluders"))
     view = read_tensor(message.content, VIEW, "view")
-    rows, notes = _crafted(node, task, view, f, context)
+    room = message.content.get(ROOM)
+    free = tensor_of(room["room"]) if isinstance(room, ArrayRecord) else None
+    rows, notes = _crafted(node, task, view, f, context, free)
     # The screen refuses a reply that lacks what every client was asked for.
     times = dict.fromkeys(TIMES, 0.0) if node.experiment.server.times else {}
     claims: dict[str, Any] = {"num-examples": len(node.labels[task.client]), "loss": 1.0}
@@ -124,25 +143,44 @@ def _craft_alone(
     return replace(trained, update=rows[colluders.index(task.client)].clone())
 
 
+def _in_its_row(node: Node, task: Task, trained: Trained, matrix: UpdateMatrix | None) -> Trained:
+    """Let a crafted update travel in its client's row, where honest updates do."""
+    if matrix is None or node.wire.codec is not None:
+        return trained
+    return replace(
+        trained, write=lambda update: matrix.put(task.client, update) or TensorArray(update)
+    )
+
+
 def _crafted(
-    node: Node, task: Task, view: Tensor, f: int, context: Context
+    node: Node, task: Task, view: Tensor, f: int, context: Context, room: Tensor | None = None
 ) -> tuple[Tensor, Notes]:
-    """Let the attack craft f rows, with its notes; what its code raises ends the run."""
+    """Let the attack craft f rows, with its notes; what its code raises ends the run.
+
+    ``room`` is the view with f free rows behind it in one memory, if there is such.
+    """
     name = node.experiment.attack["name"]
     with blamed("attack", name):
         if threat_model.kind(name) == "trained":
             return _trained(node, task, view).expand(f, -1), {}
-        return _crafted_from(node, task, view, f, context)
+        return _crafted_from(node, task, view, f, context, room)
 
 
 def _crafted_from(
-    node: Node, task: Task, view: Tensor, f: int, context: Context
+    node: Node, task: Task, view: Tensor, f: int, context: Context, room: Tensor | None
 ) -> tuple[Tensor, Notes]:
     experiment = node.experiment
     record = attack_record(experiment.attack["name"])
     form, layers = form_of(experiment.adapters, node.model.module), node.model.layers
     rule = foresee(
-        experiment, task.server_round, view, context, form=form, start=task.vector, layers=layers
+        experiment,
+        task.server_round,
+        view,
+        context,
+        form=form,
+        start=task.vector,
+        layers=layers,
+        room=room,
     )
     crafted = step(
         view,
@@ -156,11 +194,12 @@ def _crafted_from(
         previous=_last_step(experiment, task, context),
         momentum=_same_clients_momentum(experiment),
         state=_recalled(context),
+        out=None if room is None else room[len(view) :],
         layers=layers,
         model=task.vector,
     )
     if crafted.state is not None:
-        context.state[STATE] = array_of(**crafted.state)
+        context.state[STATE] = array_of(**apart_from(view, crafted.state))
     expected = foreseen(rule, crafted.updates, context) if record.asks_the_rule else {}
     return crafted.updates, {**crafted.notes, **expected}
 

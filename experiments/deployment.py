@@ -114,8 +114,8 @@ def run_on_nodes(
     Parameters
     ----------
     output, data_root
-        Paths on the SuperLink's machine, where the server runs; the files of ``plugins.use`` must
-        are there as here. Rows are seen here if that is this
+        Paths on the SuperLink's machine, where the server runs; the files of ``plugins.use`` are
+        there as here. Rows are seen here if that is this
         machine; otherwise they are there, and in ``flwr log``.
     certificates, insecure
         The CA's certificate, or plain text.
@@ -130,7 +130,11 @@ def run_on_nodes(
     ------
     FlowerRunError
         If the run ends in any other state than completed.
+    ConfigError
+        For a secret with cohort hosts: they are a simulation, whose draws follow from the seed.
     """
+    if hosts and secret:
+        raise ConfigError(["secret is not honoured with cohort hosts: their draws are the seed's"])
     config = {
         "experiment": experiment.to_toml(),
         "output": str(output.resolve()),
@@ -214,7 +218,7 @@ def warm_supernode(poll: float) -> list[str]:
     """Return the command of the SuperNode that answers at once."""
     if not 0 < poll <= LONGEST_POLL:
         raise ConfigError([f"--poll is in (0, {LONGEST_POLL:g}] seconds, got {poll:g}"])
-    # -P: what lies in the folder of the caller must not stand in for our packages.
+    # -P: what is in the folder of the caller must not stand in for our packages.
     return [sys.executable, "-P", "-m", "experiments.deploy.supernode", "--poll", f"{poll:g}"]
 
 

@@ -46,7 +46,7 @@ def state_dict(
     model.load(vector)
     if statistics is not None:
         load_statistics(model.module, statistics)
-    # Copies: parameters are views of one vector, and safetensors refuses memory that is shared.
+    # Cloned: parameters are views of one vector, and safetensors refuses memory that is shared.
     return {k: v.detach().clone().contiguous() for k, v in model.module.state_dict().items()}
 
 

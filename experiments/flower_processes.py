@@ -16,6 +16,7 @@ from fedrobust.text import printable
 
 POLL = 0.5
 START_LIMIT = 60.0
+ANSWER_LIMIT = 120.0  # seconds for one call of ``flwr``
 
 
 class FlowerRunError(RuntimeError):
@@ -23,22 +24,44 @@ class FlowerRunError(RuntimeError):
 
 
 def flwr(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    """Call the ``flwr`` command and return the JSON that it answers."""
-    done = subprocess.run(
-        ["flwr", *arguments, "--format", "json"],
-        env=environment,
-        cwd=environment["FLWR_HOME"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    """Call the ``flwr`` command and return the JSON that it answers.
+
+    Raises
+    ------
+    FlowerRunError
+        If it answers anything else, or not within ``ANSWER_LIMIT``.
+    """
+    done = called([*arguments, "--format", "json"], environment, limit=ANSWER_LIMIT)
     # Flower may print lines of its own before the answer.
     start = done.stdout.find("{")
     try:
         return json.loads(done.stdout[start:])
     except json.JSONDecodeError as error:
         raise FlowerRunError(f"flwr {arguments[0]}: {done.stdout}{done.stderr}") from error
+
+
+def called(
+    arguments: list[str], environment: dict[str, str], *, limit: float
+) -> subprocess.CompletedProcess[str]:
+    """Call the ``flwr`` command and return what it printed.
+
+    Raises
+    ------
+    FlowerRunError
+        If it has not ended after ``limit`` seconds: its SuperLink is away, or too busy.
+    """
+    try:
+        return subprocess.run(
+            ["flwr", *arguments],
+            env=environment,
+            cwd=environment["FLWR_HOME"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FlowerRunError(f"flwr {arguments[0]} gave no answer in {limit:g} s") from error
 
 
 def refusal(answer: Mapping[str, Any]) -> str:

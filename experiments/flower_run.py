@@ -26,6 +26,7 @@ import strategies
 from experiments.flower_processes import (
     POLL,
     FlowerRunError,
+    called,
     end,
     flwr,
     free_port,
@@ -36,12 +37,14 @@ from fedrobust import plugins
 from fedrobust.cores import VARIABLE
 from fedrobust.experiment.schema import Experiment
 from fedrobust.plugins import Part
-from fedrobust.runs.folder import RunFolder
+from fedrobust.runs.folder import ROWS, RunFolder
+from fedrobust.runs.rows import GrowingRows
 from fedrobust.text import FAILED, printable
 from fedrobust.version import __version__
 
 Row = dict[str, Any]
 ASK = 10.0  # seconds between two questions after a run's state: each is a process of a second
+LOG_LIMIT = 60.0
 ATTEMPTS = 5  # with pauses of 1, 2, 4, 8 and 16 seconds
 SERVER = "strategies.server_app:app"
 QUIET = {
@@ -192,15 +195,16 @@ def follow(
         Rows of an earlier run in the same folder, which stand there again if this one cannot begin.
     """
     rows: list[Row] = []
+    written = GrowingRows(target.path / ROWS)
     status, details, wait = "", "", 1.0
     ask = time.monotonic() + wait
     while not status.startswith("finished"):
         time.sleep(POLL)
-        if time.monotonic() >= ask or target.finished:
+        if time.monotonic() >= ask or target.ends(written.look()):
             status, details = _status(run_id, environment)
             wait = min(ASK, 2 * wait)
             ask = time.monotonic() + wait
-        seen, found = len(rows), target.rows()
+        seen, found = len(rows), written.look()
         rows = found if found != list(before) else rows
         for row in rows[seen:]:
             on_row(row)
@@ -246,13 +250,9 @@ def _status(run_id: str, environment: dict[str, str]) -> tuple[str, str]:
 
 
 def _log(run_id: str, environment: dict[str, str]) -> str:
-    done = subprocess.run(
-        ["flwr", "log", run_id, "--show"],
-        env=environment,
-        cwd=environment["FLWR_HOME"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    """Return the end of a run's log, or why there is none: the reason may be known without it."""
+    try:
+        done = called(["log", run_id, "--show"], environment, limit=LOG_LIMIT)
+    except FlowerRunError as error:
+        return str(error)
     return "\n".join((done.stdout + done.stderr).splitlines()[-40:])

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from experiments.results import Results
 
 Row = dict[str, Any]
-GRIDS = ("in_process", "flower")
+ON_RAY = ("flower", "ray")  # two names of one: Flower's simulation engine is Ray's
+GRIDS = ("in_process", *ON_RAY)
 
 
 def simulate(
@@ -176,7 +177,7 @@ def run_one(
     check_features([experiment], *(name for name, given in wanted.items() if given))
     if resume and stock is not None:
         raise ConfigError([StockStrategy.unresumable])
-    if grid == "flower":
+    if grid in ON_RAY:
         _check_in_process_only(model=on_model, secret=secret)
         from experiments.flower_run import run_on_flower
 

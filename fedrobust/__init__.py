@@ -25,7 +25,7 @@ def simulate(experiment: Any, *, grid: str = "in_process", **overrides: Any) -> 
     experiment
         A TOML file, TOML text, a plain table, or an ``Experiment``.
     grid
-        ``"in_process"``, or ``"flower"`` for Flower's own simulation engine on Ray.
+        ``"in_process"``, or ``"flower"`` (or ``"ray"``) for Flower's own simulation engine on Ray.
     **overrides
         Keys of the configuration set on top; ``__`` stands for the dot: ``server__lr=0.05``.
         ``model`` may be an ``nn.Module``, or a function that returns one and may take ``shape``, of

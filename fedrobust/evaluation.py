@@ -39,11 +39,22 @@ def outputs_of(module: nn.Module, inputs: Tensor, *, batch_size: int = 500) -> A
 
 
 def _joined(parts: list[Any]) -> Any:
-    """Put the outputs of batches behind one another."""
-    if isinstance(parts[0], Mapping):
-        return {key: _joined([part[key] for part in parts]) for key in parts[0]}
-    if isinstance(parts[0], tuple | list):
-        return type(parts[0])(_joined(list(each)) for each in zip(*parts, strict=True))
+    """Put the outputs of batches behind one another, in the type that they have.
+
+    Raises
+    ------
+    TypeError
+        For what is no tensor, such as a transformer's cache.
+    """
+    first = parts[0]
+    if isinstance(first, Mapping):
+        table = {key: _joined([part[key] for part in parts]) for key in first}
+        return type(first)(**table)  # transformers' outputs are tables with attributes
+    if isinstance(first, tuple | list):
+        each = [_joined(list(found)) for found in zip(*parts, strict=True)]
+        return type(first)(*each) if hasattr(first, "_fields") else type(first)(each)
+    if not isinstance(first, Tensor):
+        raise TypeError(f"outputs are tensors, or tables of them, got {type(first).__name__}")
     return torch.cat(parts).cpu()
 
 

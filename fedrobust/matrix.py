@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,3 +105,36 @@ def _from_numpy(array: np.ndarray, what: str) -> Tensor:
 
 def _kind(given: Any) -> str:
     return type(given).__name__
+
+
+def permute_rows(rows: Tensor, order: Sequence[int]) -> None:
+    """Put row ``order[i]`` in the place of row i, in the matrix's own memory and that of one row.
+
+    Parameters
+    ----------
+    rows
+        (n, d), written.
+    order
+        A permutation of 0..m-1, m <= n; the rows behind stay.
+    """
+    done = [i == source for i, source in enumerate(order)]
+    for start in range(len(order)):
+        if done[start]:
+            continue
+        first, at = rows[start].clone(), start
+        while order[at] != start:
+            rows[at].copy_(rows[order[at]])
+            done[at], at = True, order[at]
+        rows[at].copy_(first)
+        done[at] = True
+
+
+def apart_from(rows: Tensor, table: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return named tensors that lie elsewhere than some rows: those that lie there are copied."""
+    return {name: tensor.clone() if shared(rows, tensor) else tensor
+            for name, tensor in table.items()}  # fmt: skip
+
+
+def shared(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors lie in one piece of memory."""
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

@@ -1,4 +1,4 @@
-"""Where the tensors of a model lie in the vector of its parameters, for plug-ins that ask.
+"""Where the tensors of a model are in the vector of its parameters, for plug-ins that ask.
 
 A rule or an attack asks by a keyword-only parameter: ``layers``, or ``model`` for the parameters
 themselves. Whoever runs it hands in what it knows of the model.
@@ -29,7 +29,7 @@ def size(shape: Sequence[int]) -> int:
 
 
 def columns(layers: Layers) -> list[slice]:
-    """Return where each layer lies in the vector."""
+    """Return where each layer is in the vector."""
     ends = torch.tensor([size(shape) for _, shape in layers]).cumsum(0).tolist()
     return [slice(low, high) for low, high in zip([0, *ends], ends, strict=False)]
 

@@ -61,6 +61,18 @@ def parse_spec(value: Any) -> dict[str, Any]:
 
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return the keyword-only parameters of a plug-in: the settings that a spec may carry."""
+    try:
+        return dict(_known_parameters(function))
+    except TypeError:  # an object that cannot be hashed, or that has no signature
+        return _keyword_only(function)
+
+
+@functools.lru_cache(maxsize=1024)  # a signature takes as long as a small aggregation
+def _known_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return _keyword_only(function)
+
+
+def _keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     signature = inspect.signature(function)
     return {
         name: parameter

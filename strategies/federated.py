@@ -86,9 +86,7 @@ def federated_strategy(
             seed=secret,
             deadline=stragglers.wall(experiment),
             min_replies=experiment.server.min_replies,
-            # A clone: ``model.vector`` is scratch memory, overwritten whenever a model is
-            # evaluated.
-            restart=partial(_restart, experiment, model.vector.clone(), head_size(sizes)),
+            restart=_restarting(experiment, model.vector, head_size(sizes)),
             form=form_of(experiment.adapters, model.module),
             weigh=partial(_slack, experiment),
             counted=partial(_counted, _weighing(experiment, sizes_of_shares)),
@@ -120,14 +118,18 @@ def _step(
     return server_step(experiment, vector, aggregate, state, **settings)
 
 
-def _restart(
-    experiment: Experiment, fresh: Tensor, head: int, server_round: int, vector: Tensor
-) -> Tensor | None:
+def _restarting(
+    experiment: Experiment, fresh: Tensor, head: int
+) -> Callable[[int, Tensor], Tensor | None]:
     """Put the freshly drawn last layer back where pre-training ends."""
-    rounds = experiment.pretrain.rounds
-    if not rounds or server_round != rounds + 1:
-        return None
-    return torch.cat([vector[:-head], fresh[-head:]])
+    rounds, last = experiment.pretrain.rounds, fresh[-head:].clone()
+
+    def restart(server_round: int, vector: Tensor) -> Tensor | None:
+        if not rounds or server_round != rounds + 1:
+            return None
+        return torch.cat([vector[:-head], last])
+
+    return restart
 
 
 def _slack(experiment: Experiment, updates: Tensor, replies: Sequence[Reply]) -> Tensor:

@@ -19,8 +19,35 @@ from fedrobust.flower import array_of, screen, tensor_of
 from fedrobust.flower.layers import Shapes, from_layers, to_layers
 from fedrobust.flower.replies import collect
 from fedrobust.flower.screening import Reply
+from fedrobust.flower.wrapping import WrappedGrid
 from strategies.base import RecordedStrategy, Row
 from strategies.impact import honest_loss, impact_row
+
+
+class _ClientsAlone(WrappedGrid):
+    """A grid that shows a strategy the run's clients alone, whoever else is connected.
+
+    A strategy samples among the nodes of the grid: strangers among them would take the places of
+    clients in its sample.
+    """
+
+    def __init__(self, inner: Grid, clients: Mapping[int, int]) -> None:
+        super().__init__(inner)
+        self._clients = clients
+
+    def get_node_ids(self) -> list[int]:
+        """Return the clients among the inner grid's nodes."""
+        return [node for node in super().get_node_ids() if node in self._clients]
+
+    def get_nodes(self) -> list[Any]:
+        """Return what the inner grid knows of the clients."""
+        return [known for known in super().get_nodes() if int(known.node_id) in self._clients]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Hand the messages on."""
+        return list(self.inner.send_and_receive(messages, timeout=timeout))
 
 
 @dataclass(frozen=True)
@@ -101,10 +128,12 @@ class StockStrategy(RecordedStrategy):
         settings = ConfigRecord({**config})
         with blamed("strategy", type(self._inner).__name__):
             # A list at once: a strategy that yields its messages would raise outside of the blame.
-            asked = list(self._inner.configure_train(server_round, layers, settings, grid))
+            seen = _ClientsAlone(grid, self._clients)
+            asked = list(self._inner.configure_train(server_round, layers, settings, seen))
         settings = ConfigRecord({**config, "round": server_round})
         content = RecordDict({"arrays": arrays, "config": settings})
-        nodes = [message.metadata.dst_node_id for message in asked]
+        # A strategy may know nodes from elsewhere: those that are no clients are not asked.
+        nodes = [n for m in asked if (n := m.metadata.dst_node_id) in self._clients]
         group, ttl = str(server_round), self._deadline
         sent = [Message(content, node, "train", group_id=group, ttl=ttl) for node in nodes]
         self._round = _Round(model, tuple(sent))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedrobust.aggregation import measured
 from fedrobust.attacks import bypass, impact, spread
+from fedrobust.attacks.impact import mean_of
 from strategies.base import Row
 
 FARTHEST = 1e9  # a deviation beyond this says nothing more, and has no place in a table
@@ -51,7 +52,7 @@ def impact_row(
         row["bypass"] = bypass(weights, malicious)
     # Where all are Byzantine there is no honest mean to be away from.
     if not bool(malicious.all()):
-        row["impact"] = _impact_of(aggregate, updates[~malicious])
+        row["impact"] = _impact_of(aggregate, updates, (~malicious).nonzero().flatten())
     return row
 
 
@@ -72,14 +73,14 @@ def kappa_row(
     honest = torch.tensor([client not in bad for client in clients], dtype=torch.bool)
     if not bool(honest.any()):
         return {}
-    # Picking rows copies an (n, d) matrix: not where all of them are picked.
-    rows = updates if bool(honest.all()) else updates[honest]
-    return {"kappa": round(min(measured(aggregate, rows), FARTHEST), 9)}
+    # By their places: picked rows would be a second (n, d) matrix.
+    rows = None if bool(honest.all()) else honest.nonzero().flatten()
+    return {"kappa": round(min(measured(aggregate, updates, rows=rows), FARTHEST), 9)}
 
 
-def _impact_of(aggregate: Tensor, honest: Tensor) -> dict[str, float]:
+def _impact_of(aggregate: Tensor, updates: Tensor, honest: Tensor) -> dict[str, float]:
     """How far the aggregate is from the honest mean, in honest spreads, and its direction."""
-    found = impact(aggregate, honest.mean(0), spread=spread(honest))
+    found = impact(aggregate, mean_of(updates, honest), spread=spread(updates, honest))
     return {
         "deviation": round(min(found.deviation, FARTHEST), 6),
         "cosine": round(found.cosine, 6),

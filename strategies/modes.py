@@ -271,5 +271,5 @@ def _adversary(setup: Setup, grid: Grid, sizes: tuple[int, ...]) -> AdversaryGri
         members=setup.members,
         knowledge=level,
         read=wire.read,
-        write=wire.write,
+        write=wire.write if wire.codec is not None else None,
     )

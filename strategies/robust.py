@@ -168,6 +168,8 @@ class RobustStrategy(RecordedStrategy):
             clients.values(), model, self._memory.step, config, server_round
         )
         group, ttl = str(server_round), parts.deadline
+        matrix = matrix_of(grid) or self._own
+        matrix.begin()
         sent = [
             Message(contents[client], node, "train", group_id=group, ttl=ttl)
             for node, client in clients.items()
@@ -177,7 +179,7 @@ class RobustStrategy(RecordedStrategy):
             model=model,
             clients=clients,
             sent=tuple(sent),
-            matrix=matrix_of(grid) or self._own,
+            matrix=matrix,
             grid=grid,
         )
         return sent

@@ -9,6 +9,7 @@ differences are taken seed by seed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -31,15 +32,14 @@ Cell = tuple[str, str]  # attack, rule
 
 
 def runs(seeds: Iterable[int]) -> Iterator[Line]:
-    """Run the task's sweep in both forms, without an attack too."""
+    """Run the task's sweep in both forms, and the plain mean without an attack."""
     plugins.use(TASK.with_suffix(".py"))
     document = read(TASK)
     axes = document.pop("sweep")
     for seed in seeds:
-        for attack in ["none", *axes["attack"]]:
-            for rule in axes["rule"]:
-                for form in FORMS:
-                    yield _run(document, seed=seed, attack=attack, rule=rule, adapters=form)
+        cases = [("none", "mean"), *itertools.product(axes["attack"], axes["rule"])]
+        for (attack, rule), form in itertools.product(cases, FORMS):
+            yield _run(document, seed=seed, attack=attack, rule=rule, adapters=form)
 
 
 def _run(document: dict[str, Any], **changes: Any) -> Line:

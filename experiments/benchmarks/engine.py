@@ -9,6 +9,8 @@ Through Flower the reference is the same loop on one core. Grids:
 ``stacked``     the same with training.cohort = "vmap"
 ``cohorts``     Flower's simulation on Ray, two hosts that train their clients as cohorts
 ``stock``       Flower's simulation on Ray, one node a client: what Flower does by itself
+``attacked``    as ``in_process``, a fifth of the clients omniscient ALIE: the bare loop trains the
+                honest ones alone
 
 ``user_mlp`` and ``user_cnn`` are the built-in networks as a user writes and hands them over;
 ``user_gate`` branches on values: the grid ``stacked`` says why it cannot be stacked.
@@ -36,6 +38,7 @@ from experiments.benchmarks.user_models import USER_MODELS
 from experiments.flower_run import run_on_flower
 from experiments.simulation import quiet
 from fedrobust import plugins
+from fedrobust.attacks import threat_model
 from fedrobust.cohort import unstackable
 from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import Experiment
@@ -45,7 +48,8 @@ from fedrobust.seeds import generator
 from fedrobust.training import one_thread, train_local
 from strategies.session import run
 
-GOALS = {"in_process": 1.10, "stacked": 1.10, "cohorts": 1.35, "stock": None}
+GOALS = {"in_process": 1.10, "stacked": 1.10, "cohorts": 1.35, "stock": None,
+         "attacked": 1.25}  # fmt: skip
 GROWTH_GOAL = 1.05
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 DATA = {
@@ -68,19 +72,22 @@ class Settings:
     data_root: str | None
 
 
-def experiment(model: str, clients: int, settings: Settings, cohort: str = "off") -> Experiment:
+def experiment(
+    model: str, clients: int, settings: Settings, cohort: str = "off", *, attacked: bool = False
+) -> Experiment:
     """Describe one case: IID, one gradient of 32 images a client and round, mean."""
     sample = settings.data_root is None
+    alie = {"name": "alie", "knowledge": "omniscient"}
     return from_dict(
         {
             "data": "fashionmnist-sample" if sample else DATA[model],
             "model": model,
             "clients": clients,
-            "byzantine": 0,
+            "byzantine": clients // 5 if attacked else 0,
             "rounds": settings.rounds,
             "seed": 1,
             "rule": "mean",
-            "attack": "none",
+            "attack": alie if attacked else "none",
             "training": {"cohort": cohort},
             "server": {"lr": 0.05, "evaluate_every": 10**6},
         }
@@ -111,12 +118,17 @@ class Stopwatch:
         self.bare_round(row["round"])
         self.mark = self.clock()
 
+    def _honest(self, number: int) -> list[int]:
+        """Return who trains in a round: crafted updates cost no training."""
+        bad = threat_model.members(self.case, round=number)
+        return [client for client in range(self.case.clients) if client not in bad]
+
     def bare_round(self, number: int) -> None:
         """Train every client in a plain loop and step."""
         start = self.clock()
         total = torch.zeros_like(self.vector)
         with one_thread():
-            for client in range(self.case.clients):
+            for client in self._honest(number):
                 images, labels = self.node.share(client)
                 source = generator(self.case.seed, "batches", round=number, client=client)
                 update, _ = train_local(
@@ -138,7 +150,8 @@ class Stopwatch:
 
 def in_process(model: str, clients: int, settings: Settings, grid: str) -> Row:
     """Measure the engine in this process."""
-    case = experiment(model, clients, settings, "vmap" if grid == "stacked" else "off")
+    cohort = "vmap" if grid == "stacked" else "off"
+    case = experiment(model, clients, settings, cohort, attacked=grid == "attacked")
     root = settings.data_root
     node = make_node(case, Host(data_root=root or "", device=settings.device))
     few = (part[:2] for part in node.share(0))
@@ -190,6 +203,7 @@ def _line(grid: str, watch: Stopwatch, rounds: list[float], peak: int | None) ->
 MEASURES = {
     "in_process": in_process,
     "stacked": in_process,
+    "attacked": in_process,
     "cohorts": through_flower,
     "stock": through_flower,
 }

@@ -25,10 +25,12 @@ from fedrobust.failures import Refusal
 from fedrobust.spec import Spec
 
 SIZES = ((5, 1), (9, 2), (12, 3))
-# Their coefficient has no bound: settings in units of the rows, a server's own data, a memory.
+# Their coefficient has no bound: settings in units of the rows, a server's own data, a memory, or
+# lengths about the origin, which do not follow a translation.
 NOT_SEARCHED = (
     "centered_clipping", "norm_clipping", "huber", "fltrust", "zeno", "rsa", "rlr", "fednga",
-    "sign_majority", "safeguard", "clipped_clustering", "foolsgold", "flame",
+    "sign_majority", "safeguard", "clipped_clustering", "foolsgold", "flame", "filtering", "lasa",
+    "alignins",
 )  # fmt: skip
 # A coefficient needs four digits; on a line the last ones take thousands of steps.
 QUICK: dict[str, dict[str, Any]] = {"geometric_median": {"tolerance": 1e-5, "max_iterations": 100}}

@@ -38,7 +38,8 @@ OWN_PASSES = {
     "rfa": 8, "centered_clipping": 3, "norm_clipping": 3, "cge": 3, "fltrust": 4, "rsa": 2,
     "sign_guard": 3, "rlr": 3, "fednga": 3, "lasa": 8, "alignins": 6, "randeigen": 2,
 }  # fmt: skip
-PRODUCTS = {"nnm": 2, "safeguard": 2}  # a second gives the mixed rows, or is the second window's
+# A second gives the mixed rows, is the second window's, or takes the distances of cluster means.
+PRODUCTS = {"nnm": 2, "safeguard": 2, "hierarchical_clustering_krum": 2}
 # The result is a matrix: its norms are read, it is written.
 COPIES = ("clip", "arc", "bucketing", "foundation")
 COMBINATORIAL = ("mda", "smea")  # n = 20 only

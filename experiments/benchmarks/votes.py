@@ -1,7 +1,7 @@
 """Votes over real node processes beside the same votes in one process: bit for bit.
 
 ``python -m experiments.benchmarks.votes`` trains an ensemble of different models on nodes with TLS
-and keys, one of them a liar, asks all of them about 1,000 images, and prints one JSON line. Exit
+and keys, one of them Byzantine, asks all of them about 1,000 images, and prints one JSON line. Exit
 code 1 if anything differs from the run in process.
 """
 

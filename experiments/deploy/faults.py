@@ -145,7 +145,7 @@ def drilled(it: Federation, experiment: Experiment, plan: dict[int, str]) -> lis
                 resume=resumes > 0,
             )
         # ``flwr`` hangs, or answers without the keys it should have, while its SuperLink is away.
-        except (FlowerRunError, subprocess.TimeoutExpired, KeyError, IndexError) as error:
+        except (FlowerRunError, KeyError, IndexError) as error:
             last = folder.rows()[-1]["round"] if folder.rows() else -1
             struck = plan.get(last + 1) or mended.get(last)  # a checkpoint comes after its row
             if struck is None or resumes > len(DRILLS):

@@ -29,7 +29,7 @@ def against_f(gathered: Gathered) -> Section | None:
 
 
 def against_heterogeneity(gathered: Gathered) -> Section | None:
-    """Draw the final value against how differently the data lie, where the runs have several."""
+    """Draw the final value against how unevenly data are spread, where the runs have several."""
     known = {_partition(e): _unequal(e) for e in gathered.experiments}
     words = sorted(known, key=known.__getitem__)
     if len(words) < 2:

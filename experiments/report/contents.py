@@ -29,7 +29,7 @@ class Gathered:
     Attributes
     ----------
     folders
-        Where each run lies; only its name where it is in memory.
+        Where each run is; only its name where it is in memory.
     results
         ``experiments.results.Results``; not imported here, since it draws its report by this.
     environments

@@ -56,7 +56,7 @@ class Axis:
     words: Sequence[str] = ()
 
     def share(self, value: float) -> float:
-        """Return where a value lies, 0 to 1."""
+        """Return where a value is, 0 to 1."""
         low, high = self._scaled(self.low), self._scaled(self.high)
         return (self._scaled(value) - low) / (high - low) if high > low else 0.5
 
@@ -76,7 +76,7 @@ class Axis:
         return [(i * step, f"{i * step:.10g}") for i in range(first, last + 1)]
 
     def _scaled(self, value: float) -> float:
-        # A zero has no logarithm: it lies far below any picture.
+        # A zero has no logarithm: it is far below any picture.
         return math.log10(max(value, 1e-300)) if self.log else value
 
 

@@ -27,14 +27,14 @@ def gpt2(shape: tuple[int, ...], classes: int) -> nn.Module:
     from peft import LoraConfig, get_peft_model
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    still = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     config = GPT2Config(
         vocab_size=classes, n_positions=shape[0], n_embd=WIDTH, n_layer=1, n_head=4,
-        bos_token_id=0, eos_token_id=0, tie_word_embeddings=False, use_cache=False, **still,
+        bos_token_id=0, eos_token_id=0, tie_word_embeddings=False, use_cache=False,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
     adapters = LoraConfig(
         r=RANK, lora_alpha=2 * RANK, target_modules=["c_attn", "c_proj", "c_fc"],
-        # GPT-2's projections are Conv1D, not Linear: their weights lie (in, out).
+        # GPT-2's projections are Conv1D, not Linear: their weights are (in, out).
         modules_to_save=["lm_head"], fan_in_fan_out=True,
     )  # fmt: skip
     return Logits(get_peft_model(GPT2LMHeadModel(config), adapters))

@@ -9,7 +9,7 @@ Andreina et al., AAAI 2025, released code (the conditional accuracy).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,9 +118,25 @@ def evaluate_attacks(
     # A caller's label would be overwritten in the result without a word.
     if "worst" in attacks:
         raise ValueError("the label 'worst' is taken by the worst case over all attacks")
-    images = as_images(x, y)
-    clean = predict(model, images, batch_size=batch_size)
-    found = {}
+    clean = predict(model, as_images(x, y), batch_size=batch_size)
+    found = predicted_under(
+        model, x, y, attacks=attacks, batch_size=batch_size, generator=generator
+    )
+    report = {label: robustness(clean, labels, y) for label, labels in found.items()}
+    return {**report, "worst": robustness(clean, worst_of(clean, found.values(), y), y)}
+
+
+def predicted_under(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    attacks: Mapping[str, Spec],
+    batch_size: int = 256,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Return the labels (N,) that a model gives under each attack, as ``evaluate_attacks``."""
+    images, found = as_images(x, y), {}
     for label, spec in attacks.items():
         parts = [
             perturb(
@@ -129,12 +145,19 @@ def evaluate_attacks(
             for i in range(0, len(images), batch_size)
         ]
         found[label] = predict(model, torch.cat(parts), batch_size=batch_size)
-    report = {label: robustness(clean, labels, y) for label, labels in found.items()}
+    return found
+
+
+def worst_of(clean: Tensor, found: Iterable[Tensor], y: Tensor) -> Tensor:
+    """Return of each image a wrong label, clean or under some attack, or else the true one, (N,).
+
+    All are labels (N,).
+    """
     worst = clean.clone()
-    for labels in found.values():
+    for labels in found:
         # Once wrong stays wrong: a later attack that leads back to the true label repairs nothing.
         worst = torch.where(worst == y, labels, worst)
-    return {**report, "worst": robustness(clean, worst, y)}
+    return worst
 
 
 def masking_alarms(

@@ -67,7 +67,8 @@ def slack_weights(losses: Tensor, counts: Tensor, *, alpha: float = 1 / 6, top: 
     if not (0 <= alpha < 1 and 1 <= top <= len(losses)):
         raise ValueError(f"slack_weights needs alpha in [0, 1) and top >= 1, got {alpha}, {top}")
     weights = counts.double()
-    if not bool(torch.isfinite(losses).all() and (weights >= 0).all() and weights.sum() > 0):
+    finite = torch.isfinite(losses).all() and torch.isfinite(weights).all()
+    if not bool(finite and (weights >= 0).all() and weights.sum() > 0):
         raise ValueError("slack_weights needs finite losses and counts of at least 0")
     factor = torch.ones_like(weights)
     # stable: among equal losses the first client is taken, on every machine the same.

@@ -10,7 +10,13 @@ from fedrobust.aggregation.client_weights import (
     weighing,
 )
 from fedrobust.aggregation.outcome import Outcome
-from fedrobust.aggregation.preconditions import check, check_weighable, coefficient, tolerated
+from fedrobust.aggregation.preconditions import (
+    check,
+    check_unaided,
+    check_weighable,
+    coefficient,
+    tolerated,
+)
 from fedrobust.aggregation.record import PreAggregator, Rule
 from fedrobust.aggregation.rehearsal import rehearse
 from fedrobust.aggregation.tables import (
@@ -37,6 +43,7 @@ __all__ = [
     "aggregate",
     "build",
     "check",
+    "check_unaided",
     "check_weighable",
     "check_weights",
     "coefficient",

@@ -21,7 +21,7 @@ from fedrobust.aggregation.preconditions import (
     resolve_rule,
     with_fewer,
 )
-from fedrobust.aggregation.record import mixed, weighted
+from fedrobust.aggregation.record import MISSING, mixed, weighted
 from fedrobust.aggregation.tables import is_built_in, preaggregator_record, rule_record
 from fedrobust.aggregation.weighting import shares
 from fedrobust.failures import REFUSALS, Refusal, blamed
@@ -30,15 +30,6 @@ from fedrobust.returned import check_returned
 from fedrobust.spec import Spec, parameters, split
 
 NUMERICAL = (ArithmeticError, ValueError, torch.linalg.LinAlgError)
-OWN_DATA = "from data of the server's own: set server.root_images, or put it in the spec"
-MISSING = {
-    "root": OWN_DATA,
-    "loss": OWN_DATA,
-    "layers": "(names and shapes of the model's tensors), which a run hands in: elsewhere put"
-    " layers=[[name, shape], ...] in the spec",
-    "model": "(the parameters that the updates are measured from), which a run hands in: elsewhere"
-    " put them in the spec",
-}
 Given = dict[str, Callable[[], Any]]
 Server = Mapping[str, Callable[[], Any]]
 
@@ -215,7 +206,9 @@ def _in_range(
 
 def _finished(result: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """Return a result in the updates' type, or say that it is none."""
-    if not bool(torch.isfinite(result).all()):
+    # One read: ``isfinite`` of a matrix would make several of its size.
+    checked = result if result.dim() == 1 else scaling.largest_values(result)
+    if not bool(torch.isfinite(checked).all()):
         kind = str(result.dtype).removeprefix("torch.")
         raise Refusal(f"{name}: the result of finite updates is not finite in {kind}")
     return narrowed(result.detach(), dtype, name)

@@ -1,4 +1,4 @@
-"""Rules that keep who lies within a few deviations of the median: LASA by layers, AlignIns."""
+"""Rules that keep who is within a few deviations of the median: LASA by layers, AlignIns."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def lasa(
     ----------
     Xu, Zhang, Hu, Achieving Byzantine-Resilient Federated Learning via Layer-Adaptive Sparsified
     Model Aggregation, WACV 2025 (arXiv 2409.01435), and the authors' program, algorithms/defense/
-    lasa.py (sparsity 0.3, both radii 1). Its purity 0.5 (1 + (1 - sparsity) mean sign) lies on a
+    lasa.py (sparsity 0.3, both radii 1). Its purity 0.5 (1 + (1 - sparsity) mean sign) is on a
     line with the mean sign, so that deviations are the same.
     """
     real(sparsity, "lasa", "sparsity", low=0)
@@ -117,7 +117,7 @@ def alignins_weights(
     sign_radius: float = 1.0,
     direction_radius: float = 1.0,
 ) -> Tensor:
-    """Average those that lie to the model, and to the others' signs, about as all of them do.
+    """Average those that are to the model, and to the others' signs, about as all of them do.
 
     Two numbers of each update are compared with their medians: its cosine with the global model,
     and how many of the signs of its largest values are those of most clients. Whoever is a radius

@@ -64,7 +64,7 @@ def with_nnm(n: int, f: int, kappa: float) -> float:
     return 8 * f / (n - f) * (kappa + 1) if f else 0.0
 
 
-def measured(aggregate: Tensor, honest: Tensor) -> float:
+def measured(aggregate: Tensor, honest: Tensor, *, rows: Tensor | None = None) -> float:
     """Return a round's coefficient: |aggregate - mean|^2 over the variance of the honest updates.
 
     Parameters
@@ -73,6 +73,8 @@ def measured(aggregate: Tensor, honest: Tensor) -> float:
         (d,).
     honest
         (h, d), h >= 1; the variance is their mean squared distance from their mean.
+    rows
+        Which rows of ``honest`` are meant, (h,); all unless given. No matrix of them is made.
 
     Returns
     -------
@@ -81,26 +83,30 @@ def measured(aggregate: Tensor, honest: Tensor) -> float:
     """
     # In float32 first, without float64 copies of the rows; again where its squares overflow or
     # vanish.
-    away, spread = _squares(aggregate, honest, torch.float32)
+    away, spread = _squares(aggregate, honest, rows, torch.float32)
     if honest.dtype == torch.float64 or not (away < math.inf and 0 < spread < math.inf):
-        away, spread = _squares(aggregate, honest, torch.float64)
+        away, spread = _squares(aggregate, honest, rows, torch.float64)
     if spread > 0:
         return away / spread
     return 0.0 if away == 0 else math.inf
 
 
-def _squares(aggregate: Tensor, honest: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+def _squares(
+    aggregate: Tensor, honest: Tensor, chosen: Tensor | None, dtype: torch.dtype
+) -> tuple[float, float]:
     """Return the squared distance of the aggregate from the mean, and the rows' variance.
 
     Block by block, so that no second matrix is made. What the mean of each block misses by rounding
     is taken from the offsets: the rows may be close together and far from zero.
     """
     away = spread = 0.0
-    width = max(1, BLOCK // len(honest))
-    for rows, part in zip(honest.split(width, 1), aggregate.split(width), strict=True):
-        centre = rows.to(dtype).mean(0)
-        offsets = rows.to(dtype) - centre
+    h = len(honest) if chosen is None else len(chosen)
+    width = max(1, BLOCK // h)
+    for block, part in zip(honest.split(width, 1), aggregate.split(width), strict=True):
+        own = block.to(dtype, copy=True) if chosen is None else block[chosen].to(dtype)
+        centre = own.mean(0)
+        offsets = own.sub_(centre)
         rest = offsets.mean(0)
-        spread += float((offsets - rest).square_().sum(dtype=torch.float64)) / len(rows)
+        spread += float(offsets.sub_(rest).square_().sum(dtype=torch.float64)) / h
         away += float((part.double() - centre.double() - rest.double()).square().sum())
     return away, spread

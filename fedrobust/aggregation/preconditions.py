@@ -16,7 +16,7 @@ from fedrobust.aggregation.tables import (
 )
 from fedrobust.failures import Refusal
 from fedrobust.ranges import whole
-from fedrobust.spec import Spec, resolve, split
+from fedrobust.spec import Spec, SpecError, resolve, split
 
 
 def check(spec: Spec, *, n: int, pre: Sequence[Spec] = ()) -> None:
@@ -52,6 +52,22 @@ def check_weighable(spec: Spec, *, pre: Sequence[Spec] = ()) -> None:
     for one in pre:
         if not preaggregator_record(split(one)[0]).keeps_weights:
             raise ValueError(f"{split(one)[0]} has no weighted form: its rows are no client's")
+
+
+def check_unaided(spec: Spec, where: str) -> None:
+    """Check that a rule asks for nothing but rows: used on what is no update of a model.
+
+    Raises
+    ------
+    SpecError
+        ``a robust vote cannot be lasa: it needs layers, which only updates of a model have``.
+    """
+    name, given = split(spec)
+    if asked := [key for key in rule_record(name).needs if key not in given]:
+        wanted = " and ".join(asked)
+        raise SpecError(
+            f"{where} cannot be {name}: it needs {wanted}, which only updates of a model have"
+        )
 
 
 def coefficient(spec: Spec, *, n: int, f: int, pre: Sequence[Spec] = ()) -> float | None:

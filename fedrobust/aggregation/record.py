@@ -28,6 +28,15 @@ Settings = dict[str, Any]
 FROM_SERVER = ("root", "loss")  # what a rule may ask of data of the server's own
 FROM_RUN = ("layers", "model")  # and of the model that is trained
 ASKED = (*FROM_SERVER, *FROM_RUN)
+OWN_DATA = "from data of the server's own: set server.root_images, or put it in the spec"
+MISSING = {
+    "root": OWN_DATA,
+    "loss": OWN_DATA,
+    "layers": "(names and shapes of the model's tensors), which a run hands in: elsewhere put"
+    " layers=[[name, shape], ...] in the spec",
+    "model": "(the parameters that the updates are measured from), which a run hands in: elsewhere"
+    " put them in the spec",
+}
 SUPPLIED = ("generator", "memory", "clients", "weights")  # what the system hands in, not the spec
 
 

@@ -59,7 +59,7 @@ def support_probability(n: int, f: int, z: float) -> float:
 
     The upper tail of Binomial(n - f, 1 - Phi(z)) from s on.
     """
-    # A supporter lies beyond z on one side, hence the upper tail alone.
+    # A supporter is beyond z on one side, hence the upper tail alone.
     s, h, p = supporters(n, f), n - f, 1 - NormalDist().cdf(z)
     return sum(math.comb(h, k) * p**k * (1 - p) ** (h - k) for k in range(s, h + 1))
 
@@ -112,4 +112,4 @@ def alie(
         raise ValueError(f"alie needs sign=-1 or sign=1, got {sign!r}")
     used = shift(n, f, z=z, formula=formula)
     centre, std = moments(honest, ddof=ddof)
-    return repeat(centre + sign * used * std, f, honest)
+    return repeat(std.mul_(sign * used).add_(centre), f, honest)

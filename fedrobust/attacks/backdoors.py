@@ -224,7 +224,7 @@ def edge_case(
 
 
 def rare(images: Tensor, labels: Tensor, source: int, tail: float) -> Tensor:
-    """Return which images of a class lie farthest from its mean, (k,), the farthest first.
+    """Return which images of a class are farthest from its mean, (k,), the farthest first.
 
     Of equally far ones the earlier; k is the share ``tail`` of the class, rounded up.
     """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedrobust.attacks.alie import shift
-from fedrobust.attacks.moments import blocks, centred_gram, mean, reject, repeat, unit
+from fedrobust.attacks.moments import blocks, centred_gram, empty_rows, mean, reject, repeat, unit
 from fedrobust.attacks.probe import Rule
 from fedrobust.spec import Spec
 
@@ -145,6 +145,7 @@ def byzmean(
     rule: Rule | None = None,
     generator: torch.Generator | None = None,
     previous: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Make the plain mean of all n updates equal one attack vector g exactly.
 
@@ -174,4 +175,6 @@ def byzmean(
     # 0 for a single attacker, who then sends all that is missing.
     first = f // 2
     rest = ((n - first) * goal - (n - f) * mean(honest)) / (f - first)
-    return torch.cat([repeat(goal, first, honest), repeat(rest, f - first, honest)])
+    rows = empty_rows(honest, f, out)
+    rows[:first], rows[first:] = goal, rest
+    return rows

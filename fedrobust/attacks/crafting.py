@@ -25,7 +25,7 @@ from fedrobust.spec import Spec, SpecError, parameters, resolve, split, suggest
 
 SUPPLIED = (
     "n", "f", "round", "rule", "generator", "previous", "own", "momentum", "state", "craft",
-    "layers", "model",
+    "out", "layers", "model",
 )  # fmt: skip
 
 
@@ -157,6 +157,7 @@ def step(
     previous: Tensor | None = None,
     own: Tensor | None = None,
     momentum: float = 0.0,
+    out: Tensor | None = None,
     layers: Layers | None = None,
     model: Tensor | None = None,
 ) -> Crafted:
@@ -166,6 +167,9 @@ def step(
     ----------
     state
         The state that the last round returned, None in the first. Never modified.
+    out
+        Memory of (f, d) in the honest updates' type, for attacks that send different rows: what
+        they return may lie there.
     """
     name = split(spec)[0]
     plain, _ = knowledge(spec)
@@ -188,6 +192,7 @@ def step(
         "momentum": momentum,
         "state": state,
         "craft": craft,
+        "out": out if computable(view) is view else None,
         **known,
     }
     wanted = parameters(function)
@@ -211,7 +216,9 @@ def _view(honest: Any, name: str) -> Tensor:
 def _finished(sent: Tensor, view: Tensor, name: str, f: int) -> Tensor:
     """Return the rows in the honest updates' type, or say what is wrong with them."""
     _checked_rows(name, sent, (f, view.shape[1]), view.dtype)
-    if attack_record(name).finite and not _all_finite(sent[:1] if f else sent):
+    # Where all attackers send one vector the rows are one memory, read once.
+    distinct = sent[:1] if sent.stride(0) == 0 else sent
+    if attack_record(name).finite and not _all_finite(distinct):
         raise ValueError(f"{name}: from these updates it crafts no finite ones; scale them")
     return narrowed(sent, view.dtype, name)
 

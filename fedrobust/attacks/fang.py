@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from fedrobust.attacks.moments import along, mean, moments, repeat, squared_distances
+from fedrobust.attacks.moments import along, empty_rows, mean, moments, repeat, squared_distances
 from fedrobust.attacks.probe import draws, uniform
 from fedrobust.spec import suggest
 
@@ -90,6 +90,7 @@ def fang(
     b: float = 2.0,
     round: int = 0,
     generator: torch.Generator | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Send the value that hurts the target rule most in every coordinate: (h, d) -> (f, d).
 
@@ -126,7 +127,8 @@ def fang(
         return repeat(-krum_size(honest, sign, n, f) * sign, f, honest)
     low, high = partial_interval(honest) if partial else full_interval(honest, b)
     source = draws(generator, honest, "fang", round)
+    rows = empty_rows(honest, f, out)
     # One draw for each row: row i is the same however many attackers there are.
-    return torch.stack([low + (high - low) * uniform(low.shape, low, source) for _ in range(f)]).to(
-        honest
-    )
+    for row in rows:
+        row.copy_(low + (high - low) * uniform(low.shape, low, source))
+    return rows

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedrobust.attacks.moments import blocks, moments
+from fedrobust.attacks.moments import moments, own_blocks
+
+BLOCK = 1 << 20  # values of a block that is read at once
+LANES = 256  # columns: as many, or a multiple, are summed as in the whole matrix, to the bit
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,23 @@ class Impact:
     cosine: float
 
 
-def spread(honest: Tensor) -> float:
-    """Root mean squared distance of the honest updates (h, d) from their mean."""
-    total = sum(float((b - b.mean(dim=0)).square().sum()) for _, b in blocks(honest))
-    return (total / honest.shape[0]) ** 0.5
+def spread(updates: Tensor, rows: Tensor | None = None) -> float:
+    """Root mean squared distance of the honest updates (h, d) from their mean.
+
+    Parameters
+    ----------
+    rows
+        Which of the rows are honest, (h,); all unless given. No matrix of them is made.
+    """
+    h = updates.shape[0] if rows is None else len(rows)
+    total = sum(float(b.sub_(b.mean(dim=0)).square_().sum()) for _, b in own_blocks(updates, rows))
+    return (total / h) ** 0.5
+
+
+def mean_of(updates: Tensor, rows: Tensor) -> Tensor:
+    """Return the mean of some rows, (d,), as ``updates[rows].mean(0)`` without that matrix."""
+    width = max(LANES, BLOCK // max(1, len(rows)) // LANES * LANES)
+    return torch.cat([block[rows].mean(0) for block in updates.split(width, dim=1)])
 
 
 def impact(aggregate: Tensor, honest_mean: Tensor, *, spread: float) -> Impact:

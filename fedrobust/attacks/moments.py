@@ -16,18 +16,32 @@ from torch import Tensor
 ENTRIES = 1 << 20
 
 
-def blocks(updates: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (columns, the (h, width) float64 block of these columns)."""
-    width = max(1, ENTRIES // max(1, updates.shape[0]))
+def blocks(updates: Tensor, rows: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (columns, the (h, width) float64 block of these columns); ``rows`` (h,) picks rows."""
+    h = updates.shape[0] if rows is None else len(rows)
+    width = max(1, ENTRIES // max(1, h))
     for start in range(0, updates.shape[1], width):
         columns = slice(start, min(start + width, updates.shape[1]))
-        yield columns, updates[:, columns].double()
+        block = updates[:, columns]
+        yield columns, (block if rows is None else block[rows]).double()
+
+
+def own_blocks(updates: Tensor, rows: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the same, in memory that may be written."""
+    for columns, block in blocks(updates, rows):
+        own = rows is not None or updates.dtype != block.dtype
+        yield columns, block if own else block.clone()
 
 
 def repeat(vector: Tensor, f: int, like: Tensor) -> Tensor:
     """Give all f attackers one vector: (f, d) in ``like``'s dtype, one new row in memory."""
     # A copy: an expanded view of an honest row would hand the attackers the row itself.
     return vector.to(dtype=like.dtype, device=like.device, copy=True).expand(f, -1)
+
+
+def empty_rows(honest: Tensor, f: int, out: Tensor | None) -> Tensor:
+    """Return (f, d) memory of ``honest``'s type to write different rows into: ``out``, or new."""
+    return honest.new_empty(f, honest.shape[1]) if out is None else out
 
 
 def mean(honest: Tensor) -> Tensor:
@@ -55,10 +69,10 @@ def moments(honest: Tensor, *, ddof: int = 0) -> tuple[Tensor, Tensor]:
         raise ValueError(f"ddof={ddof} needs at least {need} updates, got {honest.shape[0]}")
     centre = honest.new_empty(honest.shape[1], dtype=torch.float64)
     std = torch.empty_like(centre)
-    for columns, block in blocks(honest):
+    for columns, block in own_blocks(honest):
         centre[columns] = block.mean(dim=0)
         # Not E[x^2] - mean^2, which cancels where the mean is far larger than the spread.
-        squares = (block - centre[columns]).square().sum(dim=0)
+        squares = block.sub_(centre[columns]).square_().sum(dim=0)
         std[columns] = (squares / (honest.shape[0] - ddof)).sqrt()
     return centre, std
 

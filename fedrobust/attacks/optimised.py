@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedrobust.attacks.moments import mean, moments, repeat
-from fedrobust.attacks.probe import Rule, callable_rule, line_search, prober
+from fedrobust.attacks.probe import Rule, alone, callable_rule, line_search, prober
 
 
 def tuned(
@@ -163,8 +163,7 @@ def sensitivity_curve(
     # Not sign(): a coordinate with mean 0 would never be attacked.
     against = -torch.where(centre < 0, -1.0, 1.0).to(centre)
     probe = prober(rule, honest, f, "sensitivity_curve")
-    # A copy: a rule of the user's may write into what it is given.
-    base = callable_rule(rule, "sensitivity_curve")(honest.clone()).double()
+    base = alone(rule, honest, "sensitivity_curve")
 
     def moved(t: Tensor) -> Tensor:
         change = (probe(centre + against * t * std) - base) * against
@@ -175,8 +174,10 @@ def sensitivity_curve(
     for k in range(1, steps + 1):
         t = torch.full_like(centre, limit * k / steps)
         change = moved(t)
-        # By more than the tolerance: on a plateau the smallest t stays.
-        better = change > best + tolerance * best.abs()
+        # By more than the tolerance: on a plateau the smallest t stays. Where the rule's answer was
+        # NaN so far, best is -inf, and -inf + inf would be a NaN that nothing is greater than.
+        margin = torch.where(torch.isfinite(best), tolerance * best.abs(), 0.0)
+        better = change > best + margin
         high = torch.where(better, t, high)
         best = torch.where(better, change, best)
     # The scan's step before the best one was not enough: the answer is between the two.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 
 from fedrobust.ranges import whole
 from fedrobust.seeds import generator
-from fedrobust.spec import Spec, resolve
+from fedrobust.spec import Spec, resolve, split
 
 Ids = tuple[int, ...]
 
@@ -78,7 +80,32 @@ def place(spec: Spec, *, clients: int, byzantine: int, seed: int, round: int = 0
     ValueError
         Unless 0 <= byzantine <= clients.
     """
-    function, given = resolve(PLACEMENTS, spec, kind="placement", supplied=SUPPLIED)
+    # Every client asks in every round: what costs more than a look is done once. A table that
+    # holds another function under the name is another question.
+    name, given = split(spec)
+    words = repr(sorted(given.items()))
+    return _placed(_Question(PLACEMENTS.get(name), words, clients, byzantine, seed, round, spec))
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What the answer depends on; a spec is compared by its words, as it cannot be hashed."""
+
+    function: Callable[..., Ids] | None
+    words: str
+    clients: int
+    byzantine: int
+    seed: int
+    round: int
+    spec: Spec = field(compare=False)
+
+
+@lru_cache(maxsize=1024)
+def _placed(asked: _Question) -> Ids:
+    function, given = resolve(PLACEMENTS, asked.spec, kind="placement", supplied=SUPPLIED)
+    clients, byzantine = asked.clients, asked.byzantine
     if not 0 <= byzantine <= clients:
         raise ValueError(f"placement needs 0 <= byzantine <= {clients} clients, got {byzantine}")
-    return function(**given, clients=clients, byzantine=byzantine, seed=seed, round=round)
+    return function(
+        **given, clients=clients, byzantine=byzantine, seed=asked.seed, round=asked.round
+    )

@@ -39,11 +39,12 @@ def callable_rule(rule: Rule | None, attack: str) -> Callable[[Tensor], Tensor]:
 def prober(rule: Rule | None, honest: Tensor, f: int, attack: str) -> Callable[[Tensor], Tensor]:
     """Return ``vector -> the rule's output`` when all f attackers send that vector.
 
-    One (h + f, d) matrix serves all calls; ``honest`` itself is never handed to the rule.
+    One (h + f, d) matrix serves all calls. It is the rule's own ``room``, where it has one that
+    begins with ``honest``; else ``honest`` itself is never handed to the rule.
     """
     ask = callable_rule(rule, attack)
     rows = honest.shape[0]
-    stack = torch.cat([honest, honest.new_zeros((f, honest.shape[1]))])
+    stack = joined(getattr(rule, "room", None), honest, honest.new_zeros(1, 1), f)
 
     def probe(vector: Tensor) -> Tensor:
         stack[rows:] = vector.to(stack)
@@ -51,6 +52,33 @@ def prober(rule: Rule | None, honest: Tensor, f: int, attack: str) -> Callable[[
         return ask(stack).to(torch.float64, copy=True)
 
     return probe
+
+
+def joined(room: Tensor | None, honest: Tensor, sent: Tensor, f: int = 0) -> Tensor:
+    """Return what the server would see, (h + f, d): the honest rows and what the attackers send.
+
+    Parameters
+    ----------
+    room
+        A matrix whose first h rows may be ``honest`` themselves: then it is filled up and returned.
+    sent
+        What f rows can be filled from: (f, d), or less that spreads to it.
+    f
+        How many attackers; 0 takes the rows of ``sent``.
+    """
+    h, d = honest.shape
+    shape = (h + (f or len(sent)), d)
+    if room is None or room.data_ptr() != honest.data_ptr() or tuple(room.shape) != shape:
+        return torch.cat([honest, sent.expand(shape[0] - h, d)])
+    if room[h:].data_ptr() != sent.data_ptr() or sent.stride() != room.stride():
+        room[h:] = sent
+    return room
+
+
+def alone(rule: Rule | None, honest: Tensor, attack: str) -> Tensor:
+    """Return the rule's output, float64, for the honest rows alone."""
+    trusted = getattr(rule, "room", None) is not None
+    return callable_rule(rule, attack)(honest if trusted else honest.clone()).double()
 
 
 def line_search(
@@ -117,8 +145,15 @@ def draws(
     return seeded(0, f"attack/{attack}", round=round, device=like.device)
 
 
-def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw N(0, 1) on the generator's device, in ``like``'s dtype and on its device."""
+def normal(
+    shape: tuple[int, ...], like: Tensor, generator: torch.Generator, out: Tensor | None = None
+) -> Tensor:
+    """Draw N(0, 1) on the generator's device, in ``like``'s dtype and on its device.
+
+    ``out``, where given, is memory of that shape, dtype and device to draw into.
+    """
+    if out is not None and out.device == generator.device:
+        return torch.randn(shape, generator=generator, out=out)
     # Halves get rounded float32 draws: the same numbers in every type.
     dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
     return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(like)

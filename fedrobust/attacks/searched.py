@@ -28,7 +28,7 @@ BETTER = 1e-6  # relative: a gain below this is rounding, and the smaller vector
 REFINED = 2  # directions whose best size is refined
 
 State = dict[str, Tensor] | None
-Directions = dict[str, Tensor]
+Directions = dict[str, Callable[[], Tensor]]  # worked out when asked: each is as large as a row
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,10 @@ def drift_search(
     centre, std = moments(honest)
     gradient = instantaneous(centre, state, momentum)
     drift = torch.zeros_like(centre) if state is None else state["drift"].to(centre)
-    directions = downhill(centre, std, gradient) | {"-std": -std}
+    directions = downhill(centre, std, gradient) | {"-std": lambda: -std}
     if state is not None:
         # In the first round there is no drift, and a direction of length 0 would waste its calls.
-        directions["drift"] = unit(drift) * torch.linalg.vector_norm(std)
+        directions["drift"] = lambda: unit(drift) * torch.linalg.vector_norm(std)
     # B - mean, so that goal + R is B + (R - mean).
     goal = drift - centre
     search = _searcher(honest, f, rule, "drift_search", refinements)
@@ -171,9 +171,9 @@ def downhill(centre: Tensor, std: Tensor, gradient: Tensor) -> Directions:
     """Return directions (d,) against the gradient and the mean, each as long as ``std``."""
     sigma = torch.linalg.vector_norm(std)
     return {
-        "-gradient": -unit(gradient) * sigma,
-        "-sign(gradient) std": -gradient.sign() * std,
-        "-mean": -unit(centre) * sigma,
+        "-gradient": lambda: -unit(gradient) * sigma,
+        "-sign(gradient) std": lambda: -gradient.sign() * std,
+        "-mean": lambda: -unit(centre) * sigma,
     }
 
 
@@ -185,7 +185,7 @@ def instantaneous(centre: Tensor, state: State, momentum: float) -> Tensor:
 
 def vector_of(best: Trial, centre: Tensor, directions: Directions) -> Tensor:
     """Return the chosen candidate, (d,); the honest mean where the rule refused every one."""
-    return centre if best.output is None else centre + best.size * directions[best.direction]
+    return centre if best.output is None else centre + best.size * directions[best.direction]()
 
 
 def notes(best: Trial, calls: int) -> dict[str, float | str]:
@@ -209,9 +209,11 @@ def _searcher(honest: Tensor, f: int, rule: Rule | None, attack: str, refinement
         def tried(direction: str, size: float) -> Trial:
             nonlocal calls
             calls += 1
-            output = _asked(probe, origin + size * directions[direction])
+            output = _asked(probe, directions[direction]().mul_(size).add_(origin))
             value = -math.inf if output is None else worth(output)
-            return Trial(direction, size, -math.inf if math.isnan(value) else value, output)
+            # The rule's own precision holds all of its answer in less memory.
+            kept = None if output is None else output.to(honest.dtype)
+            return Trial(direction, size, -math.inf if math.isnan(value) else value, kept)
 
         firsts = [best_of(tried(name, size) for size in SIZES) for name in directions]
         ranked = _ranked(firsts)[:REFINED]

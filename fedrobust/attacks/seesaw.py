@@ -62,8 +62,11 @@ def temporal(pivot: Tensor, std: Tensor, *, amplitude: float, sign: int, **_: ob
 def split(
     pivot: Tensor, std: Tensor, *, amplitude: float, sign: int, f: int, **_: object
 ) -> Tensor:
-    """Attackers take turns in one round: even rows above the pivot, odd rows below."""
-    rows = alternating(pivot.new_ones(f))
+    """Attackers take turns in one round: even rows above the pivot, odd rows below.
+
+    The two rows are returned once.
+    """
+    rows = alternating(pivot.new_ones(min(f, 2)))
     return pivot + sign * amplitude * rows[:, None] * std
 
 
@@ -108,6 +111,7 @@ def seesaw(
     alternate: bool | None = None,
     ddof: int = 0,
     round: int = 0,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Swing around a reference of the honest updates: (h, d) -> (f, d). An interpretation.
 
@@ -152,5 +156,10 @@ def seesaw(
     _, std = moments.moments(honest, ddof=ddof)
     along = plank(direction, pivot, std)
     sent = MODES[mode](pivot, along, amplitude=amplitude, angle=angle, sign=sign, f=f)
+    if sent.dim() == 1:
+        return moments.repeat(sent, f, honest)
     # "split" alone has a row for each attacker.
-    return sent.to(honest) if sent.dim() == 2 else moments.repeat(sent, f, honest)
+    rows = moments.empty_rows(honest, f, out)
+    for i, row in enumerate(rows):
+        row.copy_(sent[i % len(sent)])
+    return rows

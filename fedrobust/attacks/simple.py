@@ -97,6 +97,7 @@ def gaussian(
     round: int = 0,
     generator: torch.Generator | None = None,
     own: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Send N(0, std^2) noise, drawn anew for each attacker.
 
@@ -112,10 +113,10 @@ def gaussian(
     if around not in ("zero", "honest"):
         raise ValueError(f"gaussian needs around='zero' or 'honest', got {around!r}")
     source = draws(generator, honest, "gaussian", round)
-    noise = normal((f, honest.shape[1]), honest, source)
+    noise = normal((f, honest.shape[1]), honest, source, out)
     # In place: the noise is as large as all attackers' updates together.
     noise *= finite(std, "gaussian", "std", low=0)
-    return noise if around == "zero" else noise + own_or_mean(honest, own, f)
+    return noise if around == "zero" else noise.add_(own_or_mean(honest, own, f))
 
 
 def free_rider(
@@ -127,6 +128,7 @@ def free_rider(
     round: int = 0,
     generator: torch.Generator | None = None,
     previous: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Send last round's aggregate (zero in the first round), with N(0, std^2) noise on it.
 
@@ -139,7 +141,7 @@ def free_rider(
     if finite(std, "free_rider", "std", low=0) == 0:
         return repeat(last, f, honest)
     source = draws(generator, honest, "free_rider", round)
-    return last.to(honest) + std * normal((f, honest.shape[1]), honest, source)
+    return normal((f, honest.shape[1]), honest, source, out).mul_(std).add_(last.to(honest))
 
 
 def model_replacement(

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from fedrobust.data.sets import DataError
+from fedrobust.data.similarity import EqualPartitioner
 
 REDRAWS = 10
 
 
 class DirichletPartitioner:
-    """Portions of each class drawn from Dirichlet(alpha); ``dataset`` is set once.
+    """Portions of each class drawn from Dirichlet(alpha).
 
     Equal, index by index, to flwr-datasets' partitioner of the same seed wherever that one finds a
     partition within its 10 redraws; here the last draw is repaired instead of refused.
@@ -24,14 +25,6 @@ class DirichletPartitioner:
         self._alpha = alpha
         self._minimum = minimum
         self._seed = seed
-        self._shares: list[list[int]] = []
-        self.dataset: Any = None
-
-    def load_partition(self, partition_id: int) -> Any:
-        """Return one client's rows."""
-        if not self._shares:
-            self._shares = self.split(np.asarray(self.dataset["label"]))
-        return self.dataset.select(self._shares[partition_id])
 
     def split(self, labels: np.ndarray) -> list[list[int]]:
         """Return the places of each client's images among all images.
@@ -78,9 +71,7 @@ def dirichlet(*, alpha: float, clients: int, seed: int, minimum: int = 1) -> Any
         raise DataError(f"dirichlet needs minimum of at least 1, got {minimum}")
     # numpy draws NaN from it.
     if math.isinf(alpha):
-        from flwr_datasets.partitioner import IidPartitioner
-
-        return IidPartitioner(num_partitions=clients)
+        return EqualPartitioner(clients)
     return DirichletPartitioner(clients, float(alpha), minimum, seed)
 
 

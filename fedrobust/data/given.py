@@ -76,10 +76,10 @@ def as_dataset(name: str, given: Any) -> Dataset:
         kinds = f"{train.targets.dtype} and {test.targets.dtype}"
         raise DataError(f"data {name!r}: training and test targets differ in type, {kinds}")
     mean, std = _spread(train.inputs)
-    owners = _numbered(train.clients, test.clients)
+    known, tested = _numbered(train.clients, test.clients)
     return Dataset(
         name, train.inputs, train.targets, test.inputs, test.targets,
-        _outputs(name, train.targets, test.targets), mean, std, *owners,
+        _outputs(name, train.targets, test.targets), mean, std, known, tested,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedrobust.data.dirichlet import dirichlet
 from fedrobust.data.sets import DataError, Dataset
-from fedrobust.data.similarity import similarity
+from fedrobust.data.similarity import EqualPartitioner, similarity
 from fedrobust.data.sizes import sizes
 from fedrobust.data.skew import FEATURE, feature, feature_of, quantity
 from fedrobust.seeds import derive, generator
@@ -21,9 +21,7 @@ from fedrobust.spec import Spec, resolve, split
 
 def iid(*, clients: int, seed: int) -> Any:
     """Shuffle once, deal equal shares."""
-    from flwr_datasets.partitioner import IidPartitioner
-
-    return IidPartitioner(num_partitions=clients)
+    return EqualPartitioner(clients)
 
 
 def shards(*, clients: int, seed: int, per_client: int = 2) -> Any:
@@ -198,24 +196,34 @@ def _split(
     clients: int,
     seed: int,
 ) -> list[Tensor]:
-    from datasets import Dataset as Table
-
     count = len(columns["label"])
-    # Shuffled here: IidPartitioner cuts consecutive parts, and data may come sorted by class.
+    # Shuffled here: parts are cut as the data come, and those may come sorted by class.
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     # Their seeds are numpy's, of 32 bits.
     partitioner = build(clients=clients, seed=derive(seed, "partition") % 2**31, **settings)
-    partitioner.dataset = Table.from_dict(
-        {"index": order.tolist()} | {key: v[order].tolist() for key, v in columns.items()}
-    )
     try:
-        with warnings.catch_warnings():  # other packages' advice is not about these settings
-            warnings.simplefilter("ignore")
-            # [:]: a column is read from its table row by row, unless it is taken whole
-            parts = [partitioner.load_partition(i)["index"][:] for i in range(clients)]
+        if hasattr(partitioner, "split"):
+            sorted_by = columns[getattr(partitioner, "by", "label")]
+            parts = partitioner.split(sorted_by[order].numpy())
+            shares = [order[torch.as_tensor(part, dtype=torch.int64)] for part in parts]
+        else:
+            shares = _from_table(partitioner, order, columns["label"], clients)
     except (ValueError, RuntimeError) as error:
         raise DataError(f"partition {build.__name__!r} over {clients} clients: {error}") from error
-    shares = [torch.tensor(part) for part in parts]
     if any(len(share) == 0 for share in shares):
         raise DataError(f"partition {build.__name__!r} left a client of {clients} without images")
     return shares
+
+
+def _from_table(partitioner: Any, order: Tensor, labels: Tensor, clients: int) -> list[Tensor]:
+    """Ask a partitioner of flwr-datasets, which wants a table: seconds, where ours take none."""
+    from datasets import Dataset as Table
+
+    partitioner.dataset = Table.from_dict(
+        {"index": order.tolist(), "label": labels[order].tolist()}
+    )
+    with warnings.catch_warnings():  # other packages' advice is not about these settings
+        warnings.simplefilter("ignore")
+        # [:]: a column is read from its table row by row, unless it is taken whole
+        columns = [partitioner.load_partition(i)["index"][:] for i in range(clients)]
+    return [torch.tensor(column) for column in columns]

@@ -10,24 +10,31 @@ from fedrobust.data.sets import DataError
 
 
 class SimilarityPartitioner:
-    """A share ``gamma`` of the data dealt out as it comes, the rest sorted by a column and cut.
-
-    ``dataset`` is set once, as for flwr-datasets' partitioners.
-    """
+    """A share ``gamma`` of the data dealt out as it comes, the rest sorted by a column and cut."""
 
     def __init__(self, num_partitions: int, gamma: float, by: str = "label") -> None:
         self._parts = num_partitions
-        self._by = by
+        self.by = by
         self._gamma = gamma
-        self._piles: tuple[np.ndarray, ...] = ()
-        self.dataset: Any = None
 
-    def load_partition(self, partition_id: int) -> Any:
-        """Return one client's rows."""
-        if not self._piles:
-            self._piles = as_they_come_and_by_label(self.dataset[self._by][:], self._gamma)
-        parts = [np.array_split(pile, self._parts)[partition_id] for pile in self._piles]
-        return self.dataset.select(np.concatenate(parts))
+    def split(self, values: np.ndarray) -> list[np.ndarray]:
+        """Return the places of each client's images among all images."""
+        piles = [
+            np.array_split(pile, self._parts)
+            for pile in as_they_come_and_by_label(values, self._gamma)
+        ]
+        return [np.concatenate(parts) for parts in zip(*piles, strict=True)]
+
+
+class EqualPartitioner:
+    """The data as they come, cut into parts of one size; the first parts hold one image more."""
+
+    def __init__(self, num_partitions: int) -> None:
+        self._parts = num_partitions
+
+    def split(self, labels: np.ndarray) -> list[np.ndarray]:
+        """Return the places of each client's images among all images."""
+        return np.array_split(np.arange(len(labels)), self._parts)
 
 
 def as_they_come_and_by_label(labels: Any, gamma: float) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,28 +12,20 @@ from fedrobust.data.similarity import as_they_come_and_by_label
 
 
 class SizesPartitioner:
-    """Consecutive parts of given sizes, of the data as they come and of the rest by label.
-
-    ``dataset`` is set once, as for flwr-datasets' partitioners.
-    """
+    """Consecutive parts of given sizes, of the data as they come and of the rest by label."""
 
     def __init__(self, shares: Sequence[float], gamma: float) -> None:
         # Ends, not lengths: rounded, they leave no gap and no overlap.
         self._ends = np.cumsum(shares) / np.sum(shares)
         self._gamma = gamma
-        self._piles: tuple[np.ndarray, ...] = ()
-        self.dataset: Any = None
 
-    def load_partition(self, partition_id: int) -> Any:
-        """Return one client's rows."""
-        if not self._piles:
-            self._piles = as_they_come_and_by_label(self.dataset["label"][:], self._gamma)
-        parts = [self._part(pile, partition_id) for pile in self._piles]
-        return self.dataset.select(np.concatenate(parts))
-
-    def _part(self, rows: np.ndarray, place: int) -> np.ndarray:
-        cuts = np.rint(self._ends * len(rows)).astype(int)
-        return rows[(cuts[place - 1] if place else 0) : cuts[place]]
+    def split(self, labels: np.ndarray) -> list[np.ndarray]:
+        """Return the places of each client's images among all images."""
+        piles = [
+            np.split(pile, np.rint(self._ends * len(pile)).astype(int)[:-1])
+            for pile in as_they_come_and_by_label(labels, self._gamma)
+        ]
+        return [np.concatenate(parts) for parts in zip(*piles, strict=True)]
 
 
 def sizes(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +15,15 @@ FEATURE = "feature"  # the column by which ``feature`` sorts
 
 
 class QuantityPartitioner:
-    """Consecutive parts whose sizes are drawn; ``dataset`` is set once, shuffled."""
+    """Consecutive parts of shuffled data, whose sizes are drawn."""
 
     def __init__(self, clients: int, alpha: float, minimum: int, seed: int) -> None:
         self._clients, self._alpha, self._minimum, self._seed = clients, alpha, minimum, seed
-        self.dataset: Any = None
 
-    def load_partition(self, partition_id: int) -> Any:
-        """Return one client's rows."""
-        ends = np.cumsum([0, *self.counts(len(self.dataset))])
-        return self.dataset.select(range(ends[partition_id], ends[partition_id + 1]))
+    def split(self, labels: np.ndarray) -> list[np.ndarray]:
+        """Return the places of each client's examples among all examples."""
+        ends = np.cumsum(self.counts(len(labels)))[:-1]
+        return np.split(np.arange(len(labels)), ends)
 
     def counts(self, examples: int) -> list[int]:
         """Return how many examples each client gets; they add up.

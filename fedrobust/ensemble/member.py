@@ -125,7 +125,7 @@ def train_epoch(
         # min() with a NaN depends on its place; infinity is never the lowest.
         member.held_losses.append(loss_now if math.isfinite(loss_now) else math.inf)
         if keep_best and member.held_losses[-1] <= min(member.held_losses):
-            # Copies: training goes on in the same memory.
+            # Cloned: training goes on in the same memory.
             member.best = {k: v.detach().clone() for k, v in member.module.state_dict().items()}
 
 

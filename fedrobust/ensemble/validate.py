@@ -140,6 +140,7 @@ def _votes(e: Experiment) -> Iterator[str]:
     elif e.rule:
         try:
             aggregation.check(e.rule, n=e.clients)
+            aggregation.check_unaided(e.rule, "a robust vote")
         except ValueError as error:
             yield from str(error).splitlines()
     name, settings = split(e.attack)

@@ -1,4 +1,4 @@
-"""Votes over the predictions of several members, some of which may lie.
+"""Votes over the predictions of several members, some of which may be Byzantine.
 
 A vote is a function of the answers (members, B, C) and of which of them count, (members, B), to
 scores (B, C); the label is the class of the highest score, the lowest one in a tie.

@@ -18,7 +18,7 @@ from fedrobust.attacks.data import boosted
 from fedrobust.attacks.poison_checks import Victim, check_poison
 from fedrobust.data import DataError, Dataset
 from fedrobust.ensemble.plan import nodes_of
-from fedrobust.evaluation import pixels
+from fedrobust.evaluation import outputs_of, pixels
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.spec import InputError, SpecError, split
 from fedrobust.training.tasks import METRICS, classifies, loss_of, number
@@ -165,8 +165,7 @@ def rehearse(e: Experiment, dataset: Dataset, model: str) -> None:
     x, y = pixels(dataset.train_images[:2]), dataset.train_labels[:2]
     given = f"inputs {_shaped(x)}"
     with _told(f"model {model!r} does not take {given} of {e.data!r}"):
-        module.eval()
-        outputs = module(x)
+        outputs = outputs_of(module.eval(), dataset.train_images[:2])
     given = f"outputs {_shaped(outputs)} and targets {_shaped(y)}"
     with _told(f"loss {e.loss['name']!r} does not take {given}"), warnings.catch_warnings():
         warnings.filterwarnings("error", "Using a target size")  # (B, 1) against (B,): (B, B)

@@ -297,7 +297,7 @@ def document_of(run_config: Mapping[str, Any]) -> dict[str, Any]:
     return override(document, given)
 
 
-RUNTIME_KEYS = ("device", "hosts", "data-root", "output", "resume", "nodes", "use")
+RUNTIME_KEYS = ("device", "hosts", "data-root", "output", "resume", "nodes", "use", "secret-file")
 
 
 def slug(text: str) -> str:

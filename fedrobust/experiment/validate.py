@@ -255,7 +255,9 @@ def _batchnorm(e: Experiment) -> None:
     if (serve := given.get("serve", "clean")) not in ("clean", "adversarial"):
         wrong = suggest(str(serve), ["clean", "adversarial"])
         raise SpecError(f"unknown batchnorm serve {serve!r}; {wrong}")
-    aggregation.check(given.get("rule", "median"), n=e.clients)
+    rule = given.get("rule", "median")
+    aggregation.check(rule, n=e.clients)
+    aggregation.check_unaided(rule, "the rule of batchnorm's statistics")
 
 
 def _adapters(e: Experiment) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -11,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedrobust.flower.in_process import RAISED, stamp
+from fedrobust.flower.in_process import RAISED, matrix_of, stamp
 from fedrobust.flower.serialization import (
     TensorArray,
     array_of,
@@ -23,6 +24,7 @@ from fedrobust.flower.wrapping import WrappedGrid
 
 ADVERSARY = "fedrobust.attacks.threat_model"
 VIEW = "fedrobust.view"
+ROOM = "fedrobust.room"  # the view with a free row for each colluder behind it, to be written
 NOTES = "fedrobust.notes"
 CRAFTED = "crafted"
 
@@ -43,7 +45,8 @@ class AdversaryGrid(WrappedGrid):
         ``"omniscient"``: the honest nodes answer first, and the leader sees all their updates.
     read, write
         How an update is read from an array and written into one:
-        ``write(update, server_round, client)``.
+        ``write(update, server_round, client)``. None: as it is; where the clients live in this
+        process, into the colluder's own row of their matrix.
 
     Notes
     -----
@@ -61,11 +64,12 @@ class AdversaryGrid(WrappedGrid):
         members: Callable[[int], Iterable[int]],
         knowledge: str,
         read: Callable[[Array], Tensor] = tensor_of,
-        write: Callable[..., Array] = lambda update, server_round, client: TensorArray(update),
+        write: Callable[..., Array] | None = None,
     ) -> None:
         super().__init__(inner)
         self._read = read
-        self._write = write
+        self._matrix = matrix_of(inner)
+        self._write = write or self._as_row
         self._clients = clients
         self._members = members
         self._knowledge = knowledge
@@ -92,11 +96,13 @@ class AdversaryGrid(WrappedGrid):
         return {"search": found} if found else {}
 
     def _split(self, messages: list[Message]) -> tuple[list[Message], list[Message]]:
+        members = cache(lambda server_round: frozenset(self._members(server_round)))
+
         def colludes(message: Message) -> bool:
             # An app may have several trainings: "train.warmup" is one too.
             if message.metadata.message_type.split(".")[0] != "train":
                 return False
-            malicious = set(self._members(int(read_setting(message.content, "config", "round"))))
+            malicious = members(int(read_setting(message.content, "config", "round")))
             return self._clients.get(message.metadata.dst_node_id, -1) in malicious
 
         return [m for m in messages if not colludes(m)], [m for m in messages if colludes(m)]
@@ -115,6 +121,9 @@ class AdversaryGrid(WrappedGrid):
         content = RecordDict(dict(leader.content.items()))
         content[ADVERSARY] = ConfigRecord({"task": "craft", "colluders": len(colluders)})
         content[VIEW] = array_of(view=rows)
+        room = None if self._matrix is None else self._matrix.room(rows, len(colluders))
+        if room is not None:
+            content[ROOM] = array_of(room=room)
         server_round = int(read_setting(leader.content, "config", "round"))
         first = self._nodes.get(min(self._members(server_round)), leader.metadata.dst_node_id)
         asked = [_copy(leader, content, to=first)]
@@ -126,14 +135,14 @@ class AdversaryGrid(WrappedGrid):
     def _answers(self, colluders: list[Message], crafted: Message | None) -> list[Message]:
         """Send one row under each colluder's name; an attack that failed is its error reply."""
         for message in colluders:
-            # Copies went out in the place of these: without an id nobody could answer, or be
+            # Others went out in the place of these: without an id nobody could answer, or be
             # missed.
             stamp(message, f"colluder-{next(self._ids)}")
         if crafted is None:
             return []
         if crafted.has_error():
             return [Message(crafted.error, reply_to=message) for message in colluders]
-        rows = read_tensor(crafted.content, "arrays", CRAFTED)
+        rows = self._apart(read_tensor(crafted.content, "arrays", CRAFTED))
         ranked = sorted(colluders, key=self._client)
         return [
             self._reply(row, message, crafted) for row, message in zip(rows, ranked, strict=True)
@@ -153,6 +162,17 @@ class AdversaryGrid(WrappedGrid):
         content = RecordDict({"arrays": record, "metrics": crafted.content["metrics"]})
         return Message(content, reply_to=message)
 
+    def _as_row(self, update: Tensor, server_round: int, client: int) -> Array:
+        """Return a crafted update as it travels unquantised: the colluder's row, if it has one."""
+        row = None if self._matrix is None else self._matrix.put(client, update)
+        return row or TensorArray(update)
+
+    def _apart(self, crafted: Tensor) -> Tensor:
+        """Return crafted rows that no row written before the last of them can change."""
+        if self._matrix is None or not self._matrix.holds(crafted):
+            return crafted
+        return crafted if self._matrix.free(crafted) else crafted.clone()
+
     def _client(self, message: Message) -> int:
         return self._clients[message.metadata.dst_node_id]
 
@@ -166,7 +186,9 @@ class AdversaryGrid(WrappedGrid):
             replies, key=lambda reply: self._clients.get(reply.metadata.src_node_id, -1)
         )
         rows = [row for reply in ranked if (row := _update(reply, self._read)) is not None]
-        return torch.stack(rows) if rows else None
+        if not rows:
+            return None
+        return torch.stack(rows) if self._matrix is None else self._matrix.gather(rows)
 
 
 def _copy(message: Message, content: RecordDict, *, to: int | None = None) -> Message:

@@ -10,13 +10,12 @@ from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from fedrobust.failures import Refusal
+from fedrobust.flower.serialization import FLOATS, npy_values
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Running statistics of normalisation layers: no coordinates of an update, aggregated on their own.
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-FLOATS = ("float16", "float32", "float64")
-HEADER = 4096  # an npy header is shorter
 
 
 def to_layers(vector: Tensor, shapes: Shapes) -> ArrayRecord:
@@ -51,8 +50,8 @@ def read_layers(
     Raises
     ------
     ValueError
-        If a layer is missing or extra, of another dtype or shape, or longer than it must be;
-        ``Refusal`` if it holds a value that is not finite.
+        If a layer is missing or extra, of another dtype or shape, or if its bytes are not what
+        its header declares; ``Refusal`` if it holds a value that is not finite.
     """
     if set(record.keys()) != set(expected):
         odd = sorted(set(record.keys()) ^ set(expected))
@@ -65,10 +64,10 @@ def _read(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> Tensor
     if array.dtype not in allowed or tuple(array.shape) != shape:
         found = f"{array.dtype} {tuple(array.shape)}"
         raise ValueError(f"layer {name!r} is {found}, expected {dtype} {shape}")
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(array.dtype).itemsize
-    if len(array.data) > size + HEADER:
-        raise ValueError(f"layer {name!r} takes {len(array.data)} bytes, expected {size}")
-    values = array.numpy()
+    try:
+        values = npy_values(array)
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from error
     # So far only claims were compared: the bytes have a header of their own.
     if str(values.dtype) != array.dtype or values.shape != shape:
         raise ValueError(f"layer {name!r} holds {values.dtype} {values.shape}")

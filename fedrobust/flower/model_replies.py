@@ -7,7 +7,6 @@ are the coordinates of an update, and everything else is not.
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Array, Message, RecordDict
 
-from fedrobust.flower.layers import FLOATS, HEADER, STATISTICS
+from fedrobust.flower.layers import STATISTICS
 from fedrobust.flower.replies import SUPERLINK
-from fedrobust.flower.serialization import NPY, TensorArray
+from fedrobust.flower.serialization import npy_values
 
 Key = tuple[str, str]  # record, array
 Values = dict[Key, np.ndarray]
@@ -39,40 +38,11 @@ class ModelReply:
 
 
 def array_values(array: Array) -> np.ndarray:
-    """Return an array's numbers, read from its bytes alone; read only.
-
-    The claims beside the bytes are not looked at: Flower's older API leaves them empty. No memory
-    is taken before the header's size has been compared with the bytes at hand.
-
-    Raises
-    ------
-    Refused
-        If the bytes are no npy array of real numbers, or fewer or more than its header declares.
-    """
-    if isinstance(array, TensorArray):
-        return array.numpy()
-    # No more than a header can have is given to numpy's parser.
-    data, stream = array.data, io.BytesIO(array.data[:HEADER])
-    if array.stype != NPY:
-        raise Refused(f"serialised as {str(array.stype)[:40]!r}, expected {NPY!r}")
+    """Return an array's numbers as ``npy_values`` does; ``Refused`` where they cannot be read."""
     try:
-        version = np.lib.format.read_magic(stream)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran, dtype = read(stream)
-    except Exception as error:  # numpy's reader fails in many ways on bytes that are no header
-        raise Refused(f"the bytes are no npy array: {str(error)[:80]}") from error
-    if dtype.name not in FLOATS and dtype.kind not in "iub":
-        raise Refused(f"holds {dtype}, expected real numbers")
-    size = dtype.itemsize
-    for extent in shape:  # Python's integers do not overflow
-        size *= extent
-    if size != len(data) - stream.tell():
-        raise Refused(f"{len(data) - stream.tell()} bytes of numbers, the header needs {size}")
-    values = np.frombuffer(data, dtype, offset=stream.tell())
-    return values.reshape(shape, order="F" if fortran else "C")
+        return npy_values(array)
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 def read_arrays(content: RecordDict) -> Values:

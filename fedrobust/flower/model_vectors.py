@@ -70,6 +70,12 @@ def known_of(layout: Layout, starts: dict[int, dict[Key, np.ndarray]]) -> Known:
     return {"layers": layers, "model": lambda: _start(keys, starts)}
 
 
+def invented(updates: Tensor) -> Known:
+    """Return what a rule may ask of an invented model, as long as the updates."""
+    layers = (("rehearsal", tuple(updates.shape[1:])),)
+    return {"layers": lambda: layers, "model": lambda: torch.ones_like(updates[0])}
+
+
 def _start(keys: list[Key], starts: dict[int, dict[Key, np.ndarray]]) -> Tensor:
     """Return the one vector that all replies continue."""
     different = {id(start): start for start in starts.values()}

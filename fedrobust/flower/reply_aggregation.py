@@ -32,6 +32,7 @@ from fedrobust.flower.model_vectors import (
     Known,
     arrays_of,
     as_whole,
+    invented,
     known_of,
     matrix_of,
     starts_of,
@@ -157,11 +158,8 @@ class ReplyAggregator:
         """
         self.check(len(updates))
         source = generator(self._seed, "rehearsal")
-        server = {
-            "layers": lambda: (("rehearsal", tuple(updates.shape[1:])),),
-            "model": lambda: torch.ones_like(updates[0]),
-        }
-        return self._built.apply(updates, self._built.init(), source, server=server).aggregate
+        known = invented(updates)
+        return self._built.apply(updates, self._built.init(), source, server=known).aggregate
 
     def aggregate(self, sent: Sent, replies: Iterable[Message], server_round: int) -> Aggregated:
         """Aggregate one round; nothing that a client sends raises."""

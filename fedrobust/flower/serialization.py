@@ -14,6 +14,11 @@ from torch import Tensor
 PROTOCOL = 1
 NPY = "numpy.ndarray"
 LONGEST_HEADER = 4096
+HEADERS = {  # version -> its reader
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+FLOATS = ("float16", "float32", "float64")
 ALIGNED = 16  # bytes: what vector instructions may rely on
 
 with warnings.catch_warnings():  # torch says once a process that such memory is not to be written
@@ -84,13 +89,37 @@ def tensor_of(array: Array) -> Tensor:
         raise ValueError(f"serialization type {array.stype!r}, expected {NPY!r}")
     if array.dtype != "float32":
         raise ValueError(f"dtype {array.dtype}, expected float32")
-    offset, shape = _header(array.data)
+    offset, shape, fortran, dtype = _header(array.data)
+    if (fortran and len(shape) > 1) or dtype != np.dtype("<f4"):
+        raise ValueError(f"the bytes hold {dtype}, expected float32 in C order")
     if shape != tuple(array.shape):
         raise ValueError(f"declared shape {tuple(array.shape)} but the bytes hold {shape}")
     if offset == len(array.data):
         return torch.empty(shape)  # ``frombuffer`` takes no empty buffer
     flat = torch.frombuffer(array.data, dtype=torch.float32, offset=offset)
     return (flat.clone() if flat.data_ptr() % ALIGNED else flat).view(shape)
+
+
+def npy_values(array: Array) -> np.ndarray:
+    """Return an array's numbers, read from its bytes alone; read only.
+
+    The claims beside the bytes are not looked at: Flower's older API leaves them empty. No memory
+    is taken before the header's size has been compared with the bytes at hand.
+
+    Raises
+    ------
+    ValueError
+        If the bytes are no npy array of real numbers, or fewer or more than its header declares.
+    """
+    if isinstance(array, TensorArray):
+        return array.numpy()
+    if array.stype != NPY:
+        raise ValueError(f"serialised as {str(array.stype)[:40]!r}, expected {NPY!r}")
+    offset, shape, fortran, dtype = _header(array.data)
+    if dtype.name not in FLOATS and dtype.kind not in "iub":
+        raise ValueError(f"holds {dtype}, expected real numbers")
+    values = np.frombuffer(array.data, dtype, offset=offset)
+    return values.reshape(shape, order="F" if fortran else "C")
 
 
 def read_tensor(content: RecordDict, record: str, key: str) -> Tensor:
@@ -113,21 +142,17 @@ def read_setting(content: RecordDict, record: str, key: str) -> Any:
     return found.get(key) if isinstance(found, ConfigRecord) else None
 
 
-def _header(data: bytes) -> tuple[int, tuple[int, ...]]:
-    """Return where the numbers start and their shape."""
+def _header(data: bytes) -> tuple[int, tuple[int, ...], bool, np.dtype]:
+    """Return where the numbers start, their shape, whether in Fortran's order, and their type."""
+    # No more than a header can have is given to numpy's parser.
     stream = io.BytesIO(data[:LONGEST_HEADER])
     try:
-        version = np.lib.format.read_magic(stream)
-        if version != (1, 0):
-            raise ValueError(f"npy version {version}, expected (1, 0)")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    except Exception as error:
+        shape, fortran, dtype = HEADERS[np.lib.format.read_magic(stream)](stream)
+    except Exception as error:  # numpy's reader fails in many ways on bytes that are no header
         raise ValueError(f"the bytes are no npy array: {str(error)[:80]}") from error
-    if (fortran and len(shape) > 1) or dtype != np.dtype("<f4"):
-        raise ValueError(f"the bytes hold {dtype}, expected float32 in C order")
-    size = 4
-    for extent in shape:
+    size = dtype.itemsize
+    for extent in shape:  # Python's integers do not overflow
         size *= extent
     if size != len(data) - stream.tell():
         raise ValueError(f"{len(data) - stream.tell()} bytes of numbers, the header needs {size}")
-    return stream.tell(), shape
+    return stream.tell(), shape, fortran, dtype

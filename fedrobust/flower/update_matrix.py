@@ -15,14 +15,24 @@ from torch import Tensor
 
 from fedrobust.failures import Refusal
 from fedrobust.flower.serialization import TensorArray
+from fedrobust.matrix import permute_rows
 
 
 class RowArray(TensorArray):
-    """A row of an ``UpdateMatrix`` as a Flower array: the tensor is the row itself."""
+    """A row of an ``UpdateMatrix`` as a Flower array: its tensor is the row, wherever that lies."""
 
-    def __init__(self, row: Tensor) -> None:
-        super().__init__(row)
-        self.tensor = row  # not ``row.detach()``: the matrix knows its rows by identity
+    def __init__(self, matrix: UpdateMatrix, place: int) -> None:
+        super().__init__(matrix.handed(place))
+        self._matrix, self._place = matrix, place
+
+    @property
+    def tensor(self) -> Tensor:  # type: ignore[override]
+        """The row itself, not ``row.detach()``: the matrix knows its rows by identity."""
+        return self._matrix.handed(self._place)
+
+    @tensor.setter
+    def tensor(self, value: Tensor) -> None:
+        """Ignore what the constructor of a plain array sets."""
 
 
 class UpdateMatrix:
@@ -35,14 +45,22 @@ class UpdateMatrix:
 
     Notes
     -----
-    A row is valid until its client trains again. One matrix serves one run at a time.
+    A row lies behind those that were handed out before it in the round, so that those who are asked
+    fill the matrix from its start, whoever they are. What reads several rows as one matrix moves
+    them into the asked order within the same memory. A row is valid until its client trains again
+    or the next round begins. One matrix serves one run at a time.
     """
 
     def __init__(self, places: int = 0) -> None:
         self._places = places
         self._rows = torch.empty(0, 0)
+        self._slots: dict[int, int] = {}  # place -> where its row lies
         self._handed: dict[int, Tensor] = {}  # place -> the very tensor that was handed out
         self._spare = torch.empty(0, 0)
+
+    def begin(self) -> None:
+        """Begin a round: all rows are void, and are handed out anew."""
+        self._slots, self._handed = {}, {}
 
     def row(self, place: int, like: Tensor) -> Tensor:
         """Return a client's row, (d,), of the shape, type and device of a model's vector.
@@ -50,13 +68,25 @@ class UpdateMatrix:
         What the row held before is lost. A model of another size or on another device starts the
         whole matrix anew.
         """
-        rows = self._rows
-        if rows.shape[1:] != like.shape or rows.dtype != like.dtype or rows.device != like.device:
+        if not self._alike(like):
             # Memory of rows that nobody ever writes is never mapped, so all places cost nothing.
             self._rows = like.new_empty(self._places, like.numel())
-            self._handed = {}
+            self.begin()
         if place not in self._handed:
-            self._handed[place] = self._rows[place]
+            self._slots[place] = len(self._slots)
+            self._handed[place] = self._rows[self._slots[place]]
+        return self._handed[place]
+
+    def handed(self, place: int) -> Tensor:
+        """Return the row that a client was handed in this round.
+
+        Raises
+        ------
+        ValueError
+            If there is none: the reply is of a round that is over.
+        """
+        if place not in self._handed:
+            raise ValueError(f"client {place} has no row in this round")
         return self._handed[place]
 
     def array(self, place: int, update: Tensor) -> Array | None:
@@ -64,13 +94,27 @@ class UpdateMatrix:
 
         It travels by reference, inside this process.
         """
-        return RowArray(update) if self._handed.get(place) is update else None
+        return RowArray(self, place) if self._handed.get(place) is update else None
+
+    def put(self, place: int, update: Tensor) -> Array | None:
+        """Write an update (d,) into a client's row; None where there is no row for it.
+
+        An update that lies in the row already is not copied.
+        """
+        free = place in self._handed or len(self._slots) < self._places
+        if not free or not self._alike(update):
+            return None
+        row = self.row(place, update)
+        if row.data_ptr() != update.data_ptr():
+            row.copy_(update)
+        return RowArray(self, place)
 
     def gather(self, updates: Sequence[Tensor]) -> Tensor:
         """Return the updates (n, d) as one matrix; not to be written.
 
-        No number is copied where they are neighbouring rows of this matrix, in order. Otherwise
-        they are stacked, in the memory of the last such round where it fits.
+        Where all are rows of this matrix they are a part of it: rows that lie in another order are
+        moved, within its memory. Updates from elsewhere get a free row; where there is none all are
+        stacked, in the memory of the last such round where it fits.
 
         Raises
         ------
@@ -79,21 +123,76 @@ class UpdateMatrix:
         """
         if not updates:
             raise Refusal("no update was accepted")
-        first = self._first(updates)
-        if first is not None:
-            return self._rows[first : first + len(updates)]
+        owners = {id(row): place for place, row in self._handed.items()}
+        found = [owners.get(id(update)) for update in updates]
+        foreign = [update for update, place in zip(updates, found, strict=True) if place is None]
+        twice = len({id(update) for update in updates}) < len(updates)
+        if twice or len(foreign) == len(updates) or not self._room_for(foreign):
+            return self._stacked(updates)
+        places = [
+            self._settled(update) if place is None else place
+            for update, place in zip(updates, found, strict=True)
+        ]
+        return self._in_order(places)
+
+    def room(self, view: Tensor, more: int) -> Tensor | None:
+        """Return the rows of ``view`` and as many free ones behind them, to be written.
+
+        None unless ``view`` is the last that was gathered, in this matrix, and nobody's row lies
+        behind it.
+        """
+        count = len(view)
+        fits = len(self._slots) == count and count + more <= self._places
+        if not fits or view.data_ptr() != self._rows.data_ptr():
+            return None
+        return self._rows[: count + more]
+
+    def holds(self, rows: Tensor) -> bool:
+        """Whether a tensor lies in this matrix."""
+        return rows.untyped_storage().data_ptr() == self._rows.untyped_storage().data_ptr()
+
+    def free(self, rows: Tensor) -> bool:
+        """Whether rows are the free ones of this matrix in order, from the first on."""
+        first = len(self._slots)
+        inside = first + len(rows) <= self._places
+        return inside and rows.is_contiguous() and rows.data_ptr() == self._rows[first:].data_ptr()
+
+    def _room_for(self, updates: Sequence[Tensor]) -> bool:
+        """Whether there are free rows for updates from elsewhere, of this matrix's kind."""
+        free = self._places - len(self._slots)
+        return len(updates) <= free and all(self._alike(update) for update in updates)
+
+    def _alike(self, like: Tensor) -> bool:
+        """Whether the rows have the shape, type and device of a vector."""
+        rows = self._rows
+        alike = rows.dtype == like.dtype and rows.device == like.device
+        return alike and rows.shape[1:] == like.shape
+
+    def _settled(self, update: Tensor) -> int:
+        """Give an update from elsewhere a row; return the place under which it is known."""
+        place = -1 - len(self._slots)  # no client has it
+        self.row(place, update).copy_(update)
+        return place
+
+    def _in_order(self, places: Sequence[int]) -> Tensor:
+        """Return the rows of some places as one matrix, moved where they do not lie so."""
+        slots = [self._slots[place] for place in places]
+        first = slots[0]
+        if slots == list(range(first, first + len(slots))):
+            return self._rows[first : first + len(slots)]
+        chosen = set(places)
+        others = sorted((p for p in self._slots if p not in chosen), key=self._slots.__getitem__)
+        order = [*places, *others]
+        permute_rows(self._rows, [self._slots[place] for place in order])
+        self._slots = {place: slot for slot, place in enumerate(order)}
+        self._handed = {place: self._rows[slot] for place, slot in self._slots.items()}
+        return self._rows[: len(places)]
+
+    def _stacked(self, updates: Sequence[Tensor]) -> Tensor:
+        """Stack updates from elsewhere, in memory that is kept."""
         shape, like = (len(updates), updates[0].numel()), updates[0]
         spare = self._spare
         fits = spare.dtype == like.dtype and spare.device == like.device
         if tuple(spare.shape) != shape or not fits:
             self._spare = like.new_empty(shape)
         return torch.stack(list(updates), out=self._spare)
-
-    def _first(self, updates: Sequence[Tensor]) -> int | None:
-        """Return the place of the first update where all are this matrix's rows, one by one."""
-        places = {id(row): place for place, row in self._handed.items()}
-        first = places.get(id(updates[0]))
-        if first is None:
-            return None
-        neighbours = all(places.get(id(u)) == first + i for i, u in enumerate(updates))
-        return first if neighbours else None

@@ -33,7 +33,6 @@ FACTORS, PRODUCT = "factors", "product"
 # The names that PEFT gives its factors, and ours: the first times the second is no shape, B A is.
 NAMES = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 NULL = 1e-6  # a direction that holds less than this share of the greatest one holds nothing
-Shapes = Sequence[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,13 @@ class Products:
     def layout(self) -> tuple[tuple[int, ...], ...]:
         """The shapes of what a rule sees: a product in the place of its A, nothing for its B."""
         made = {a: (self._rows_of(b), self._columns_of(a)) for a, b in self.pairs}
+        return tuple(made.get(i, self.shapes[i]) for i in self._kept)
+
+    @cached_property
+    def _kept(self) -> tuple[int, ...]:
+        """The places that a rule sees: all but those of B."""
         gone = {b for _, b in self.pairs}
-        places = (i for i in range(len(self.shapes)) if i not in gone)
-        return tuple(made.get(i, self.shapes[i]) for i in places)
+        return tuple(i for i in range(len(self.shapes)) if i not in gone)
 
     def seen(self, updates: Tensor, start: Tensor) -> Tensor:
         """Return updates (n, d) of factors as updates of products and of all else, (n, d').
@@ -74,22 +77,26 @@ class Products:
             The global model (d,) that they are updates of: a client's factors are ``start`` minus
             its update, and its row is the global product minus its own.
         """
-        parts = list(updates.split(self.sizes, dim=1))
-        own = start.to(updates).split(self.sizes)
-        for a, b in self.pairs:
-            down, up = self._factors(own, a, b)
-            change_a = parts[a].view(len(updates), *down.shape)
-            change_b = parts[b].view(len(updates), *up.shape)
+        parts = updates.split(self.sizes, dim=1)
+        own, partner = start.to(updates).split(self.sizes), dict(self.pairs)
+        widths = [prod(shape) for shape in self.layout]
+        rows = updates.new_empty(len(updates), sum(widths))  # one product at a time beside it
+        for place, block in zip(self._kept, rows.split(widths, dim=1), strict=True):
+            if place not in partner:
+                block.copy_(parts[place])
+                continue
+            down, up = self._factors(own, place, partner[place])
+            change_a = parts[place].reshape(len(updates), *down.shape)
+            change_b = parts[partner[place]].reshape(len(updates), *up.shape)
             # BA - (B - dB)(A - dA), without the difference of two large products
-            made = change_b @ down + (up - change_b) @ change_a
-            parts[a], parts[b] = made.flatten(1), updates[:, :0]
-        return torch.cat(parts, 1)
+            block.copy_((change_b @ down + (up - change_b) @ change_a).flatten(1))
+        return rows
 
     def sent(self, aggregate: Tensor, start: Tensor) -> Tensor:
         """Return an aggregate (d',) of products as the step (d,) of factors that leads there.
 
         The product that results is the nearest one of the adapter's rank; among its factorisations
-        the one is taken whose A has the scale of the one before and lies nearest to it.
+        the one is taken whose A has the scale of the one before and is nearest to it.
 
         Raises
         ------
@@ -97,9 +104,7 @@ class Products:
             If a product has no singular values, as numbers near the end of float32 may.
         """
         parts = aggregate.split([prod(shape) for shape in self.layout])
-        places = iter(parts)
-        gone = {b for _, b in self.pairs}
-        found = {i: next(places) for i in range(len(self.shapes)) if i not in gone}
+        found = dict(zip(self._kept, parts, strict=True))
         own = start.to(aggregate).split(self.sizes)
         for a, b in self.pairs:
             down, up = self._factors(own, a, b)
@@ -126,9 +131,8 @@ class Products:
             return lambda step: after(self.sent(step, start))
 
         def layers() -> Layers:
-            gone = {b for _, b in self.pairs}
-            names = [name for i, (name, _) in enumerate(server["layers"]()) if i not in gone]
-            return tuple(zip(names, self.layout, strict=True))
+            names = [name for name, _ in server["layers"]()]
+            return tuple((names[i], s) for i, s in zip(self._kept, self.layout, strict=True))
 
         def model() -> Tensor:
             return self.seen(server["model"]().unsqueeze(0), start)[0]

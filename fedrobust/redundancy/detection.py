@@ -49,7 +49,7 @@ def detect(
     are removed (again and again), then the maximal cliques of the rest are listed, as complements
     of the minimal vertex covers of the disagreement graph.
     ``rule="strict"`` accepts if exactly one maximal clique has at least K-q workers: whichever
-    clique is the honest one, it lies in there. ``rule="paper"`` accepts a unique maximum clique; it
+    clique is the honest one, it is among them. ``rule="paper"`` accepts a unique maximum clique; it
     can be fooled, see `fedrobust.redundancy.worst_case.small_d_count`. After an acceptance with
     fewer than q workers flagged, files held by Byzantine workers only can still be wrong: keep a
     robust second stage.

@@ -39,6 +39,7 @@ def _commit() -> str | None:
     command = ["git", "-C", str(here), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except OSError:
+    # Of the run's notes this one alone is another program's: no git, or a slow one, ends no run.
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

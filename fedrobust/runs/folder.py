@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,13 @@ from fedrobust.experiment.schema import Experiment
 from fedrobust.runs import checkpoint
 from fedrobust.runs.checkpoint import CheckpointError
 from fedrobust.runs.environment import environment
-from fedrobust.spec import InputError
-from fedrobust.text import printable, printables
+from fedrobust.runs.rows import FolderError, read_rows
+from fedrobust.text import printable
 
 CHECKPOINT = "checkpoint.npz"
 ROWS = "rounds.jsonl"
 FILES = (ROWS, CHECKPOINT, "config.toml", "environment.json", secret.FILE)
 PREVIOUS = ".previous"  # where the files of the run before this one are
-
-
-class FolderError(InputError):
-    """A run folder that another process holds, or that belongs to another experiment."""
 
 
 class WriteError(FolderError):
@@ -47,7 +43,10 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the last round is on disk."""
-        rows = self.rows()
+        return self.ends(self.rows())
+
+    def ends(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether rows of this run reach its last round."""
         return bool(rows) and rows[-1].get("round") == self._experiment.rounds
 
     def rows(self) -> list[dict[str, Any]]:
@@ -210,26 +209,6 @@ def _rounds_of(tree: dict[str, Any]) -> range:
 def timeless(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Drop what depends on the machine: what is left is the same wherever a run is repeated."""
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a rounds.jsonl; stop at the first line that is no whole row, or at damaged bytes."""
-    rows: list[dict[str, Any]] = []
-    if not path.is_file():
-        return rows
-    try:
-        text = path.read_text(errors="replace")
-    except OSError as error:
-        raise FolderError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict):
-            break
-        rows.append(printables(row))
-    return rows
 
 
 def _table(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -142,11 +143,15 @@ def sample_size(experiment: Experiment) -> int:
 
 def participants(experiment: Experiment, round: int) -> tuple[int, ...]:
     """Return the clients that are asked in a round, drawn from the seed, in order."""
-    if experiment.participation == 1:
-        return tuple(range(experiment.clients))
-    source = generator(experiment.seed, "participation", round=round)
-    order = torch.randperm(experiment.clients, generator=source)
-    return tuple(sorted(order[: sample_size(experiment)].tolist()))
+    return _drawn(experiment.participation, experiment.clients, experiment.seed, round)
+
+
+@lru_cache(maxsize=64)  # each colluder asks
+def _drawn(participation: float, clients: int, seed: int, round: int) -> tuple[int, ...]:
+    if participation == 1:
+        return tuple(range(clients))
+    order = torch.randperm(clients, generator=generator(seed, "participation", round=round))
+    return tuple(sorted(order[: sampled.size(participation, clients)].tolist()))
 
 
 def simulates_time(experiment: Experiment) -> bool:

@@ -26,6 +26,7 @@ from fedrobust.adversarial import (
     perturb_on_surrogates,
     pgd,
     predict,
+    robust_evaluation,
     robustness,
     semi_batches,
 )
@@ -147,6 +148,19 @@ def test_auto_attack_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     net.train()
     assert torch.equal(auto_attack(net, x, y, eps=0.1), x)
     assert made["norm"] == "Linf" and made["eps"] == 0.1 and not made["training"] and net.training
+
+
+def test_the_worst_case_is_image_by_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FGSM fools the first image, AutoAttack the second: none is left, not half of them."""
+    x, y = torch.tensor([[0.5, 0.55], [0.0, 1.0]]), torch.tensor([1, 1])
+
+    def swap_the_second(model: object, x: Tensor, y: Tensor, *, eps: float) -> Tensor:
+        return torch.stack([x[0], x[1].flip(0)])
+
+    monkeypatch.setattr(robust_evaluation, "auto_attack", swap_the_second)
+    row = robust_evaluation.examine(nn.Identity(), x, y, eps=0.1, attacks="fgsm+autoattack")
+    assert (row["fgsm_accuracy"], row["autoattack_accuracy"]) == (0.5, 0.5)
+    assert row["worst_accuracy"] == 0.0
 
 
 def test_similarity_of_a_model_with_itself_is_one() -> None:

@@ -44,6 +44,8 @@ def test_slack_weights_by_hand() -> None:
         (torch.tensor([math.nan, 1.0]), torch.ones(2), {}),
         (torch.zeros(2), torch.tensor([-14.0, 20.0]), {}),
         (torch.zeros(2), torch.zeros(2), {}),
+        (torch.zeros(2), torch.tensor([math.inf, 1.0]), {}),
+        (torch.zeros(2), torch.tensor([math.nan, 1.0]), {}),
         (torch.zeros(2), torch.ones(2), {"alpha": 1.0}),
         (torch.zeros(2), torch.ones(2), {"top": 3}),
     ],

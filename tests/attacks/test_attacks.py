@@ -826,6 +826,28 @@ def test_opt_ipm_grows_without_bound_against_the_mean_only():
     close(against_mean, [(-3 * 10 * (2**19 - 1), -4 * 10 * (2**19 - 1))] * 2)
 
 
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_no_row_that_an_attack_crafts_is_infinite(bad):
+    """Only the first row was looked at: attackers with updates of their own differ."""
+    own = torch.ones(3, 2, dtype=torch.float64)
+    own[bad, 1] = 1e308
+    honest = torch.ones(5, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="sign_flip: from these updates it crafts no finite ones"):
+        craft(honest, {"name": "sign_flip", "scale": 10.0}, n=8, f=3, own=own)
+
+
+def test_a_rule_without_an_answer_at_first_does_not_stop_the_curve():
+    """NaN where nothing deviates made the best value NaN, and no deviation could beat it."""
+
+    def rule(rows):
+        same = (rows - BASE.mean(0)).abs().min() == 0
+        return torch.full((1,), math.nan, dtype=torch.float64) if same else median_rule(rows)
+
+    sent = craft(BASE, "sensitivity_curve", n=7, f=1, rule=rule)
+    plain = craft(BASE, "sensitivity_curve", n=7, f=1, rule=median_rule)
+    assert sent.item() == pytest.approx(plain.item(), abs=0.03)
+
+
 BASE = torch.tensor([[0.0], [1.0], [3.0], [6.0], [10.0], [15.0]], dtype=torch.float64)
 
 

@@ -1,10 +1,15 @@
 """A cohort is its members one by one: bit for bit "off", up to float error as a stack."""
 
+import logging
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from clients.client_app import make_app
+from clients.modes import federated
+from clients.node import make_node
 from experiments import stacked_clients
 from fedrobust.adversarial import adversarial_objective
 from fedrobust.cohort import train_cohort, unstackable
@@ -12,11 +17,13 @@ from fedrobust.cohort.memory import activations, chunk_of
 from fedrobust.cohort.train import CohortError, Member, obstacle, worthwhile
 from fedrobust.data import load
 from fedrobust.experiment.load import from_dict
+from fedrobust.flower import InProcessGrid
 from fedrobust.models import ModelError, build, build_for
 from fedrobust.plugins import Part, installed
 from fedrobust.seeds import generator
 from fedrobust.training import OPTIMIZERS, Recipe, cross_entropy, stackable, train_local
 from fedrobust.vector import FlatModel
+from strategies.session import run
 from tests.conftest import SMALL
 
 SIZES = (40, 17, 64, 9, 31)  # images a client: full, odd, and smaller than a batch
@@ -279,6 +286,26 @@ def test_why_a_users_model_is_not_stacked(digits):
         first, second = stacked_clients.sentences(told, data_root=None)
     assert "'auto': clients with 'branching' train one by one, since RuntimeError" in first
     assert "'vmap': clients with 'branching' cannot train, since RuntimeError" in second
+
+
+def test_a_run_that_cannot_stack_says_so_once_and_trains_one_by_one(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    table = SMALL | {"training": {"batch_size": 16, "cohort": "auto"}, "clients": 4, "byzantine": 1}
+    results = {}
+    for cohort in ("off", "auto"):
+        table["training"] = {"batch_size": 16, "cohort": cohort}
+        with installed(Part("model", "branching", Branching, "this test")):
+            e = from_dict(table | {"model": "branching"})
+            node = make_node(e)
+            own = federated(node)
+            grid = InProcessGrid(make_app(lambda c, own=own: own), clients=4, together=own.together)
+            rows = []
+            run(grid, e, on_row=rows.append)
+            results[cohort] = [row["loss"] for row in rows]
+            told = [r.getMessage() for r in caplog.records if "one by one" in r.getMessage()]
+            assert len(told) == (cohort == "auto"), told
+    assert results["auto"] == results["off"]
+    assert "clients with branching train one by one: RuntimeError" in told[0]
 
 
 def test_updates_land_where_they_are_wanted(digits):

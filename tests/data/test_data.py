@@ -6,6 +6,7 @@ from PIL import Image
 from fedrobust.data import DATASETS, PARTITIONERS, DataError, load, partition
 from fedrobust.data.dirichlet import DirichletPartitioner, dirichlet
 from fedrobust.data.own import load_own
+from fedrobust.data.partitions import iid
 from fedrobust.spec import SpecError
 
 SPECS = {
@@ -168,8 +169,8 @@ def test_no_warning_of_another_package_and_infinity_is_iid():
     tiny = partition(labels, {"name": "dirichlet", "alpha": 0.001}, clients=50, seed=3)
     assert min(map(len, tiny)) >= 1
     fair = partition(labels, {"name": "dirichlet", "alpha": float("inf")}, clients=50, seed=3)
-    for share, iid in zip(fair, partition(labels, "iid", clients=50, seed=3), strict=True):
-        assert torch.equal(share, iid)
+    for share, equal in zip(fair, partition(labels, "iid", clients=50, seed=3), strict=True):
+        assert torch.equal(share, equal)
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 100.0])
@@ -182,11 +183,22 @@ def test_dirichlet_is_flowers_own_where_that_one_finds_a_partition(alpha, minimu
     reference = FlowersPartitioner(
         num_partitions=10, partition_by="label", alpha=alpha, min_partition_size=minimum, seed=4
     )
-    ours = dirichlet(alpha=alpha, clients=10, seed=4, minimum=minimum)
-    for one in (reference, ours):
-        one.dataset = Table.from_dict({"label": labels.tolist(), "index": range(len(labels))})
-    for k in range(10):
-        assert ours.load_partition(k)["index"] == reference.load_partition(k)["index"]
+    reference.dataset = Table.from_dict({"label": labels.tolist(), "index": range(len(labels))})
+    ours = dirichlet(alpha=alpha, clients=10, seed=4, minimum=minimum).split(labels.numpy())
+    for k, share in enumerate(ours):
+        assert share == reference.load_partition(k)["index"][:]
+
+
+def test_iid_is_flowers_own():
+    from datasets import Dataset as Table
+    from flwr_datasets.partitioner import IidPartitioner
+
+    for clients in (1, 7, 100):
+        reference = IidPartitioner(num_partitions=clients)
+        reference.dataset = Table.from_dict({"index": range(103)})
+        ours = iid(clients=clients, seed=1).split(torch.zeros(103).numpy())
+        for k, share in enumerate(ours):
+            assert share.tolist() == reference.load_partition(k)["index"][:]
 
 
 def test_a_minimum_that_the_images_do_not_allow_is_refused(labels):

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from flwr.app import Message
 from flwr.serverapp.strategy import FedAvg
 
 from clients import modes as client_modes
@@ -112,6 +113,28 @@ def test_what_cannot_be_honoured_is_refused(small, tmp_path):
         ConfigError, match="not honoured in redundancy mode, only in federated mode"
     ):
         run_one(from_dict(small | REDUNDANCY), stock=FedAvg())
+
+
+class FromElsewhere(FedAvg):
+    """A strategy that asks nodes it was told of elsewhere, clients or not."""
+
+    def configure_train(self, server_round, arrays, config, grid):
+        asked = super().configure_train(server_round, arrays, config, grid)
+        return [*asked, Message(asked[0].content, 12, "train")]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "replies"),
+    [(FedAvg(), 10), (FedAvg(fraction_train=0.5), 5), (FromElsewhere(), 10)],
+)
+def test_a_stock_strategy_samples_among_the_clients_alone(small, strategy, replies):
+    """Two nodes more than the run has clients are connected: each round was a KeyError."""
+    e, rows = from_dict(small | {"rounds": 2}), []
+    own = handlers_for(e)
+    nodes = InProcessGrid(make_app(lambda context: own), clients=12, together=own.together)
+    session.run(nodes, e, stock=strategy, on_row=rows.append)
+    assert [row["replies"] for row in rows[1:]] == [replies] * 2
+    assert not any(row["rejected"] for row in rows[1:])
 
 
 def test_a_stock_strategys_run_writes_no_checkpoint_and_takes_none(small):

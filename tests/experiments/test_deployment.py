@@ -12,16 +12,18 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from PIL import Image
 
 from clients.client_app import app
-from experiments.deployment import connection, node_command
+from experiments import flower_run
+from experiments.deployment import connection, node_command, run_on_nodes
 from experiments.simulation import run_one
-from fedrobust import data
+from fedrobust import data, plugins
 from fedrobust.data import DataError
 from fedrobust.data.own import DESCRIPTIONS, load_own
 from fedrobust.data.sets import DATASETS
-from fedrobust.experiment.load import expand, from_dict, read
+from fedrobust.experiment.load import expand, from_dict, from_run_config, read
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.flower import CohortGrid, GuardedGrid, InProcessGrid, array_of, tensor_of
 from fedrobust.flower.in_process import identify, stamp
+from fedrobust.runs.folder import RunFolder
 from strategies.server_app import carry
 
 DEPLOY = Path(__file__).parents[2] / "experiments" / "deploy"
@@ -187,6 +189,43 @@ def test_the_certificates_verify_and_keys_are_private(tmp_path):
     assert "ecdsa-sha2-nistp384" in (tmp_path / "node-0.pub").read_text()
     for secret in ("ca.key", "server.key", "node-0"):
         assert (tmp_path / secret).stat().st_mode & 0o077 == 0
+
+
+class Written(Exception):
+    """The configuration of an app, instead of the app."""
+
+
+def configuration_of(monkeypatch, start):
+    def write_app(path, config, **settings):
+        raise Written(config)
+
+    monkeypatch.setattr(flower_run, "write_app", write_app)
+    with pytest.raises(Written) as told:
+        start()
+    return told.value.args[0]
+
+
+def test_the_server_can_read_every_key_that_a_run_is_sent(monkeypatch, tmp_path, small):
+    """With ``secret-file`` every ``deploy --secret`` ended as an unknown key."""
+    e = from_dict(small)
+    folder = RunFolder(tmp_path / "results", e)
+    nodes = {"superlink": "x:1", "output": tmp_path, "insecure": True, "data_root": str(tmp_path)}
+    starts = [
+        lambda: run_on_nodes(e, **nodes, resume=True, secret="results/secret"),
+        lambda: run_on_nodes(e, **nodes, hosts=2),
+        lambda: flower_run.run_on_flower(
+            e, folder=folder, data_root=str(tmp_path), resume=True, device="cuda"
+        ),
+    ]
+    plugin = tmp_path / "part.py"
+    plugin.write_text("")
+    monkeypatch.setattr(plugins, "used", lambda: str(plugin))
+    for start in starts:
+        config = configuration_of(monkeypatch, start)
+        assert config["use"] and config["output"] and len(config) >= 7
+        assert from_run_config(config) == e
+    with pytest.raises(ConfigError, match="secret is not honoured with cohort hosts"):
+        run_on_nodes(e, **nodes, hosts=2, secret="results/secret")
 
 
 def test_the_commands_are_there():

@@ -12,6 +12,7 @@ from fedrobust import simulate
 from fedrobust.aggregation import Rule, installed
 from fedrobust.attacks import Attack
 from fedrobust.attacks import installed as attack_installed
+from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.flower import Attackers, InProcessGrid, Robust, RobustGrid
 from fedrobust.model_layers import checked_layers, columns, layers_of
@@ -200,7 +201,7 @@ def test_an_attack_that_asks_says_what_it_lacks_and_a_setting_may_not_take_the_n
 def test_flowers_own_simulation_on_ray_tells_the_same():
     setting = SETTING | {"rule": "lasa", "attack": {"name": "mpaf", "factor": 100.0}}
     here, there = simulate(setting), simulate(setting, grid="flower")
-    assert here.frame["kappa"].tolist() == there.frame["kappa"].tolist()
+    assert here.frame["kappa"].equals(there.frame["kappa"])  # none before the first round
     assert here.accuracy == there.accuracy
 
 
@@ -226,3 +227,19 @@ def test_rules_that_ask_step_adapters(adapters, rule):
         setting["training"] = {"mode": "update", "steps": 5, "batch_size": 16, "lr": 0.05}
         frame = simulate(setting, model=net, rule=rule).frame
         assert "kept" not in frame or frame["kept"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batchnorm": {"name": "average", "rule": "lasa"}}, "statistics cannot be lasa: it needs"),
+        (
+            {"rule": "alignins", "ensemble": {"paradigm": "same", "votes": ["robust"]}},
+            "a robust vote cannot be alignins: it needs model",
+        ),
+    ],
+    ids=["batchnorm", "vote"],
+)
+def test_what_is_no_update_of_a_model_has_no_layers(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        from_dict({key: SETTING[key] for key in SETTING if key != "server"} | changes)

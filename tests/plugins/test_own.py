@@ -157,8 +157,21 @@ def test_layers_there_and_back():
     with pytest.raises(ValueError, match="is float32 \\(2, 3\\), expected float32 \\(3, 2\\)"):
         from_layers(record, shapes | {"w": (3, 2)})
     padded = Array("float32", (3,), "numpy.ndarray", record["b"].data + b"\0" * 9999)
-    with pytest.raises(ValueError, match=r"takes 1\d+ bytes"):
+    with pytest.raises(ValueError, match=r"layer 'b': 10011 bytes of numbers, the header needs 12"):
         read_layers(ArrayRecord({"b": padded}), {"b": ("float32", (3,))})
+
+
+def test_a_layer_whose_header_claims_a_terabyte_takes_no_memory():
+    """Flower's own reader makes the array first, of the size that the sender's header claims."""
+    data = Array(np.zeros(3, np.float32)).data
+    bomb = data.replace(b"(3,), }".ljust(30), b"(250000000000,), }".ljust(30))
+    assert len(bomb) == len(data) and bomb != data
+    record = ArrayRecord({"b": Array("float32", (3,), "numpy.ndarray", bomb)})
+    with pytest.raises(ValueError, match="layer 'b': 12 bytes of numbers, the header needs 10000"):
+        read_layers(record, {"b": ("float32", (3,))})
+    plain = ArrayRecord({"b": Array("float32", (3,), "pickle", data)})
+    with pytest.raises(ValueError, match="layer 'b': serialised as 'pickle'"):
+        read_layers(plain, {"b": ("float32", (3,))})
 
 
 # A user's Flower app: a client that answers with its whole model, as in Flower's quickstart.

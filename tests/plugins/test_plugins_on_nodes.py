@@ -65,4 +65,4 @@ def test_a_node_without_the_package_says_what_it_lacks(rows):
             "this node lacks the model 'bottleneck', the data 'wines', the loss 'focal'"
             in (lost["reason"])
         )
-        assert "start it with --use FILE.py, or install them" in lost["reason"]
+        assert "start it with --use FILE.py" in lost["reason"]

@@ -1,5 +1,6 @@
 """A user's own model, data, loss, metrics and partition beside ours, and the tasks they make."""
 
+import collections
 import functools
 
 import datasets
@@ -304,6 +305,49 @@ def test_tied_weights_frozen_layers_and_two_outputs(small, tumours):
     rows = results.runs[0][1]
     assert rows[-1]["right"] > 0.85 and "accuracy" not in rows[-1]
     assert results.headline.column == "right" and results.table().iloc[0, 0] == rows[-1]["right"]
+
+
+class Named(dict):
+    """A table of outputs with attributes, as models of transformers return it."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Heads(nn.Module):
+    """A network whose outputs come in a form of their own."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form, self.body = form, nn.Linear(30, 2)
+
+    def forward(self, x):
+        return self.form(self.body(nn.functional.normalize(x)))
+
+
+Pair = collections.namedtuple("Pair", ["logits", "hidden"])
+
+
+FORMS = {"table": lambda x: Named(logits=x, hidden=[x, x]), "named": lambda x: Pair(x, (x, x))}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_outputs_keep_their_form(small, tumours, form):
+    def loss(outputs, targets):
+        assert len(outputs.hidden) == 2 and outputs.hidden[1].shape == outputs.logits.shape
+        return nn.functional.cross_entropy(outputs.logits, targets)
+
+    rows = simulate(
+        small, data=tumours, model=lambda: Heads(form), loss=loss, training={"batch_size": 16},
+        metrics={"hit": lambda outputs, targets: right({"logits": outputs.logits}, targets)},
+    ).runs[0][1]  # fmt: skip
+    (hit,) = [value for key, value in rows[-1].items() if key.startswith("hit")]  # or "hit#2"
+    assert rows[-1]["loss"] < rows[0]["loss"] and 0.3 < hit <= 1
+
+
+def test_outputs_that_are_no_tensors_are_refused_before_the_start(small, tumours):
+    told = "does not take inputs .*outputs are tensors, or tables of them, got set"
+    with pytest.raises(ConfigError, match=told):
+        simulate(small, data=tumours, model=lambda: Heads(lambda x: (x, {1})))
 
 
 def test_regression_with_a_loss_of_ours(small):

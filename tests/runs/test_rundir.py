@@ -7,12 +7,14 @@ import subprocess
 
 import pytest
 
-from experiments import flower_run
+from experiments import flower_processes, flower_run
 from experiments.flower_processes import FlowerRunError, refusal
 from experiments.flower_run import follow, reason_in
 from experiments.simulation import run_one
 from fedrobust.experiment.load import from_dict
+from fedrobust.runs import rows as rows_module
 from fedrobust.runs.checkpoint import CheckpointError
+from fedrobust.runs.environment import environment
 from fedrobust.runs.folder import (
     CHECKPOINT,
     PREVIOUS,
@@ -21,6 +23,7 @@ from fedrobust.runs.folder import (
     WriteError,
     read_rows,
 )
+from fedrobust.runs.rows import GrowingRows
 from fedrobust.text import FAILED
 from strategies.handshake import ProtocolError
 
@@ -181,6 +184,36 @@ def test_the_last_sentence_is_the_reason(done, monkeypatch, tmp_path):
         follow("1", environment, folder, seen.append)
 
 
+def test_a_slow_flwr_is_named_and_hides_no_reason(done, monkeypatch, tmp_path):
+    """``flwr log`` of a machine that is too busy told a timeout, in the place of the reason."""
+    folder, _ = done
+    (tmp_path / "flwr").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "flwr").chmod(0o700)
+    settings = '[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:1"\n'
+    (tmp_path / "config.toml").write_text(settings)
+    environment = {"FLWR_HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    monkeypatch.setattr(flower_processes, "ANSWER_LIMIT", 0.2)
+    monkeypatch.setattr(flower_run, "LOG_LIMIT", 0.2)
+    monkeypatch.setattr(flower_run, "POLL", 0.0)
+    with pytest.raises(FlowerRunError, match=r"flwr ls gave no answer in 0\.2 s"):
+        follow("1", environment, folder, lambda row: None)
+    ended = {"runs": [{"status": "finished:failed", "status-details": "No heartbeat received"}]}
+    monkeypatch.setattr(flower_run, "flwr", Answers(ended))
+    with pytest.raises(FlowerRunError) as told:
+        follow("1", environment, folder, lambda row: None)
+    assert str(told.value).startswith("flwr log gave no answer in 0.2 s\n")
+    assert "ended as 'finished:failed': No heartbeat received" in str(told.value)
+
+
+@pytest.mark.parametrize("failure", [OSError("no git"), subprocess.TimeoutExpired("git", 5)])
+def test_a_git_that_fails_or_hangs_ends_no_run(monkeypatch, failure):
+    def git(*command, **settings):
+        raise failure
+
+    monkeypatch.setattr(subprocess, "run", git)
+    assert environment()["commit"] is None
+
+
 def test_reasons_and_refusals_are_one_line():
     assert reason_in("a\nValueError: b\nc") == "ValueError: b"
     assert reason_in("") == reason_in("", "N/A") == "no reason is in the log above"
@@ -205,3 +238,28 @@ def test_certificates_hold_addresses_of_both_kinds(tmp_path):
     wrong = subprocess.run(["sh", str(script), str(tmp_path), "a,b"], capture_output=True,
                            text=True, check=False)  # fmt: skip
     assert wrong.returncode == 2 and "no host name or address" in wrong.stderr
+
+
+def test_growing_rows_are_parsed_once_and_replaced_files_are_read_anew(tmp_path, monkeypatch):
+    file, parsed = tmp_path / "rounds.jsonl", []
+    growing = GrowingRows(file)
+    assert growing.look() == []
+    monkeypatch.setattr(rows_module, "printables", lambda row: parsed.append(row) or row)
+    with file.open("w") as out:
+        for number in range(50):
+            out.write(json.dumps({"round": number}) + "\n")
+            out.flush()
+            assert len(growing.look()) == number + 1
+        out.write('{"round": 5')
+        out.flush()
+        assert len(growing.look()) == 50, "a line that is not whole waits"
+        out.write("0}\n")
+        out.flush()
+    assert growing.look()[-1] == {"round": 50} and len(parsed) == 51
+    other = tmp_path / "other"
+    other.write_text('{"round": 0}\n')
+    os.replace(other, file)
+    assert growing.look() == [{"round": 0}] == read_rows(file)
+    other.write_text('{"round": 1}\n{"damaged\n{"round": 2}\n')
+    os.replace(other, file)
+    assert growing.look() == read_rows(file) == [{"round": 1}]
