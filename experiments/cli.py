@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from experiments import completion
+from experiments import aggregate_command, completion
 from experiments.audit import command as audit_command
 from experiments.board import command as board_command
 from experiments.cli_options import (
@@ -189,6 +189,7 @@ def node(
 
 
 app.command(epilog=audit_command.CODES)(audit_command.audit)
+app.command(epilog=EXIT_CODES)(aggregate_command.aggregate)
 app.command(epilog=EXIT_CODES)(board_command.benchmark)
 app.command(epilog=EXIT_CODES)(board_command.recommend)
 

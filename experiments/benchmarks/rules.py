@@ -36,13 +36,14 @@ COORDINATE_WISE = (
 # What a rule goes over the matrix for, one by one: norms, weighted sums, signs, finite values.
 OWN_PASSES = {
     "rfa": 8, "centered_clipping": 3, "norm_clipping": 3, "cge": 3, "fltrust": 4, "rsa": 2,
-    "sign_guard": 3, "rlr": 3, "fednga": 3, "lasa": 8, "alignins": 6, "randeigen": 2,
+    "sign_guard": 3, "rlr": 3, "fednga": 3, "lasa": 8, "alignins": 6,
 }  # fmt: skip
 # A second gives the mixed rows, is the second window's, or takes the distances of cluster means.
 PRODUCTS = {"nnm": 2, "safeguard": 2, "hierarchical_clustering_krum": 2}
 # The result is a matrix: its norms are read, it is written.
 COPIES = ("clip", "arc", "bucketing", "foundation")
 COMBINATORIAL = ("mda", "smea")  # n = 20 only
+SELECTING = ("lasa", "alignins")
 # safeguard and foolsgold keep sums of the size of the matrix, zeno evaluates a model n times.
 SETTINGS: dict[str, dict[str, Any]] = {
     "centered_clipping": {"tau": 10.0},
@@ -110,11 +111,13 @@ def _limit(name: str, updates: Tensor) -> tuple[str, Call, float | None]:
         return READ, updates.sum, 4.0 if n <= 100 else 8.0
     if name in OWN_PASSES:
         passes = OWN_PASSES[name]
-        return f"{passes} {PASSES}", lambda: [updates.sum() for _ in range(passes)], 1.5
+        # A selection among the values of each update costs more than reads of them.
+        goal = None if name in SELECTING else 1.5
+        return f"{passes} {PASSES}", lambda: [updates.sum() for _ in range(passes)], goal
     if name in COPIES:
         return "a read and a copy", lambda: (updates.sum(), updates.clone()), 1.5
     products = PRODUCTS.get(name, 1)
-    goal = None if name in COMBINATORIAL or name == "zeno" else 1.5
+    goal = None if name in COMBINATORIAL or name in ("zeno", "filtering") else 1.5
     text = PRODUCT if products == 1 else f"{products} {PRODUCT}"
     return text, lambda: [updates @ updates.T for _ in range(products)], goal
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,10 +87,17 @@ def thinning(updates: Tensor, places: list[slice], sparsity: float) -> Tensor:
     if not total or sparsity == 0:
         return updates.new_full((len(updates),), -1.0)
     floors = [
-        torch.cat([row[where] for where in places]).abs().kthvalue(total - kept + 1).values
-        for row in updates
+        kth_largest(torch.cat([row[where] for where in places]).abs(), kept) for row in updates
     ]
     return torch.stack(floors)
+
+
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """Return the k-th largest of some values (m,), as a tensor without dimensions."""
+    place = len(values) - k
+    if values.device.type == "cpu":  # numpy partitions three times as fast as torch selects
+        return torch.tensor(np.partition(values.numpy(), place)[place], dtype=values.dtype)
+    return values.kthvalue(place + 1).values
 
 
 def deviations(values: Tensor) -> Tensor:
@@ -170,7 +178,7 @@ def agreement(updates: Tensor, share: float) -> Tensor:
     found = []
     for row in updates:
         sizes = row.abs()
-        large = sizes >= sizes.kthvalue(d - count + 1).values
+        large = sizes >= kth_largest(sizes, count)
         found.append(((row.sign() == principal) & large).sum().double() / large.sum())
     return torch.stack(found).cpu()
 

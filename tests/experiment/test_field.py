@@ -200,7 +200,7 @@ def test_two_partials_of_one_rule_are_two_rows(small):
     two = partial(scaled, k=0.5), partial(partial(scaled, k=2.0), f=1)
     results, rows = both(small | {"sweep": {"seed": [1, 2]}}, *two)
     assert len(results.runs) == 4
-    assert rows == ["scaled k=0.5 f=2", "scaled k=2.0 f=1"]
+    assert sorted(rows) == ["scaled k=0.5 f=2", "scaled k=2.0 f=1"]
     assert [e.rule for e, _ in results.runs[::2]] == [
         {"name": "scaled", "k": 0.5, "f": 2}, {"name": "scaled", "k": 2.0, "f": 1},
     ]  # fmt: skip

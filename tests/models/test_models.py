@@ -3,6 +3,7 @@ import torch
 
 from fedrobust.models import MODELS, ModelError, build
 from fedrobust.models.cifar import CIFAR_ZOO
+from fedrobust.models.zoo import OF_TOKENS
 from fedrobust.vector import FlatModel
 
 GREY = {"shape": (1, 28, 28), "classes": 10, "mean": (0.3,), "std": (0.4,)}
@@ -48,7 +49,7 @@ ZOO = {
 
 
 def test_parameter_counts():
-    assert {name for name, _ in COUNTS} == set(MODELS) - set(CIFAR_ZOO) - {"char_cnn"}
+    assert {name for name, _ in COUNTS} == set(MODELS) - set(CIFAR_ZOO) - set(OF_TOKENS)
     for (name, kind), count in COUNTS.items():
         module = build(name, seed=1, **(GREY if kind == "grey" else COLOUR))
         assert FlatModel(module).d == count
@@ -92,7 +93,7 @@ def test_weights_follow_the_seed_and_leave_the_global_generator_alone():
 
 
 def test_only_the_batchnorm_networks_have_running_statistics():
-    for name in MODELS.keys() - {"bn_cnn", "char_cnn", *ZOO}:
+    for name in MODELS.keys() - {"bn_cnn", *OF_TOKENS, *ZOO}:
         module = build(name, seed=1, **COLOUR)
         assert not module.state_dict().keys() - dict(module.named_parameters()).keys()
 

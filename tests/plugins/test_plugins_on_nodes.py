@@ -11,7 +11,7 @@ from fedrobust import plugins
 from fedrobust.experiment.load import from_dict, read
 from tests.plugins.test_plugin_package import PACKAGE, SETTING
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 LIAR, LACKING = 1, 3
 CHANGES = {
     "clients": 4,
