@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -28,10 +29,13 @@ def show(results: Results, console: Console) -> None:
     measure = results.headline
     table = tables.cells(results.table(), results.interval(), percent=measure.is_share)
     title = f"final test {measure.column}" + (" (%)" if measure.is_share else "")
-    shown = Table(title=title, title_justify="left")
-    shown.add_column("defence")
+    # Narrow enough for five columns with their intervals on a terminal of 80.
+    shown = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    shown.add_column("defence", overflow="fold")
     for column in table.columns:
-        shown.add_column(str(column), justify="right")
+        shown.add_column(str(column), justify="right", no_wrap=len(table.columns) <= 5)
     for name, row in table.iterrows():
         shown.add_row(str(name), *row)
     console.print(shown)

@@ -239,7 +239,9 @@ def _run(
             highlight=False, soft_wrap=True, markup=False,
         )  # fmt: skip
     with (
-        Live(terminal, waiting, quiet=quiet, sent=sweep.grid != "in_process") as live,
+        Live(
+            terminal, waiting, quiet=quiet or not waiting, sent=sweep.grid != "in_process"
+        ) as live,
         tracking(trackers or [], sweep.output, live.row, strict=strict) as on_row,
     ):
         sweep.run(on_row)

@@ -141,6 +141,7 @@ def _superlink(home: Path, parts: str = "") -> Iterator[dict[str, str]]:
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment.pop("OMP_NUM_THREADS", None)
     environment[plugins.VARIABLE] = parts
+    environment.setdefault("RAY_ADDRESS", "local")  # another user's cluster is not joined
     environment.setdefault(VARIABLE, "1")  # Ray gives each of its workers one core
     connection = {"address": f"127.0.0.1:{port}", "insecure": True}
     settings = {"superlink": {"default": "own", "own": connection}}

@@ -93,7 +93,8 @@ def curves(frame: pd.DataFrame, shown: Headline = ACCURACY, defences: Sequence[s
         axes.grid(alpha=0.3)
     for axes in list(figure.axes)[len(attacks) :]:
         axes.axis("off")
-    figure.supxlabel("round", fontsize="medium")
+    for axes in list(figure.axes)[max(0, len(attacks) - columns) : len(attacks)]:
+        axes.set_xlabel("round")
     figure.supylabel(f"test {shown.column}" + (" (%)" if shown.is_share else ""), fontsize="medium")
     if shown.is_share:
         figure.axes[0].set_ylim(0, 100)

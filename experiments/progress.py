@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +16,7 @@ from fedrobust.experiment.schema import Experiment
 from fedrobust.training.tasks import headline
 
 Row = dict[str, Any]
+OnRow = Callable[[Experiment, Row], None]
 
 
 class Live:
@@ -97,6 +100,26 @@ class Live:
     def _line(self, text: str) -> None:
         seconds = time.monotonic() - self._start
         self._console.print(f"[dim]{seconds:6.1f} s[/]  {text}", highlight=False)
+
+
+@contextmanager
+def following(
+    experiments: list[Experiment], on_row: OnRow, *, wanted: bool, sent: bool
+) -> Iterator[OnRow]:
+    """Show the progress of a simulation on a terminal or in a notebook, where it is wanted.
+
+    Yields what to call with each row in the place of ``on_row``.
+    """
+    if not wanted:
+        yield on_row
+        return
+    with Live(Console(), experiments, sent=sent) as live:
+
+        def both(experiment: Experiment, row: Row) -> None:
+            on_row(experiment, row)
+            live.row(experiment, row)
+
+        yield both
 
 
 def shown(experiment: Experiment, row: Row) -> str:

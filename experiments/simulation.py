@@ -19,6 +19,7 @@ from clients.modes import handlers_for
 from clients.node import Host
 from experiments.observers import guarded
 from experiments.outcomes import NoStepWarning, stuck
+from experiments.progress import following
 from experiments.shipped import located
 from experiments.torch_state import own_torch_state
 from experiments.user_plugins import own_objects, plugged
@@ -53,6 +54,7 @@ def simulate(
     on_row: Callable[[Experiment, Row], None] = lambda experiment, row: None,
     keep_models: bool = False,
     strict: bool = False,
+    progress: bool = False,
     **overrides: Any,
 ) -> Results:
     """Run one experiment (or each of its sweep) and return the results; see ``fedrobust``."""
@@ -71,20 +73,21 @@ def simulate(
     with own_torch_state(), plugged(dotted) as own_parts:
         experiments = resolve(experiment, own_parts.named)
         check_against_data(experiments, data_root=data_root)
-        for e in experiments:
-            rows = run_one(
-                e,
-                grid=grid,
-                device=device,
-                data_root=data_root,
-                on_row=lambda row, e=e: watch(e, row),  # type: ignore[misc]
-                on_model=(lambda *model: models.append(model)) if keep_models else None,
-                stock=own_parts.stock,
-                parts=own_parts.parts,
-            )
-            runs.append((e, rows))
-            if line := stuck(e, rows):
-                warnings.warn(line, NoStepWarning, stacklevel=2)
+        with following(experiments, watch, wanted=progress, sent=grid != "in_process") as told:
+            for e in experiments:
+                rows = run_one(
+                    e,
+                    grid=grid,
+                    device=device,
+                    data_root=data_root,
+                    on_row=lambda row, e=e: told(e, row),  # type: ignore[misc]
+                    on_model=(lambda *model: models.append(model)) if keep_models else None,
+                    stock=own_parts.stock,
+                    parts=own_parts.parts,
+                )
+                runs.append((e, rows))
+                if line := stuck(e, rows):
+                    warnings.warn(line, NoStepWarning, stacklevel=2)
     vectors, statistics = zip(*models, strict=True) if models else ((), ())
     from experiments.results import Results  # pandas: no process of a sweep needs it
 

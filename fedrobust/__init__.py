@@ -37,7 +37,8 @@ def simulate(experiment: Any, *, grid: str = "in_process", **overrides: Any) -> 
         Flower strategy; ``attack`` a function ``(honest, *, n, f) -> (f, d)``. Further:
         ``data_root``; ``device``, "cpu" or "cuda";
         ``on_row(experiment, row)``, called as the rounds end (an error in it is a warning, unless
-        ``strict=True``); ``keep_models=True`` for ``Results.state_dict``.
+        ``strict=True``); ``progress=True``, a bar and a line as each run ends, in a notebook too;
+        ``keep_models=True`` for ``Results.state_dict``.
 
     Raises
     ------

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 from experiments import listing, tables
 from experiments.board import rows
 from experiments.cli import app
+from experiments.docs import notebook_pages
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -47,20 +49,42 @@ def rules(kind: str) -> str:
         told = written[entry["name"]]
         lines = [
             f"### {entry['name']}\n\n{entry['what']}\n",
-            f"```text\n{told['formula']}\n```\n",
+            f"{formula(told)}\n",
             f"- **Settings:** {_code(entry['parameters']) or 'none'}",
             f"- **Needs:** {entry['needs']}",
             f"- **Breakdown:** {told['breakdown']}",
-            f"- **Paper:** {entry['paper'] or 'none'}\n",
+            f"- **Paper:** {linked(entry) or 'none'}\n",
         ]
         parts.append("\n".join(lines))
     return "\n".join(parts)
 
 
+def formula(told: dict[str, str]) -> str:
+    """Return a formula as MathML, which browsers draw; as text where it is a recipe."""
+    if "latex" not in told:
+        return f"```text\n{told['formula']}\n```"
+    return f'<div class="formula">{convert(told["latex"], display="block")}</div>'
+
+
+def linked(entry: dict[str, str]) -> str:
+    """Return a reference with the papers in it linked: by title, by arXiv number, or by plug-in."""
+    words = re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", entry["paper"])
+    found = papers()
+    for title, address in found["titles"].items():
+        words = words.replace(title, f"[{title}]({address})", 1)
+    named = found["names"].get(entry["name"])
+    return f"{words} [The paper]({named})." if named else words
+
+
+def papers() -> dict[str, dict[str, str]]:
+    """Return where papers are: by title, and by plug-in."""
+    return tomllib.loads((HERE / "papers.toml").read_text(encoding="utf-8"))
+
+
 def table(kind: str) -> str:
     """Write one kind of plug-in as a table."""
     rows = [
-        f"| `{e['name']}` | {_cell(e['what'])} | {_code(e['parameters'])} | {_cell(e['paper'])} |"
+        f"| `{e['name']}` | {_cell(e['what'])} | {_code(e['parameters'])} | {_cell(linked(e))} |"
         for e in listing.tables(kind)[kind]
     ]
     return "\n".join(
@@ -128,4 +152,6 @@ MAKERS: dict[str, Callable[[str], str]] = {
     "commands": commands,
     "file": file,
     "board": board,
+    "notebook": notebook_pages.notebook,
+    "gallery": notebook_pages.gallery,
 }

@@ -98,8 +98,12 @@ for (const [title, runs] of Object.entries(choices)) {
   const svg = figure.querySelector("svg"), select = document.createElement("select");
   select.setAttribute("aria-label", "run");
   figure.querySelector("figcaption").replaceChildren(select);
+  const printed = make("span", select.parentNode, { class: "printed" }, runs[0][0]);
   runs.forEach(([name], i) => make("option", select, { value: i }, name));
-  select.addEventListener("change", () => draw(svg, runs[select.value][1]));
+  select.addEventListener("change", () => {
+    draw(svg, runs[select.value][1]);
+    printed.textContent = runs[select.value][0];
+  });
   svg.addEventListener("pointermove", (event) => {
     const one = runs[select.value][1], [x, y] = within(svg, event), i = Math.floor(y / CELL);
     const j = Math.floor((x - NAMES) / ((WIDE - NAMES - 4) / one.columns.length));

@@ -79,7 +79,8 @@ class RedundantStrategy(RecordedStrategy):
     clients
         Node id -> worker. None: the first K nodes that are connected, by id.
     step
-        (model, aggregate, state, round) -> the next model and state, in the place of the SGD step.
+        (model, aggregate, state, round) -> the next model and state, in the place of the SGD step;
+        it has its own rate, and a momentum if it wants one.
     truth
         (round, assignment) -> what Byzantine workers really distort, for the rows; simulation only.
     on_row
@@ -136,6 +137,8 @@ class RedundantStrategy(RecordedStrategy):
         on_row: Callable[[Row], None] = lambda row: None,
     ) -> None:
         super().__init__()
+        if step is not None and server_momentum:
+            raise ValueError(f"server_momentum={server_momentum} is SGD's: a step has its own")
         self._on_row = on_row
         self._settings = settled(
             Settings(

@@ -125,9 +125,35 @@ def test_the_citation_is_of_this_version():
     assert f"version: {version}\n" in text and "cff-version: 1.2.0" in text
 
 
+def test_every_claim_names_tests_and_commands_that_are_there():
+    text = (DOCS / "pages" / "reference" / "measured.md").read_text()
+    claims = text[text.index("## Every claim") :]
+    tests = set(re.findall(r"`((?:\w+/)?test_\w+\.py)`", claims))
+    assert len(tests) >= 30
+    assert not [name for name in tests if not (ROOT / "tests" / name).is_file()]
+    modules = set(re.findall(r"python -m experiments\.(?:benchmarks\.)?(\w+)", claims))
+    places = (ROOT / "experiments" / "benchmarks", ROOT / "experiments")
+    assert len(modules) >= 8
+    assert not [m for m in modules if not any((p / f"{m}.py").is_file() for p in places)]
+
+
+def test_papers_that_are_linked_are_cited():
+    entries = [entry for table in listing.tables().values() for entry in table]
+    found = tomllib.loads((DOCS / "papers.toml").read_text())
+    cited = " ".join(entry["paper"] for entry in entries)
+    assert len(found["titles"]) >= 40 and all(title in cited for title in found["titles"])
+    assert set(found["names"]) <= {entry["name"] for entry in entries}
+    addresses = [*found["titles"].values(), *found["names"].values()]
+    good = r"https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/10\.\S+|openreview\.net/\S+|www\.usenix\.org/\S+)"
+    assert all(re.fullmatch(good, address) for address in addresses)
+
+
 @pytest.mark.slow
 def test_the_site_builds_with_warnings_as_errors(tmp_path):
-    if not all(importlib.util.find_spec(name) for name in ("mkdocs", "material", "mkdocstrings")):
+    if not all(
+        importlib.util.find_spec(name)
+        for name in ("mkdocs", "material", "mkdocstrings", "latex2mathml")
+    ):
         pytest.skip("needs fedrobust[docs]")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", tmp_path / "site",
@@ -138,6 +164,12 @@ def test_the_site_builds_with_warnings_as_errors(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     rules = (tmp_path / "site" / "reference" / "rules.html").read_text()
     assert "n &gt;= 2 f + 3" in rules and "n &gt;= 4 f + 3" in rules
+    assert rules.count("<math") >= 25 and "arxiv.org/abs/1703.02757" in rules
+    page = (tmp_path / "site" / "notebooks" / "own_rule.html").read_text()
+    gallery = (tmp_path / "site" / "notebooks" / "gallery.html").read_text()
+    assert "data:image/png;base64," in page and "<table class='heat'" in page
+    assert gallery.count('<a href="own_rule.html"><img') >= 1
+    assert gallery.count("<figure>") >= 8
     commands = (tmp_path / "site" / "reference" / "cli.html").read_text()
     assert "fedrobust sweep" in commands and "--over" in commands
     assert "fonts.googleapis" not in rules

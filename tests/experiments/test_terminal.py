@@ -12,6 +12,7 @@ from rich.console import Console
 from experiments import completion, listing, listing_page
 from experiments.cli import main
 from experiments.progress import Live
+from experiments.simulation import simulate
 from fedrobust.experiment.load import expand
 
 
@@ -50,6 +51,16 @@ def test_the_progress_line_keeps_accuracy_and_eta_at_80_columns(small, sent):
     assert "0/60 runs" in last and "81.2%" in last and len(last.strip()) <= 80
     assert "ETA" in last and "…" not in last.split("81.2%")[0], "nothing before it is cut"
     assert ("27.0 GB sent" in last) is sent, "inside one process nothing travels"
+
+
+def test_a_simulation_in_python_shows_its_progress_when_asked(small, capsys):
+    seen = []
+    settings = {"sweep": {"rule": ["mean", "krum"]}, "rounds": 2}
+    simulate(small, progress=True, on_row=lambda e, row: seen.append(row["round"]), **settings)
+    said = capsys.readouterr().out
+    assert "2/2  none / krum" in said and "first result:" in said and seen == [0, 1, 2] * 2
+    simulate(small, **settings)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_rerun_says_what_is_finished_and_fresh_runs_it_again(file, monkeypatch, capsys):

@@ -454,6 +454,43 @@ def test_batch_statistics_are_agreed_like_gradients():
     assert 0 in row["flagged"]
 
 
+def counting():
+    """Average running statistics over all batches that were counted: BatchNorm without momentum."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, momentum=None), nn.Linear(8, 3))
+
+
+def test_statistics_do_not_depend_on_what_a_worker_computed_before():
+    first, second = FileGradient(counting, LOSS, DATA), FileGradient(counting, LOSS, DATA)
+    where = (first.model.vector.clone(), first.statistics)
+    first(*where, torch.arange(0, 30), seed=0)
+    busy, fresh = (g(*where, torch.arange(30, 60), seed=0) for g in (first, second))
+    assert torch.equal(busy, fresh)
+
+
+def test_honest_workers_agree_on_batchnorm_without_momentum():
+    """Each worker has a process of its own here: none may be flagged for the files it counted."""
+    fleet = Fleet({}, model=counting)
+    workers = [FileWorker(model=counting, loss=LOSS, data=DATA) for _ in range(7)]
+    fleet.worker = lambda message, context: workers[context.node_id - 1](message, context)
+    fleet.worker._values = workers[0]._values
+    for _ in range(2):
+        row, gap = fleet.play()
+        assert (row["flagged"], row["kept_files"]) == ([], 35)
+        assert gap < 1e-3
+    state = fleet.arrays.to_torch_state_dict()
+    assert int(state["1.num_batches_tracked"]) == 0
+
+
+def test_a_step_of_ones_own_takes_no_momentum_silently():
+    def step(model, aggregate, state, server_round):
+        return model - aggregate, state
+
+    with pytest.raises(ValueError, match=r"server_momentum=0\.9 is SGD's"):
+        Fleet({}, step=step, server_momentum=0.9)
+    assert Fleet({}, step=step).play()[1] < 1e-3
+
+
 def test_who_is_proven_byzantine_is_out_for_good():
     def distort(message, honest, values):
         if stage_of(message) != "sum":
