@@ -49,6 +49,7 @@ def aggregate_files(paths: list[Path], rule: str, output: Path, *, seed: int = 0
     from fedrobust.spec import InputError
 
     spec, pre = read_rule(rule)
+    assert not callable(spec), "a rule that was given as text is a spec"
     files, found = UpdateFiles(paths), Streamed()
     check_output(output, files)
     draws = generator(seed, "rule")

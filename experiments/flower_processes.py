@@ -80,9 +80,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def start_limit() -> float:
+    """Return the seconds that a SuperLink may take: more where work waits for the cores."""
+    return START_LIMIT * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def wait_for_port(port: int, process: subprocess.Popen, home: Path) -> None:
     """Wait until a SuperLink takes connections."""
-    end = time.monotonic() + START_LIMIT
+    end = time.monotonic() + start_limit()
     while time.monotonic() < end and process.poll() is None:
         with socket.socket() as probe:
             probe.settimeout(POLL)

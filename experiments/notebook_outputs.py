@@ -45,7 +45,9 @@ def write(document: dict[str, Any], path: Path) -> None:
 def _outputs(source: str, namespace: dict[str, Any], name: str) -> list[Output]:
     """Run one cell; return what it printed, and the value of its last line."""
     tree = ast.parse(source)
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    end = tree.body[-1] if tree.body else None
+    last = end if isinstance(end, ast.Expr) else None
+    del tree.body[len(tree.body) - (last is not None) :]
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         exec(compile(tree, name, "exec"), namespace)

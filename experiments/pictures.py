@@ -112,7 +112,7 @@ def _curve(axes: Axes, groups: Any, factor: int, name: str, place: int) -> None:
 
 def _legend(figure: Figure) -> tuple[list[Any], list[str]]:
     """Return each defence once, with its line."""
-    found = {}
+    found: dict[str, Any] = {}
     for axes in figure.axes:
         for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, line)

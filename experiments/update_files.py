@@ -103,7 +103,7 @@ class UpdateFiles:
                     yield block
 
     def _fill(self, row: Tensor, file: BinaryIO, offset: int, path: Path) -> None:
-        into = memoryview(row.view(torch.uint8).numpy()).cast("B")
+        into = row.view(torch.uint8).numpy().data.cast("B")
         file.seek(offset)
         while len(into):
             read = file.readinto(into)  # type: ignore[attr-defined]

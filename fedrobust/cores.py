@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import tempfile
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import IO
@@ -23,13 +25,13 @@ def pin(count: int) -> tuple[int, ...]:
     """Pin this process to ``count`` cores that no other worker of this user has claimed.
 
     The claim is a locked file a core; the system drops it when the process ends, however it ends.
-    Where there are fewer free cores nothing is pinned, nor where the system cannot.
+    Where there are fewer free cores nothing is pinned, nor where the system cannot, nor where
+    somebody else has made the folder of the locks.
     """
     if not hasattr(os, "sched_setaffinity"):
         return ()
-    folder = Path(tempfile.gettempdir()) / f"fedrobust-cores-{os.getuid()}"
-    # For this user alone: nobody else may hold the locks, and keep cores from being used.
-    folder.mkdir(mode=0o700, exist_ok=True)
+    if (folder := _own_folder()) is None:
+        return ()
     claimed: dict[int, IO[str]] = {}
     for core in sorted(os.sched_getaffinity(0)):
         if len(claimed) < count and (file := _lock(folder / str(core))) is not None:
@@ -43,6 +45,19 @@ def pin(count: int) -> tuple[int, ...]:
     return tuple(claimed)
 
 
+def _own_folder() -> Path | None:
+    """Return the folder of this user's locks; None where it is not this user's alone.
+
+    Its name can be foreseen: in it another user could hold the locks, or lay links to our files.
+    """
+    folder = Path(tempfile.gettempdir()) / f"fedrobust-cores-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return folder if ours and not found.st_mode & 0o077 else None
+
+
 @cache
 def _hold(files: tuple[IO[str], ...]) -> tuple[IO[str], ...]:
     """Keep the locked files open until the process ends."""
@@ -50,7 +65,12 @@ def _hold(files: tuple[IO[str], ...]) -> tuple[IO[str], ...]:
 
 
 def _lock(path: Path) -> IO[str] | None:
-    file = path.open("w")
+    try:
+        # Neither through a link nor cut to nothing: only the lock counts.
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    file = os.fdopen(opened, "r+")
     try:
         # Not waited for: a core that another worker has is passed over.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

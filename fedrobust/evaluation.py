@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,16 +26,27 @@ def pixels(images: Tensor) -> Tensor:
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Set a module to evaluation mode; each of its parts is in its own mode again afterwards."""
+    # One by one: module.train(flag) would also switch the parts that the caller left in eval.
+    flags = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in flags:
+            part.training = training
+
+
 @torch.inference_mode()
 def outputs_of(module: nn.Module, inputs: Tensor, *, batch_size: int = 500) -> Any:
     """Return a model's outputs of a whole set, on the CPU; the module's mode is left as found.
 
     A model with several outputs, as a tuple, a list or a table, returns them in the same form.
     """
-    was_training = module.training
-    module.eval()
-    parts = [module(pixels(chunk)) for chunk in inputs.split(batch_size)]
-    module.train(was_training)
+    with evaluating(module):
+        parts = [module(pixels(chunk)) for chunk in inputs.split(batch_size)]
     return _joined(parts)
 
 
@@ -69,13 +81,11 @@ def evaluate(module: nn.Module, images: Tensor, labels: Tensor, *, batch_size: i
     images, labels
         uint8 (N, C, H, W) and int64 (N,).
     """
-    was_training = module.training
-    module.eval()
     right, loss = 0, 0.0
-    for chunk, target in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        logits = module(pixels(chunk))
-        right += int((logits.argmax(1) == target).sum())
-        # A sum: a mean of the batches' means would weigh a short last batch too much.
-        loss += float(F.cross_entropy(logits, target, reduction="sum"))
-    module.train(was_training)
+    with evaluating(module):
+        for chunk, target in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            logits = module(pixels(chunk))
+            right += int((logits.argmax(1) == target).sum())
+            # A sum: a mean of the batches' means would weigh a short last batch too much.
+            loss += float(F.cross_entropy(logits, target, reduction="sum"))
     return Score(right / len(labels), loss / len(labels))

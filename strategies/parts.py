@@ -161,7 +161,8 @@ class Parts:
         """Return what the rule may ask, in the form in which it is shown the updates."""
         known: Server = {"layers": lambda: self.transport.layers, "model": lambda: start}
         server = {**known, **(self.offers(start, server_round) or {})}
-        return server if self.form is None else self.form.offered(server, start)
+        shown = server if self.form is None else self.form.offered(server, start)
+        return shown or {}
 
 
 def sgd(

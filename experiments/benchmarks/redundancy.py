@@ -106,7 +106,8 @@ class Rounds:
     def turns(self, times: int) -> tuple[list[float], list[float], list[float]]:
         """Return the CPU seconds of rounds, of the attackers in them, and of the bare loop."""
         whole, attackers, bare = list[float](), list[float](), list[float]()
-        self.round(), self.once()  # to warm up
+        self.round()  # to warm up
+        self.once()
         for _ in range(times):
             with _crafting() as spent:
                 whole.append(seconds_of(self.round, clock=time.process_time))

@@ -189,7 +189,8 @@ def _nearest_mean(
         for k in range(width):
             values = strip[np.uint64(k) :: wide]
             if _tied(values, begin[k], keep, centre[k]):
-                out[start + k] = _first_nearest(x, rows, start + k, keep, centre[k])
+                column = int(start + k)
+                out[start + k] = _first_nearest(x, rows, column, keep, centre[k])
             else:
                 out[start + k] = total[k] / keep
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from fedrobust.attacks.backdoors import stamp
 from fedrobust.attacks.data import alie_backdoor as clip_into_spread
 from fedrobust.attacks.data import backdoor_loss, delta_loss
-from fedrobust.evaluation import pixels
+from fedrobust.evaluation import evaluating, pixels
 from fedrobust.vector import FlatModel
 
 
@@ -104,6 +104,11 @@ def success_rate(module: torch.nn.Module, images: Tensor, labels: Tensor, *, tar
     ----------
     images, labels
         Held-out uint8 (N, C, H, W) and int64 (N,), clean; images of the target class are left out.
+
+    Raises
+    ------
+    ValueError
+        If all of them are of the target class.
     """
     # An image of the target class would count as a hit without any backdoor.
     others = images[labels != target]
@@ -111,11 +116,16 @@ def success_rate(module: torch.nn.Module, images: Tensor, labels: Tensor, *, tar
 
 
 def taken_for(module: torch.nn.Module, images: Tensor, target: int) -> float:
-    """Share of the images, (N, C, H, W) uint8, that the model takes for a class, in [0, 1]."""
-    with torch.inference_mode():
-        was_training = module.training
-        module.eval()
+    """Share of the images, (N, C, H, W) uint8, that the model takes for a class, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If there are no images.
+    """
+    if not len(images):
+        raise ValueError(f"attack_success needs images, of classes other than the target {target}")
+    with torch.inference_mode(), evaluating(module):
         parts = images.split(500)
         hits = sum(int((module(pixels(part)).argmax(1) == target).sum()) for part in parts)
-        module.train(was_training)
     return hits / len(images)

@@ -82,8 +82,8 @@ def train_cohort(
     ------
     CohortError
         With "vmap", for dropout (it draws from the global generator), for losses that are no
-        ``StackableLoss``, and for adversarial examples with BatchNorm (the attack would need each
-        client's running statistics).
+        ``StackableLoss``, for members with a ``draw``, and for adversarial examples with BatchNorm
+        (the attack would need each client's running statistics).
     """
     if cohort not in COHORTS:
         raise ValueError(f"unknown cohort {cohort!r}; {suggest(cohort, list(COHORTS))}")
@@ -94,7 +94,7 @@ def train_cohort(
         kind = [members[i] for i in places]
         if cohort == "auto" and not worthwhile(model, kind):
             trained = [_alone(model, start, member) for member in kind]
-        elif reason := obstacle(model.module, kind[0].loss):
+        elif reason := obstacle(model.module, kind[0].loss, kind[0].draw):
             raise CohortError(f"training.cohort = 'vmap' is not possible: {reason}")
         else:
             trained = _by_chunks(model, start, kind, budget)
@@ -109,7 +109,7 @@ def worthwhile(model: FlatModel, members: Sequence[Member]) -> bool:
     one, slower there than the same convolutions one after the other, and rows of parameters that
     one client keeps in the processor's cache travel through memory when there are many.
     """
-    if len(members) < 2 or obstacle(model.module, members[0].loss):
+    if len(members) < 2 or obstacle(model.module, members[0].loss, members[0].draw):
         return False
     if model.vector.device.type != "cpu":
         return True
@@ -117,14 +117,16 @@ def worthwhile(model: FlatModel, members: Sequence[Member]) -> bool:
     return not convolves and model.d <= CACHED
 
 
-def obstacle(module: nn.Module, loss: Loss) -> str:
-    """Say why clients with this network and loss cannot be stacked; empty where they can."""
+def obstacle(module: nn.Module, loss: Loss, draw: Draw | None = None) -> str:
+    """Say why clients with this network, loss and draw cannot be stacked; empty where they can."""
     if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p for m in module.modules()):
         return "dropout draws from the global generator"
     if any(isinstance(m, nn.RNNBase) for m in module.modules()):
         return "recurrent layers have no form for a stack"
     if not isinstance(loss, StackableLoss):
         return f"the loss {loss!r} has no form for a stack: see fedrobust.training.stackable"
+    if draw is not None:
+        return "a draw of one's own has no length, by which a stack shrinks from its end"
     if loss.evaluates and has_batch_statistics(module):
         return "adversarial examples with BatchNorm need each client's running statistics"
     return ""
@@ -159,16 +161,9 @@ def has_batch_statistics(module: nn.Module) -> bool:
 
 def _alone(model: FlatModel, start: Tensor, member: Member) -> Result:
     return train_local(
-        model,
-        start,
-        member.images,
-        member.labels,
-        member.recipe,
-        generator=member.generator,
-        loss=member.loss,
-        out=member.out,
-        draw=member.draw,
-    )
+        model, start, member.images, member.labels, member.recipe,
+        generator=member.generator, loss=member.loss, out=member.out, draw=member.draw,
+    )  # fmt: skip
 
 
 def _kinds(members: Sequence[Member]) -> list[list[int]]:
@@ -179,7 +174,7 @@ def _kinds(members: Sequence[Member]) -> list[list[int]]:
         shape = tuple(member.images.shape[1:])
         loss = member.loss.settings if isinstance(member.loss, StackableLoss) else member.loss
         # By its text: a recipe holds tables, which have no hash.
-        groups.setdefault((repr(recipe), shape, loss), []).append(i)
+        groups.setdefault((repr(recipe), shape, loss, member.draw is None), []).append(i)
     return list(groups.values())
 
 
@@ -282,8 +277,9 @@ def _backward(
     x = pixels(images)
     with precision(recipe.precision, x.device):
         losses = loss.stacked(stack.networks(leaves), x, labels, sources)
-    # The rows are independent: the gradient of the sum is each client's own.
-    stack.keep(places, torch.autograd.grad(losses.sum(), leaves))
+    with precision(recipe.precision, x.device, backward=True):
+        # The rows are independent: the gradient of the sum is each client's own.
+        stack.keep(places, torch.autograd.grad(losses.sum(), leaves))
     return losses.detach()
 
 

@@ -98,10 +98,13 @@ def digest_of(dataset: Dataset) -> str:
     """Return 12 hexadecimal digits of everything that is in a data set but its name."""
     found = hashlib.sha256()
     for key, value in vars(dataset).items():
-        if isinstance(value, Tensor):
-            found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            found.update(value.contiguous().numpy().tobytes())
-    found.update(str(dataset.classes).encode())
+        # Validation is a pair of tensors; mean and std are plain numbers, and so is classes.
+        for part in value if key == "validation" and value is not None else [value]:
+            if isinstance(part, Tensor):
+                found.update(f"{key} {part.dtype} {tuple(part.shape)}".encode())
+                found.update(part.cpu().contiguous().numpy().tobytes())
+            elif key != "name":
+                found.update(f"{key} {part!r}".encode())
     return found.hexdigest()[:12]
 
 

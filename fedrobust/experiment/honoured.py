@@ -26,7 +26,7 @@ HONOURED: dict[str, tuple[str, ...]] = {
         "training.mode", "training.weight_decay", "training.clip", "training.augment",
         "training.precision",
         "server.lr", "server.momentum", "server.largest", "server.optimizer", "server.schedule",
-        "server.warmup",
+        "server.warmup", "server.min_replies",
         "adversarial.perturbation", "adversarial.loss", "adversarial.fraction", "adversarial.eps",
         "adversarial.eval_steps", "adversarial.eval_images", "adversarial.eval_restarts",
         "adversarial.eval_attacks", "adversarial.probe_images",

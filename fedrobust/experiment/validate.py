@@ -16,6 +16,7 @@ from fedrobust.data import DATASETS, PARTITIONERS
 from fedrobust.data.partitions import SUPPLIED
 from fedrobust.ensemble import validate as ensemble
 from fedrobust.experiment.schema import CLASSES, Experiment
+from fedrobust.experiment.settings import Server
 from fedrobust.experiment.validate_phases import phases, slack
 from fedrobust.models import MODELS
 from fedrobust.redundancy import rounds
@@ -23,6 +24,7 @@ from fedrobust.simulation import stragglers
 from fedrobust.simulation.sampled import check_cohort
 from fedrobust.spec import SpecError, parameters, resolve, split, suggest
 from fedrobust.training import METRICS, SCHEDULES, TASK_LOSSES
+from fedrobust.training.optimizers import lacking_momentum
 from fedrobust.training.steps import StepState, resolve_optimizer, take_step
 from fedrobust.training.tasks import classifies
 
@@ -225,7 +227,10 @@ def _perturbations(e: Experiment) -> None:
 
 
 def _server(e: Experiment) -> None:
-    resolve_optimizer(e.server.optimizer)
+    function, _ = resolve_optimizer(e.server.optimizer)
+    # Its default is no error: a resolved document, which is read again, holds it too.
+    if "momentum" not in parameters(function) and e.server.momentum not in (0.0, Server.momentum):
+        raise SpecError(lacking_momentum("server.", e.server.optimizer["name"]))
     _one_step(e)
     resolve(SCHEDULES, e.server.schedule, kind="schedule", supplied=("lr",))
 
@@ -233,16 +238,9 @@ def _server(e: Experiment) -> None:
 def _one_step(e: Experiment) -> None:
     """Take one step of one coordinate: what an optimizer checks of its settings it checks there."""
     take_step(
-        torch.zeros(1),
-        torch.ones(1),
-        StepState(),
-        optimizer=e.server.optimizer,
-        lr=e.server.lr,
-        momentum=e.server.momentum,
-        schedule="constant",
-        warmup=0,
-        shapes=[(1,)],
-    )
+        torch.zeros(1), torch.ones(1), StepState(), optimizer=e.server.optimizer, lr=e.server.lr,
+        momentum=e.server.momentum, schedule="constant", warmup=0, shapes=[(1,)],
+    )  # fmt: skip
 
 
 def _batchnorm(e: Experiment) -> None:

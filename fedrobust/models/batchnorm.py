@@ -26,7 +26,7 @@ def read_statistics(module: nn.Module) -> Tensor:
 
 
 def load_statistics(module: nn.Module, vector: Tensor) -> None:
-    """Write a vector (b,) back into the running statistics.
+    """Write a vector (b,) back into the running statistics; the counts of batches start anew.
 
     Raises
     ------
@@ -40,6 +40,11 @@ def load_statistics(module: nn.Module, vector: Tensor) -> None:
     with torch.no_grad():
         for buffer, part in zip(buffers, vector.split([b.numel() for b in buffers]), strict=True):
             buffer.copy_(part.view_as(buffer))
+        # With momentum=None a layer averages over the batches that it has counted: what a module
+        # saw before, for whomever, must not weigh in what comes next.
+        for name, count in module.named_buffers():
+            if name.endswith("num_batches_tracked"):
+                count.zero_()
 
 
 def variances(module: nn.Module) -> Tensor:

@@ -57,10 +57,11 @@ def head(channels: int, classes: int) -> list[nn.Module]:
 
 
 def network(shape: Shape, *layers: nn.Module) -> nn.Module:
-    """Put the padding of 28x28 images first."""
+    """Put the padding of images below 32 pixels first, height and width each by itself."""
     # Rounded up, since the strides and pools below need 32 at least.
-    pad = max(0, (32 - shape[1] + 1) // 2)
-    return nn.Sequential(*([nn.ZeroPad2d(pad)] if pad else []), *layers)
+    high, wide = (max(0, (32 - side + 1) // 2) for side in shape[1:])
+    padding = [nn.ZeroPad2d((wide, wide, high, high))] if high or wide else []
+    return nn.Sequential(*padding, *layers)
 
 
 def vgg19(shape: Shape, classes: int) -> nn.Module:

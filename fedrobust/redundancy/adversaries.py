@@ -23,7 +23,7 @@ from fedrobust.spec import Spec, resolve
 
 @dataclass(frozen=True)
 class Corruption:
-    """ByzantineWorkers, and the copies they distort: ``distorted`` is bool (workers, files).
+    """The Byzantine workers, and the copies they distort: ``distorted`` is bool (workers, files).
 
     ``colluding`` workers send the same wrong value for a file; others all differ.
     """

@@ -34,7 +34,7 @@ def digest(vector: Tensor) -> bytes:
         raise ValueError(f"a digest needs float32 values, got {vector.dtype}")
     # Little-endian by name, for workers on other processors.
     array = vector.detach().flatten().contiguous().cpu().numpy().astype("<f4", copy=False)
-    return hashlib.sha256(array).digest()  # of the memory itself, without a copy
+    return hashlib.sha256(array.data).digest()  # of the memory itself, without a copy
 
 
 def sketch(values: Tensor, *, seed: int, size: int = 64) -> Tensor:

@@ -169,10 +169,10 @@ def decode_cyclic(
     The vectors are projected on one random direction, drawn after they came, from a generator that
     nobody who sent one can know: whoever knows the direction adds an error that is orthogonal to
     it. ``rounding`` is the relative rounding of what was received, where it is coarser than its
-    type (``PAIR``). Syndromes, error
-    positions and weights are computed in double precision; a value counts as zero below ``slack``
-    times the rounding of the received type, relative to the median projection (which Byzantine
-    workers, fewer than half, cannot move beyond the honest ones).
+    type (``PAIR``). Syndromes, error positions and weights are computed in double precision; a
+    value counts as zero below ``slack`` times the rounding of the received type, relative to the
+    median projection (which Byzantine workers, fewer than half, cannot move beyond the honest
+    ones).
 
     Raises
     ------

@@ -226,6 +226,7 @@ def _ranges(experiment: Experiment) -> list[tuple[bool, str]]:
          " detection = 'contested', which fetches sums and holds no file: set it to 0"),
         (not coded or s.detection == "none", "draco_cyclic decodes: redundancy.detection = 'none'"),
         (not coded or s.tolerance == 0, "draco_cyclic decodes: redundancy.tolerance must be 0"),
+        (not coded or s.mixed == 0, "draco_cyclic decodes: redundancy.mixed must be 0"),
         (not coded or e.rule["name"] == "mean", "draco_cyclic decodes the sum: the rule must be"
          f" 'mean', got {e.rule['name']!r}"),
         (not s.coordinates or (is_coordinate_wise(e.rule["name"]) and not e.pre),

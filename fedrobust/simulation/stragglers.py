@@ -21,6 +21,7 @@ from fedrobust.simulation import sampled
 from fedrobust.spec import suggest
 from fedrobust.training import OPTIMIZERS, lr_at
 from fedrobust.training.augment import names_of
+from fedrobust.training.optimizers import lacking_momentum
 from fedrobust.training.precision import PRECISIONS
 
 WALL = 3600.0  # seconds that a round may really take where its deadline is simulated
@@ -81,6 +82,8 @@ def _recipe_errors(recipe: Recipe, prefix: str) -> list[str]:
     known = recipe.optimizer in OPTIMIZERS
     if known and OPTIMIZERS[recipe.optimizer].needs_momentum and not recipe.momentum > 0:
         found.append(f"{prefix}optimizer {recipe.optimizer!r} needs {prefix}momentum above 0")
+    if known and recipe.momentum and not OPTIMIZERS[recipe.optimizer].momentum:
+        found.append(lacking_momentum(prefix, recipe.optimizer))
     for probe in (lambda: names_of(recipe.augment), lambda: _lr(recipe, 1)):
         try:
             probe()

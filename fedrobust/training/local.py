@@ -140,7 +140,8 @@ def gradient_steps(
         model.gradient.zero_()
         with precision(recipe.precision, images.device):
             value = loss(model.module, pixels(taken), labels[chosen])
-        value.backward()
+        with precision(recipe.precision, images.device, backward=True):
+            value.backward()
         if recipe.clip:
             model.gradient.mul_(shortening(model.gradient, recipe.clip))
         yield float(value.detach())

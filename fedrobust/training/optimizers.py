@@ -41,6 +41,14 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 
 
+def lacking_momentum(prefix: str, name: str) -> str:
+    """Return the sentence for a momentum that an optimizer would not read."""
+    return (
+        f"{prefix}momentum is not honoured by {prefix}optimizer {name!r}, which has none: leave it"
+        " out"
+    )
+
+
 def build_optimizer(
     name: str,
     parameters: Iterable[nn.Parameter],

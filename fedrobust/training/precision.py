@@ -12,8 +12,8 @@ PRECISIONS = ("float32", "tf32", "bf16")
 
 
 @contextmanager
-def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Compute forward and backward passes inside the block in this precision.
+def precision(name: str, device: torch.device, *, backward: bool = False) -> Iterator[None]:
+    """Compute a forward pass inside the block in this precision, or the backward pass after it.
 
     Parameters
     ----------
@@ -22,8 +22,11 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
         "bf16": autocast to bfloat16. Parameters and updates stay float32.
     device
         Where the training happens.
+    backward
+        Whether the block holds a backward pass. Autocast wants none inside: the operations go back
+        in the types that they came in. TF32 is a switch of the products, on for both passes.
     """
-    if name == "bf16":
+    if name == "bf16" and not backward:
         with torch.autocast(device.type, torch.bfloat16):
             yield
     # A CPU has none: there it stays float32.

@@ -63,12 +63,13 @@ def ask_profiles(
     alike = len({probe for _, probe in told.values()}) < 2
     if settings.tolerance or alike:
         return members, settings.tolerance
-    if settings.mixed:
+    if settings.mixed and not settings.coded:
         log(WARNING, "workers compute other bits: copies are compared by %s", settings.mixed)
         return members, settings.mixed
-    found = with_profiles(members, told, workers=settings.workers, q=settings.q)
+    q = (settings.replication - 1) // 2 if settings.coded else settings.q
+    found = with_profiles(members, told, workers=settings.workers, q=q, coded=settings.coded)
     for worker, why in found.apart.items():
         log(WARNING, "worker %s is left out, it computes other bits: %s", worker, why)
     if found.counted:
-        log(WARNING, "the %s workers left out count among the q=%s", found.counted, settings.q)
+        log(WARNING, "the %s workers left out count among the q=%s", found.counted, q)
     return found, settings.tolerance

@@ -98,7 +98,12 @@ class Membership:
 
 
 def with_profiles(
-    known: Membership, told: Mapping[int, tuple[str, bytes]], *, workers: int, q: int
+    known: Membership,
+    told: Mapping[int, tuple[str, bytes]],
+    *,
+    workers: int,
+    q: int,
+    coded: bool = False,
 ) -> Membership:
     """Leave out the workers whose gradient of the known file has other bits.
 
@@ -108,7 +113,10 @@ def with_profiles(
         Worker -> its profile in words, and the digest of the known gradient; workers that did not
         answer are in neither group.
     workers, q
-        K, and the most Byzantine workers.
+        K, and the most Byzantine workers; of a cyclic code as many as it corrects.
+    coded
+        Whether each worker sends one word of a cyclic code: those left out are wrong words then,
+        and count among the q always.
 
     Raises
     ------
@@ -133,11 +141,18 @@ def with_profiles(
     apart = {
         worker: _difference(told[worker][0], ours) for worker in sorted(set(told) - set(alike))
     }
-    if len(alike) >= 2 * q + 1:
+    if len(alike) >= 2 * q + 1 and not coded:
         return replace(known, apart=apart)
     if len(alike) >= workers - q:
         return replace(known, apart=apart, counted=len(apart))
     names = "; ".join(f"worker {worker}: {why}" for worker, why in list(apart.items())[:5])
+    if coded:
+        raise ProfileError(
+            f"a cyclic code corrects {q} of {workers} workers and takes other bits for errors:"
+            f" {workers - q} workers must compute the same bits, got {len(alike)} ({names});"
+            " install one torch build on machines of one kind, or use draco_repetition with a"
+            " tolerance"
+        )
     raise ProfileError(
         f"copies are compared bit by bit: with q={q} that needs {2 * q + 1} workers that compute"
         f" the same bits, got {len(alike)} ({names}); install one torch build on machines of one"

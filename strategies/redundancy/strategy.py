@@ -79,7 +79,8 @@ class RedundantStrategy(RecordedStrategy):
     clients
         Node id -> worker. None: the first K nodes that are connected, by id.
     step
-        (model, aggregate, state, round) -> the next model and state, in the place of the SGD step.
+        (model, aggregate, state, round) -> the next model and state, in the place of the SGD step;
+        it has its own rate, and a momentum if it wants one.
     truth
         (round, assignment) -> what Byzantine workers really distort, for the rows; simulation only.
     on_row
@@ -136,6 +137,8 @@ class RedundantStrategy(RecordedStrategy):
         on_row: Callable[[Row], None] = lambda row: None,
     ) -> None:
         super().__init__()
+        if step is not None and server_momentum:
+            raise ValueError(f"server_momentum={server_momentum} is SGD's: a step has its own")
         self._on_row = on_row
         self._settings = settled(
             Settings(
@@ -177,7 +180,7 @@ class RedundantStrategy(RecordedStrategy):
         plan = s.plan(server_round, derive(self._state.secret, "worker labels", round=server_round))
         tracked = {"statistics": statistics} if self._layout.b else {}
         sent_arrays = array_of(model=model, **tracked)
-        if not self._state.enrolled and not s.coded:
+        if not self._state.enrolled:
             self._compare_profiles(exchange, plan, sent_arrays)
         asked = tuple(self._state.members.asked(self._clients.values(), server_round))
         order = self._first_order(plan)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedrobust import attacks
 from fedrobust.attacks import ATTACKS, craft, settings, z_max
+from fedrobust.attacks.alie_backdoor import success_rate
 from fedrobust.attacks.finite_norm import finite_norm, follows
 from fedrobust.attacks.moments import medoid, moments, squared_distances
 from fedrobust.attacks.optimised import sensitivity
@@ -1143,6 +1144,13 @@ def test_alie_backdoor_clips_into_the_spread():
     assert attacks.alie_backdoor(H3.float(), centre.float()).dtype == torch.float32
     with pytest.raises(ValueError, match="z >= 0"):
         attacks.alie_backdoor(H3, centre, z=-0.1)
+
+
+def test_success_needs_an_image_of_another_class():
+    images, labels = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.full((3,), 4)
+    with pytest.raises(ValueError, match="needs images, of classes other than the target 4"):
+        success_rate(torch.nn.Flatten(), images, labels, target=4)
+    assert success_rate(torch.nn.Flatten(), images, labels, target=0, size=1) == 1.0
 
 
 def test_backdoor_loss_worked():

@@ -1,6 +1,7 @@
 """A cohort is its members one by one: bit for bit "off", up to float error as a stack."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -254,6 +255,30 @@ def test_what_cannot_be_stacked_is_refused_and_auto_does_it_one_by_one(digits):
     compare(digits, [Recipe()], losses=lambda i: own_loss, cohort="auto")
     with pytest.raises(ValueError, match="did you mean 'vmap'"):
         train_cohort(flat(digits), flat(digits).vector, [], cohort="vmaps")
+
+
+def test_batches_that_a_client_draws_itself_are_its_own_in_every_cohort(digits):
+    """A stack trained such a client on the batches of everybody, without a word."""
+
+    def draw(count, recipe, source):
+        return iter([torch.tensor([0, 1]), torch.tensor([0, 1])])
+
+    asked, model = members(digits, [Recipe(mode="update", steps=2, lr=0.1)]), flat(digits)
+    asked[1] = replace(asked[1], draw=draw)
+    start = model.vector.clone()
+    with pytest.raises(CohortError, match="a draw of one's own has no length"):
+        train_cohort(model, start, asked, cohort="vmap")
+
+    def anew():
+        return [
+            replace(m, generator=generator(1, "batches", client=i)) for i, m in enumerate(asked)
+        ]
+
+    alone = train_cohort(model, start, anew(), cohort="off")
+    mixed = train_cohort(model, start, anew(), cohort="auto")
+    assert torch.equal(mixed[1][0], alone[1][0])
+    for own, together in zip(alone, mixed, strict=True):
+        assert torch.allclose(own[0], together[0], atol=2e-5)
 
 
 class Branching(nn.Module):

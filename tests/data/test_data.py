@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from PIL import Image
 
 from fedrobust.data import DATASETS, PARTITIONERS, DataError, load, partition
 from fedrobust.data.dirichlet import DirichletPartitioner, dirichlet
+from fedrobust.data.given import digest_of
 from fedrobust.data.own import load_own
 from fedrobust.data.partitions import iid
 from fedrobust.spec import SpecError
@@ -253,3 +256,23 @@ def test_labels_that_are_no_whole_numbers_are_refused(tmp_path, labels, words):
     np.savez(tmp_path / "own.npz", images=images.astype(float), labels=np.array([0, 1]))
     with pytest.raises(DataError, match="images of float64, needs uint8"):
         load_own(tmp_path / "own.npz", name="digits")
+
+
+def test_a_digest_tells_every_part_of_a_set_but_its_name():
+    """Runs that continue compare it: mean, spread and validation were left out."""
+    whole = load("digits")
+    first = whole.train_images[:2], whole.train_labels[:2]
+    base = replace(whole, validation=first)
+    changes = [
+        {"mean": (0.5,)},
+        {"std": (0.5,)},
+        {"classes": 11},
+        {"validation": None},
+        {"validation": (first[0] + 1, first[1])},
+        {"validation": (first[0], first[1] + 1)},
+        {"test_labels": whole.test_labels + 1},
+        {"train_clients": whole.train_labels},
+    ]
+    found = [digest_of(base), *(digest_of(replace(base, **change)) for change in changes)]
+    assert len(set(found)) == 1 + len(changes)
+    assert digest_of(replace(base, name="other")) == found[0] == digest_of(base)

@@ -314,6 +314,25 @@ def test_spec_notations_are_one():
     assert parse_value("[1, 2]") == [1, 2]
 
 
+@pytest.mark.parametrize("table", ["server", "training", "groups.slow"])
+def test_a_momentum_that_no_optimizer_reads_is_an_error(small, table):
+    """It was ignored without a word: only "sgd" and its kin have a velocity."""
+    recipe = {"training.mode": "update", "training.steps": 2, "groups.slow.share": 0.5}
+    adam = recipe | {f"{table}.optimizer": "adam", f"{table}.lr": 0.01, f"{table}.momentum": 0.5}
+    with pytest.raises(ConfigError) as told:
+        from_dict(override(small, adam))
+    assert f"{table}.momentum is not honoured by {table}.optimizer 'adam'" in str(told.value)
+    for momentum in (0.0, 0.5):
+        allowed = {f"{table}.optimizer": "adam" if not momentum else "sgd"}
+        from_dict(override(small, adam | allowed | {f"{table}.momentum": momentum}))
+
+
+def test_a_resolved_document_with_another_server_optimizer_is_read_again(small):
+    """It holds the default momentum, which nobody asked for."""
+    e = from_dict(override(small, {"server.optimizer": "adam", "server.momentum": 0.9}))
+    assert from_dict(read(e.to_toml())) == e
+
+
 def test_malformed_toml_names_the_line(tmp_path):
     bad = tmp_path / "bad.toml"
     bad.write_text("rule = \n")

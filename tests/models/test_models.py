@@ -105,6 +105,15 @@ def test_what_does_not_fit_is_refused():
         build("alie_cnn", seed=1, **GREY)
 
 
+@pytest.mark.parametrize("sides", [(28, 28), (28, 16), (16, 28), (40, 16), (32, 32)])
+def test_images_are_padded_to_32_along_each_side(sides):
+    """The padding was the height's for both sides: 28 x 16 became 32 x 20, too small to pool."""
+    given = GREY | {"shape": (1, *sides)}
+    module = build("vgg19", seed=1, **given).eval()
+    with torch.inference_mode():
+        assert module(torch.rand(2, 1, *sides)).shape == (2, 10)
+
+
 def test_flat_model_is_a_view():
     flat = FlatModel(build("mlp", seed=1, **GREY))
     flat.load(torch.zeros(flat.d))

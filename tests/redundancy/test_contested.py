@@ -223,3 +223,14 @@ def test_hundred_workers_take_few_nodes():
         assert not found.capped
         assert found.accepted
         assert found.byzantine == set(range(q))
+
+
+def test_the_pages_table_is_what_its_script_prints():
+    from pathlib import Path
+
+    from experiments.benchmarks.contested import rows
+
+    page = Path("experiments/docs/pages/explanation/redundancy.md").read_text()
+    for row in rows():
+        told = " | ".join(f"{c['wrong']} of {c['kept']}, {c['stage']}" for c in row)
+        assert f"| {row[0]['q']} | {row[0]['placement']} | {told} |" in page

@@ -263,3 +263,10 @@ def test_growing_rows_are_parsed_once_and_replaced_files_are_read_anew(tmp_path,
     other.write_text('{"round": 1}\n{"damaged\n{"round": 2}\n')
     os.replace(other, file)
     assert growing.look() == read_rows(file) == [{"round": 1}]
+
+
+def test_a_superlink_may_take_longer_on_a_machine_with_more_work_than_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    for load, factor in ((0.0, 1), (4.0, 1), (24.0, 6)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert flower_processes.start_limit() == factor * flower_processes.START_LIMIT

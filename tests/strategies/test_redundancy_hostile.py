@@ -454,6 +454,43 @@ def test_batch_statistics_are_agreed_like_gradients():
     assert 0 in row["flagged"]
 
 
+def counting():
+    """Average running statistics over all batches that were counted: BatchNorm without momentum."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, momentum=None), nn.Linear(8, 3))
+
+
+def test_statistics_do_not_depend_on_what_a_worker_computed_before():
+    first, second = FileGradient(counting, LOSS, DATA), FileGradient(counting, LOSS, DATA)
+    where = (first.model.vector.clone(), first.statistics)
+    first(*where, torch.arange(0, 30), seed=0)
+    busy, fresh = (g(*where, torch.arange(30, 60), seed=0) for g in (first, second))
+    assert torch.equal(busy, fresh)
+
+
+def test_honest_workers_agree_on_batchnorm_without_momentum():
+    """Each worker has a process of its own here: none may be flagged for the files it counted."""
+    fleet = Fleet({}, model=counting)
+    workers = [FileWorker(model=counting, loss=LOSS, data=DATA) for _ in range(7)]
+    fleet.worker = lambda message, context: workers[context.node_id - 1](message, context)
+    fleet.worker._values = workers[0]._values
+    for _ in range(2):
+        row, gap = fleet.play()
+        assert (row["flagged"], row["kept_files"]) == ([], 35)
+        assert gap < 1e-3
+    state = fleet.arrays.to_torch_state_dict()
+    assert int(state["1.num_batches_tracked"]) == 0
+
+
+def test_a_step_of_ones_own_takes_no_momentum_silently():
+    def step(model, aggregate, state, server_round):
+        return model - aggregate, state
+
+    with pytest.raises(ValueError, match=r"server_momentum=0\.9 is SGD's"):
+        Fleet({}, step=step, server_momentum=0.9)
+    assert Fleet({}, step=step).play()[1] < 1e-3
+
+
 def test_who_is_proven_byzantine_is_out_for_good():
     def distort(message, honest, values):
         if stage_of(message) != "sum":
@@ -522,6 +559,35 @@ def test_other_bits_switch_to_a_stated_tolerance():
     assert "left_out" not in row
     assert gap < 1e-3
     assert row["flagged"] == []
+
+
+CYCLIC = {"scheme": "draco_cyclic", "replication": 5, "second": "mean"}
+
+
+def test_a_cyclic_code_leaves_out_who_computes_other_bits_and_corrects_for_them():
+    fleet = Fleet({5: bent, 6: bent}, **CYCLIC)
+    for server_round in (1, 2):
+        asked = fleet.strategy.configure_train(
+            server_round, fleet.arrays, ConfigRecord(), fleet.grid
+        )
+        replies = fleet.grid.send_and_receive(asked)
+        stepped, _ = fleet.strategy.aggregate_train(server_round, replies)
+        row = fleet.strategy.history[-1]
+        assert set(row["left_out"]) == {"5", "6"} and "kept" not in row
+        before, after = (fleet.strategy._layout.read(a)[0] for a in (fleet.arrays, stepped))
+        gap = before - after - fleet.worker._values.all_values().mean(0)
+        assert float(gap.norm()) < 1e-5
+        fleet.arrays = stepped
+    assert [stage for _, stage, worker in fleet.asked if worker == 5] == ["profile"]
+
+
+def test_a_cyclic_code_with_too_many_other_bits_ends_at_the_start():
+    """Other bits are wrong words to the decoder: every round kept the model, as if attacked."""
+    with pytest.raises(ProfileError, match="5 workers must compute the same bits, got 4"):
+        Fleet({4: bent, 5: bent, 6: bent}, **CYCLIC).play()
+    told = {w: ("p", b"x" if w < 5 else bytes([w])) for w in range(7)}  # q = 2 claim nonsense
+    found = with_profiles(Membership(), told, workers=7, q=2, coded=True)
+    assert set(found.apart) == {5, 6}
 
 
 def test_too_few_alike_is_refused_and_byzantine_workers_alone_cannot_cause_it():

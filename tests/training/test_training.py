@@ -4,12 +4,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fedrobust.attacks.alie_backdoor import taken_for
+from fedrobust.cohort import train as cohort_train
+from fedrobust.cohort.train import Member
 from fedrobust.data import load
-from fedrobust.evaluation import evaluate
+from fedrobust.evaluation import evaluate, outputs_of
 from fedrobust.models import build
 from fedrobust.seeds import generator
-from fedrobust.training import OPTIMIZERS, Recipe, build_optimizer, train_local
+from fedrobust.training import OPTIMIZERS, Recipe, build_optimizer, local, train_local
 from fedrobust.training.local import batches
+from fedrobust.training.precision import precision
 from fedrobust.vector import FlatModel
 
 
@@ -94,3 +98,76 @@ def test_evaluate_counts_and_leaves_the_mode(model, digits):
     assert whole.accuracy == parts.accuracy
     assert whole.loss == pytest.approx(parts.loss, rel=1e-5)
     assert model.module.training
+
+
+class Failing(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(3).eval()  # kept in eval by its owner
+
+    def forward(self, x):
+        raise RuntimeError("no images of this size")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, x, y: evaluate(m, x, y),
+        lambda m, x, y: outputs_of(m, x),
+        lambda m, x, y: taken_for(m, x, 1),
+    ],
+    ids=["evaluate", "outputs_of", "taken_for"],
+)
+def test_a_model_that_fails_keeps_the_mode_of_each_part(call):
+    module = Failing()
+    with pytest.raises(RuntimeError, match="no images of this size"):
+        call(module, torch.zeros(4, 3), torch.zeros(4, dtype=torch.long))
+    assert module.training and not module.norm.training
+
+
+def both_passes(name, monkeypatch):
+    """Return whether TF32 and autocast are on in the forward pass, and in the backward pass."""
+    seen = []
+
+    def look(passed):
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.is_autocast_enabled("cpu")))
+
+    def where(name, device, **more):  # what a GPU would be told, and a CPU is not
+        return precision(name, torch.device("cuda" if name == "tf32" else "cpu"), **more)
+
+    class Looking(torch.nn.Linear):
+        def forward(self, x):
+            look(x)
+            y = super().forward(x)
+            y.register_hook(look)
+            return y
+
+    monkeypatch.setattr(local, "precision", where)
+    flat = FlatModel(Looking(4, 3))
+    x, y, recipe = torch.ones(2, 4), torch.zeros(2, dtype=torch.long), Recipe(precision=name)
+    train_local(flat, flat.vector.clone(), x, y, recipe, generator=generator(1, "x"))
+    return seen
+
+
+@pytest.mark.parametrize("name", ["float32", "tf32", "bf16"])
+def test_tf32_is_on_in_both_passes_and_autocast_in_the_forward_pass(name, monkeypatch):
+    """The products of the backward pass, two of three, were float32 under "tf32"."""
+    forward, backward = both_passes(name, monkeypatch)
+    assert forward == (name == "tf32", name == "bf16")
+    assert backward == (name == "tf32", False)
+
+
+@pytest.mark.parametrize("name", ["float32", "tf32", "bf16"])
+def test_a_stack_has_the_same_precision_in_both_passes(name, monkeypatch):
+    blocks = []
+
+    def noted(name, device, *, backward=False):
+        blocks.append((name, backward))
+        return precision(name, device, backward=backward)
+
+    monkeypatch.setattr(cohort_train, "precision", noted)
+    flat = FlatModel(torch.nn.Linear(4, 3))
+    x, y = torch.ones(2, 4), torch.zeros(2, dtype=torch.long)
+    asked = [Member(x, y, Recipe(precision=name), generator(1, "x")) for _ in range(2)]
+    cohort_train.train_cohort(flat, flat.vector.clone(), asked, cohort="vmap")
+    assert blocks == [(name, False), (name, True)]
