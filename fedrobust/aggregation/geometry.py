@@ -96,7 +96,7 @@ def geometric_median_weights(
     updates: Tensor,
     *,
     tolerance: float = 1e-8,
-    max_iterations: int = 1000,
+    max_iterations: int = 10_000,
     weights: Tensor | None = None,
 ) -> Tensor:
     """Minimise the sum of distances to the updates, by Weiszfeld's steps until they stand still.
@@ -106,7 +106,7 @@ def geometric_median_weights(
     tolerance
         Step at which the iteration ends, in units of the (harmonic) mean distance of the updates.
     max_iterations
-        Steps at most.
+        Steps at most: where the median is just beside several equal rows, 1,000 do not suffice.
     weights
         Shares (n,) of the clients, adding up to 1: the weighted sum of distances. It stays bounded
         while Byzantine clients hold less than half of the weight.
@@ -295,6 +295,6 @@ def median_of_means_step(
         means = mixing.to(updates)
         return Outcome(by_blocks(updates, lambda block: median(means @ block)), None, None)
     gram = centred_gram(updates, mixing)
-    settled = weiszfeld(gram, tolerance=1e-8, max_iterations=1000, who="median_of_means")
+    settled = weiszfeld(gram, tolerance=1e-8, max_iterations=10_000, who="median_of_means")
     weights = settled @ mixing
     return Outcome(weighted(updates, weights), None, weights)

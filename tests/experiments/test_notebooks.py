@@ -11,6 +11,10 @@ from experiments.notebook_outputs import run
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb"))
 
+LONG = ("own_rule", "alie_against_the_median")  # a minute and more: three seeds each
+RUN = [pytest.param(path, marks=pytest.mark.exhaustive) if path.stem in LONG else path
+       for path in NOTEBOOKS]  # fmt: skip
+
 
 def test_there_are_notebooks():
     assert len(NOTEBOOKS) >= 8
@@ -35,7 +39,7 @@ def test_a_notebook_holds_its_outputs(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_shows_what_is_kept(path):
     assert kinds(run(path)) == kinds(json.loads(path.read_text()))
 

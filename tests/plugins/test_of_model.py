@@ -197,7 +197,7 @@ def test_an_attack_that_asks_says_what_it_lacks_and_a_setting_may_not_take_the_n
         simulate(SETTING, rule={"name": "lasa", "layers": [["w", [4]]]})
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_flowers_own_simulation_on_ray_tells_the_same():
     setting = SETTING | {"rule": "lasa", "attack": {"name": "mpaf", "factor": 100.0}}
     here, there = simulate(setting), simulate(setting, grid="flower")
