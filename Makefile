@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 export OMP_NUM_THREADS ?= 1
+# Tests that wait for Flower's processes leave their core to others: three workers on two cores.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(12, (3 * (os.cpu_count() or 2) + 1) // 2))")
 
 .PHONY: run test quick test-all lint docs rehearse versions clean
 
@@ -10,16 +12,16 @@ run: $(STAMP)
 	$(BIN)/fedrobust run experiments/quickstart.toml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Definitions, tables, rules by worked values, layers: under a minute.
 quick: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto -q tests/test_spec.py tests/experiment/test_config.py \
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -q tests/test_spec.py tests/experiment/test_config.py \
 		tests/test_layers.py tests/plugins/test_records.py tests/aggregation/test_aggregation_worked.py
 
 # Every variant and campaign too: about an hour.
 test-all: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m ""
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m ""
 
 rehearse: $(STAMP)
 	$(BIN)/python -m experiments.deploy.rehearse

@@ -337,7 +337,7 @@ def train_semi(labels: Tensor, fraction: float) -> nn.Module:
     return net
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_unlabelled_images_add_robustness() -> None:
     """One label in ten: the other nine images, unlabelled, make the model more robust."""
     _, y, x_test, y_test = digits()

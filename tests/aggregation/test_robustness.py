@@ -13,8 +13,12 @@ PUBLISHED = [name for name, record in RULE_RECORDS.items() if record.kappa]
 SIZES = [(5, 1, 1), (7, 2, 2), (9, 2, 3)]  # n, f, d
 
 
+# A hundred steps to 1e-5: the search asks thousands of times.
+QUICK = {"geometric_median": {"tolerance": 1e-5, "max_iterations": 100}}
+
+
 def spec(name, f):
-    return {"name": name, **({"f": f} if RULE_RECORDS[name].takes_f else {})}
+    return {"name": name, **({"f": f} if RULE_RECORDS[name].takes_f else {}), **QUICK.get(name, {})}
 
 
 def test_worked_coefficients():

@@ -210,7 +210,7 @@ def test_a_transformer_of_peft_sends_its_adapters_and_nothing_else(gpt2):
     assert sum(p.numel() for p in named.values()) < 0.2 * total
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("adapters", ["factors", "product"])
 def test_a_transformer_of_peft_learns_under_attack(gpt2, adapters):

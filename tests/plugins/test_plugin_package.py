@@ -113,7 +113,7 @@ def test_the_command_line_runs_it(acme, tmp_path):
     assert own["rule slow_median"].startswith("acme-fl 1.2")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_flowers_engine_runs_it_to_the_same_rounds(acme, tmp_path):
     (tmp_path / "wine.toml").write_text(SETTING)
     done = fedrobust("run", "wine.toml", "--grid", "flower", "--json", folder=tmp_path)
