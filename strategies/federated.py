@@ -91,7 +91,12 @@ def federated_strategy(
             weigh=partial(_slack, experiment),
             counted=partial(_counted, _weighing(experiment, sizes_of_shares)),
             costs=partial(_costs, experiment),
-            report=partial(_report, members, sorted(clients.values()), simulated),
+            report=partial(
+                _report,
+                members,
+                sorted(clients.values()),
+                experiment.evaluates if simulated else None,
+            ),
             offers=own_data.offers if own_data is not None else no_offers,
         )
     )
@@ -168,7 +173,10 @@ def _costs(experiment: Experiment, sent: Round, replies: Collection[Reply]) -> R
 
 
 def _report(
-    members: Members, places: Sequence[int], simulated: bool, aggregated: Aggregated
+    members: Members,
+    places: Sequence[int],
+    evaluated: Callable[[int], bool] | None,
+    aggregated: Aggregated,
 ) -> Row:
     """Describe who counted how much, and how much of that was the attackers'."""
     clients, outcome = aggregated.clients, aggregated.outcome
@@ -179,7 +187,8 @@ def _report(
             weight = dict(zip(clients, found.tolist(), strict=True))
             # A place for every client, heard or not: column i is the same client in all rounds.
             row[key] = [round(weight[c], 6) if c in weight else None for c in places]
-    if simulated:
-        # On real nodes nobody knows that all others are honest, which kappa takes for granted.
+    # On real nodes nobody knows that all others are honest, which kappa takes for granted. It reads
+    # the whole matrix: a tenth of a round of a wide network, so only where the model is measured.
+    if evaluated is not None and evaluated(aggregated.server_round):
         row |= kappa_row(clients, bad, aggregated.updates, outcome.aggregate)
     return row | impact_row(clients, bad, aggregated.updates, outcome.aggregate, outcome.weights)

@@ -113,7 +113,7 @@ def _measured(
     mode: Mode, experiment: Experiment, server_round: int, arrays: ArrayRecord
 ) -> Metrics:
     """Evaluate every so many rounds, and after the last one."""
-    if server_round % experiment.server.evaluate_every and server_round != experiment.rounds:
+    if not experiment.evaluates(server_round):
         return {}
     if server_round < mode.strategy.first_row:
         return {}

@@ -174,6 +174,10 @@ class Experiment:
         """Scheme, pre-aggregators and rule: ``nnm+trimmed_mean``, ``aspis+median``, or paradigm."""
         return "+".join(stage["name"] for stage in self.stages)
 
+    def evaluates(self, server_round: int) -> bool:
+        """Whether the model is measured after a round: every so many, and after the last one."""
+        return server_round % self.server.evaluate_every == 0 or server_round == self.rounds
+
     @property
     def stages(self) -> list[dict[str, Any]]:
         """The defence in order: a scheme or an ensemble's paradigm, pre-aggregators and rule."""

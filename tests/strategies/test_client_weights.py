@@ -259,11 +259,14 @@ def test_a_claim_is_one_number_or_none():
 # What a round measured
 
 
-def test_every_row_of_a_simulation_holds_its_coefficient(small):
+def test_every_evaluated_row_of_a_simulation_holds_its_coefficient(small):
     for rule, attack in (("mean", "none"), ("trimmed_mean", "ipm"), ("median", "none")):
         told = rows(small, rule=rule, attack=attack)[1:]
         assert all(row["kappa"] >= 0 for row in told)
         assert (max(row["kappa"] for row in told) < 1e-9) == (rule == "mean")
+    small["server"] |= {"evaluate_every": 2}
+    assert ["kappa" in row for row in rows(small, rule="median")] == [False, False, True, True]
+    small["server"] |= {"evaluate_every": 1}
     attacked = rows(small, rule="trimmed_mean", attack="ipm")[1]
     assert attacked["kappa"] == pytest.approx(attacked["impact"]["deviation"] ** 2, rel=1e-3)
 
