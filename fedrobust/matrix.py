@@ -130,11 +130,11 @@ def permute_rows(rows: Tensor, order: Sequence[int]) -> None:
 
 
 def apart_from(rows: Tensor, table: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return named tensors that lie elsewhere than some rows: those that lie there are copied."""
+    """Return named tensors that stand elsewhere than some rows: those in the rows are copied."""
     return {name: tensor.clone() if shared(rows, tensor) else tensor
             for name, tensor in table.items()}  # fmt: skip
 
 
 def shared(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors lie in one piece of memory."""
+    """Whether two tensors are in one piece of memory."""
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

@@ -1,5 +1,5 @@
 """Workers that compute gradients of assigned files."""
 
-from clients.redundancy.file_worker import FileWorker
+from clients.redundancy.own_worker import FileWorker
 
 __all__ = ["FileWorker"]

@@ -122,7 +122,7 @@ class FileGradients:
         """Return sketches of the files' values, (len(files), size) float64."""
         known = self._sketches.setdefault((seed, size), {})
         if not known and self._rows:
-            # All that is kept at once, where it lies: the host's other workers will be asked for
+            # All that is kept at once, where it is: the host's other workers will be asked for
             # the same sketches.
             made = sketch(self._memory[: len(self._rows)], seed=seed, size=size)
             known |= dict(zip(self._rows, made, strict=True))

@@ -8,9 +8,9 @@ from dataclasses import replace
 from flwr.app import Context, Message
 
 from clients.node import ROLE, Node
-from clients.redundancy.answers import WorkerValues, answer, honest, read_task
 from clients.redundancy.byzantine import ByzantineWorkers, byzantine_of
 from clients.redundancy.experiment_gradients import gradients_of
+from clients.redundancy.stages import WorkerValues, answer, honest, read_task
 from fedrobust.attacks import threat_model
 from fedrobust.flower import commit_reveal
 

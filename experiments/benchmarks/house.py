@@ -184,7 +184,9 @@ def _old_words(texts: Mapping[str, str]) -> int:
     files = sum(name.rpartition(".")[2] in OLD_MODULES for name in texts)
     here = __name__ if __name__ != "__main__" else "experiments.benchmarks.house"
     # This file holds the list itself.
-    return files + sum(len(words.findall(t)) for name, t in texts.items() if name != here)
+    # ``renamed`` says of each old key what it is called today: it must name them.
+    apart = {here, "fedrobust.experiment.renamed"}
+    return files + sum(len(words.findall(t)) for name, t in texts.items() if name not in apart)
 
 
 def main() -> None:

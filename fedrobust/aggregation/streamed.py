@@ -229,7 +229,7 @@ def points_of(gram: Tensor, finite: Tensor) -> Tensor:
     """Return points (m, m + 1), float64, with the lengths, angles and distances of the finite rows.
 
     The rows about their centre are placed first, and moved by the centre afterwards: distances keep
-    their digits where the rows lie close together and far from zero.
+    their digits where the rows are close together and far from zero.
 
     Parameters
     ----------

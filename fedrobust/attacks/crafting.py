@@ -167,7 +167,7 @@ def step(
         The state that the last round returned, None in the first. Never modified.
     out
         Memory of (f, d) in the honest updates' type, for attacks that send different rows: what
-        they return may lie there.
+        they return may be there.
     """
     name = split(spec)[0]
     plain, _ = knowledge(spec)

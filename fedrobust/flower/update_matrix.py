@@ -19,7 +19,7 @@ from fedrobust.matrix import permute_rows
 
 
 class RowArray(TensorArray):
-    """A row of an ``UpdateMatrix`` as a Flower array: its tensor is the row, wherever that lies."""
+    """A row of an ``UpdateMatrix`` as a Flower array: its tensor is the row, wherever that is."""
 
     def __init__(self, matrix: UpdateMatrix, place: int) -> None:
         super().__init__(matrix.handed(place))
@@ -45,7 +45,7 @@ class UpdateMatrix:
 
     Notes
     -----
-    A row lies behind those that were handed out before it in the round, so that those who are asked
+    A row stands behind those that were handed out before it in the round, so that those asked
     fill the matrix from its start, whoever they are. What reads several rows as one matrix moves
     them into the asked order within the same memory. A row is valid until its client trains again
     or the next round begins. One matrix serves one run at a time.
@@ -54,7 +54,7 @@ class UpdateMatrix:
     def __init__(self, places: int = 0) -> None:
         self._places = places
         self._rows = torch.empty(0, 0)
-        self._slots: dict[int, int] = {}  # place -> where its row lies
+        self._slots: dict[int, int] = {}  # place -> where its row is
         self._handed: dict[int, Tensor] = {}  # place -> the very tensor that was handed out
         self._spare = torch.empty(0, 0)
 
@@ -99,7 +99,7 @@ class UpdateMatrix:
     def put(self, place: int, update: Tensor) -> Array | None:
         """Write an update (d,) into a client's row; None where there is no row for it.
 
-        An update that lies in the row already is not copied.
+        An update that is in the row already is not copied.
         """
         free = place in self._handed or len(self._slots) < self._places
         if not free or not self._alike(update):
@@ -112,7 +112,7 @@ class UpdateMatrix:
     def gather(self, updates: Sequence[Tensor]) -> Tensor:
         """Return the updates (n, d) as one matrix; not to be written.
 
-        Where all are rows of this matrix they are a part of it: rows that lie in another order are
+        Where all are rows of this matrix they are a part of it: rows in another order are
         moved, within its memory. Updates from elsewhere get a free row; where there is none all are
         stacked, in the memory of the last such round where it fits.
 
@@ -138,7 +138,7 @@ class UpdateMatrix:
     def room(self, view: Tensor, more: int) -> Tensor | None:
         """Return the rows of ``view`` and as many free ones behind them, to be written.
 
-        None unless ``view`` is the last that was gathered, in this matrix, and nobody's row lies
+        None unless ``view`` is the last that was gathered, in this matrix, and nobody's row is
         behind it.
         """
         count = len(view)
@@ -148,7 +148,7 @@ class UpdateMatrix:
         return self._rows[: count + more]
 
     def holds(self, rows: Tensor) -> bool:
-        """Whether a tensor lies in this matrix."""
+        """Whether a tensor is in this matrix."""
         return rows.untyped_storage().data_ptr() == self._rows.untyped_storage().data_ptr()
 
     def free(self, rows: Tensor) -> bool:
@@ -175,7 +175,7 @@ class UpdateMatrix:
         return place
 
     def _in_order(self, places: Sequence[int]) -> Tensor:
-        """Return the rows of some places as one matrix, moved where they do not lie so."""
+        """Return the rows of some places as one matrix, moved where they do not stand so."""
         slots = [self._slots[place] for place in places]
         first = slots[0]
         if slots == list(range(first, first + len(slots))):

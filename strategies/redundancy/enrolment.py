@@ -16,7 +16,7 @@ from strategies.redundancy.membership import Membership, with_profiles
 from strategies.redundancy.settings import Settings
 
 
-def enrol(grid: Grid, *, workers: int, deadline: float) -> dict[int, int]:
+def numbered_workers(grid: Grid, *, workers: int, deadline: float) -> dict[int, int]:
     """Wait for enough nodes, and number the first ones by their ids: node -> worker.
 
     Raises

@@ -28,7 +28,7 @@ from fedrobust.spec import Spec
 from fedrobust.training import StepState, take_step
 from strategies.base import RecordedStrategy, Row
 from strategies.redundancy import report
-from strategies.redundancy.enrolment import ask_profiles, enrol
+from strategies.redundancy.enrolment import ask_profiles, numbered_workers
 from strategies.redundancy.exchange import Exchange, RoundLog
 from strategies.redundancy.layout import ModelLayout
 from strategies.redundancy.outcome import Basis, Round, Truth, decide
@@ -175,7 +175,7 @@ class RedundantStrategy(RecordedStrategy):
         s = self._settings
         model, statistics = self._layout.read(arrays)
         if self._clients is None:
-            self._clients = enrol(grid, workers=s.workers, deadline=s.deadline)
+            self._clients = numbered_workers(grid, workers=s.workers, deadline=s.deadline)
         exchange = Exchange(grid, self._clients, server_round, s.deadline)
         plan = s.plan(server_round, derive(self._state.secret, "worker labels", round=server_round))
         tracked = {"statistics": statistics} if self._layout.b else {}

@@ -1,6 +1,6 @@
 """None, the best published attack, and ``auto``, against 12 defences with and without NNM.
 
-    python -m experiments.benchmarks.adversary --output DIR --seeds 1 --data-root FOLDER
+    python -m experiments.benchmarks.strongest --output DIR --seeds 1 --data-root FOLDER
 
 n = 20, f = 4, Dirichlet 1, FashionMNIST, ``pooled_mlp``, gradient mode, no server momentum, worker
 momentum 0.9 and 0. Finished runs are not run again, so that seeds may be added later; the table

@@ -8,8 +8,8 @@ from typing import Any
 from flwr.app import Context, Message
 from torch import Tensor
 
-from clients.redundancy.answers import answer, honest, read_task
 from clients.redundancy.gradients import FileGradients, Place
+from clients.redundancy.stages import answer, honest, read_task
 from fedrobust.redundancy.file_gradient import FileGradient, Loss, Model
 
 
