@@ -28,7 +28,14 @@ from torch import Tensor, nn
 
 from clients.redundancy.gradients import FileGradients, Place
 from clients.redundancy.stages import answer, honest, read_task
-from experiments.benchmarks.protocol_adversary import Adversary, Saboteur
+from experiments.benchmarks.protocol_adversary import (
+    FEATURES,
+    LENGTH,
+    OUTPUTS,
+    PERSONAS,
+    Adversary,
+    Saboteur,
+)
 from fedrobust.flower import InProcessGrid, array_of, tensor_of
 from strategies.redundancy.strategy import RedundantStrategy
 
