@@ -32,7 +32,6 @@ from experiments.benchmarks.protocol_adversary import (
     FEATURES,
     LENGTH,
     OUTPUTS,
-    PERSONAS,
     Adversary,
     Saboteur,
 )

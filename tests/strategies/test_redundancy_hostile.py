@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from clients.client_app import app as experiment_app
 from clients.node import make_node
-from clients.redundancy import FileWorker, answers, gradients
+from clients.redundancy import FileWorker, gradients, stages
 from clients.redundancy import worker as experiment_worker
 from clients.redundancy.gradients import FileGradients
 from experiments.benchmarks.redundancy_campaign import CASES, play
@@ -361,7 +361,7 @@ def reversed_copies(worker, files=None):
         if stage_of(message) == "profile":
             return honest()
         honest()  # turns the values to this round
-        true = answers.honest(values, worker)
+        true = stages.honest(values, worker)
 
         def value(file):
             wrong = files is None or file in files
@@ -371,7 +371,7 @@ def reversed_copies(worker, files=None):
             return torch.stack([sketch(value(f), **given) for f in held])
 
         copies = replace(true, value=value, digest=lambda f: digest(value(f)), sketches=sketches)
-        return answers.answer(message, values, copies)
+        return stages.answer(message, values, copies)
 
     return distort
 
@@ -429,7 +429,7 @@ def test_batch_statistics_are_agreed_like_gradients():
         if stage_of(message) == "profile":
             return honest()
         honest()
-        true = answers.honest(values, 0)
+        true = stages.honest(values, 0)
 
         def value(file):
             spoilt = true.value(file).clone()
@@ -437,7 +437,7 @@ def test_batch_statistics_are_agreed_like_gradients():
             return spoilt
 
         copies = replace(true, value=value, digest=lambda f: digest(value(f)))
-        return answers.answer(message, values, copies)
+        return stages.answer(message, values, copies)
 
     fleet = Fleet({0: wild}, model=normed)
     row, gap = fleet.play()
@@ -524,7 +524,7 @@ def bent(message, honest, values):
     """An honest worker with another BLAS: each value differs in its last bits."""
     honest()
     number = bent.number[message.metadata.dst_node_id]
-    true = answers.honest(values, number)
+    true = stages.honest(values, number)
 
     def value(file):
         return true.value(file) * (1 + 1e-6)
@@ -535,7 +535,7 @@ def bent(message, honest, values):
     copies = replace(true, value=value, digest=lambda f: digest(value(f)), sketches=sketches)
     if stage_of(message) == "profile":
         return commit_reveal.profile_reply(message, "torch 1.9, cpu arm64", copies.digest(0))
-    return answers.answer(message, values, copies)
+    return stages.answer(message, values, copies)
 
 
 bent.number = {node: node - 1 for node in range(1, 16)}

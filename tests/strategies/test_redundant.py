@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from clients.client_app import app
 from clients.node import make_node
-from clients.redundancy import answers, experiment_gradients, gradients, worker
+from clients.redundancy import experiment_gradients, gradients, stages, worker
 from clients.redundancy.experiment_gradients import gradients_together
 from experiments.flower_run import run_on_flower
 from experiments.simulation import run_one
@@ -470,14 +470,14 @@ def test_a_worker_computes_only_what_it_holds(small):
     plan = rounds.plan(e, examples=1437, server_round=1)
     start = node.model.vector.clone()
     values = experiment_gradients.gradients_of(node, start, torch.empty(0), plan)
-    copies = answers.honest(values, 0)
+    copies = stages.honest(values, 0)
     order = commit_reveal.order("sum", files=[34], lengths=[1])
     message = Message(RecordDict({"scheme": order}), 1, "train")
     with pytest.raises(ValueError, match="does not hold"):
-        answers.answer(message, values, copies)
+        stages.answer(message, values, copies)
     odd = Message(RecordDict({"scheme": commit_reveal.order("dance")}), 1, "train")
     with pytest.raises(ValueError, match="unknown stage 'dance'"):
-        answers.answer(odd, values, copies)
+        stages.answer(odd, values, copies)
 
 
 def test_a_stopped_run_resumes_with_its_window_and_its_velocity(small, tmp_path):
