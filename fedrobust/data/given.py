@@ -17,10 +17,8 @@ from fedrobust.seeds import generator
 TARGETS = ("target", "label", "labels", "y")
 CLIENTS = ("client", "client_id")
 HELD_OUT = 0.2  # of the examples, for the test, where only one set is given
-FORMS = (
-    "(X, y), (train, test), {'train': ..., 'test': ...}, a map-style dataset of (input, target),"
-    " a pandas frame or a Hugging Face dataset"
-)
+FORMS = ("(X, y), (train, test), {'train': ..., 'test': ...}, a map-style dataset of (input, target),"
+         " a pandas frame or a Hugging Face dataset")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -293,7 +291,7 @@ def _spread(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     else:
         return (), ()
     mean, std = values.mean(1), values.std(1)
-    # A constant column has nothing to scale: it is divided by 1, not by 0.
+    # A constant column is divided by 1, not by 0.
     return _rounded(mean), _rounded(torch.where(std > 0, std, torch.ones_like(std)))
 
 

@@ -123,16 +123,8 @@ def _voted(
         questions=now.exchange, ledger=ledger, promised=promised, holders=verdict.holders(labels),
         length=basis.length, largest=s.largest, late=state.members.late,
     )  # fmt: skip
-    stage = SecondStage(
-        settings=s, rule=basis.rule, memory=state.memory, secret=state.secret, q=q,
-        round=now.plan.round,
-        known={
-            "layers": basis.layers,
-            "model": lambda: torch.cat((now.model, now.statistics)),
-        },
-    )  # fmt: skip
     try:
-        done = stage.apply(job, verdict, wrong=wrong, accept=accept)
+        done = _stage(basis, now, state, q).apply(job, verdict, wrong=wrong, accept=accept)
     except Refusal as error:  # the evidence of this round stays in the window
         return Outcome(value=None, state=state, row=row | {"kept": str(error)})
     truth = None if basis.truth is None else basis.truth(now.plan.round, files)
@@ -143,6 +135,18 @@ def _voted(
         row=row,
         kept=tuple(sorted(done.origin)),
     )
+
+
+def _stage(basis: Basis, now: Round, state: State, q: int) -> SecondStage:
+    """Return what aggregates the values of the files that are kept."""
+    return SecondStage(
+        settings=basis.settings, rule=basis.rule, memory=state.memory, secret=state.secret, q=q,
+        round=now.plan.round,
+        known={
+            "layers": basis.layers,
+            "model": lambda: torch.cat((now.model, now.statistics)),
+        },
+    )  # fmt: skip
 
 
 def check_enough(settings: Settings, present: Sequence[int], q: int) -> None:
