@@ -17,8 +17,8 @@ from fedrobust.seeds import generator
 TARGETS = ("target", "label", "labels", "y")
 CLIENTS = ("client", "client_id")
 HELD_OUT = 0.2  # of the examples, for the test, where only one set is given
-FORMS = ("(X, y), (train, test), {'train': ..., 'test': ...}, a map-style dataset of (input, target),"
-         " a pandas frame or a Hugging Face dataset")  # fmt: skip
+FORMS = ("(X, y), (train, test), {'train': ..., 'test': ...}, a map-style dataset of (input,"
+         " target), a pandas frame or a Hugging Face dataset")  # fmt: skip
 
 
 @dataclass(frozen=True)
