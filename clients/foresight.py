@@ -93,7 +93,7 @@ class Foresight:
                 server={
                     "root": lambda: middle,
                     "loss": lambda: lambda step: -float(step.to(middle) @ middle),
-                    **(known if self.form is None else self.form.offered(known, self.start) or {}),
+                    **(known if self.form is None else self.form.offered(known, self.start)),
                 },
             )
             # Rules that select a row may answer with a view of it.

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import tables, worst_case
+from experiments.labels import spelt
 from experiments.results import Results
 from experiments.sweep import Sweep
 from experiments.worst_case import WorstCase
@@ -74,10 +75,7 @@ def show_written(paths: list[Path], console: Console) -> None:
 
 def defence(experiment: Experiment) -> str:
     """Write pre-aggregators and rule with their settings."""
-    chain = experiment.stages
-    return " + ".join(
-        s["name"] + "".join(f" {k}={v}" for k, v in s.items() if k != "name") for s in chain
-    )
+    return spelt(*experiment.stages)
 
 
 def as_json(results: Results, sweep: Sweep) -> dict[str, Any]:

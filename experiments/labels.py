@@ -66,11 +66,17 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """Write a value of a setting; of a spec its name and its settings: ``dirichlet alpha=0.3``."""
+    """Write a value of a setting, of a spec in words; "none" for the empty spec."""
     if not isinstance(value, dict):
         return str(value)
-    told = [f"{k}={v}" for k, v in value.items() if k != "name"] if "name" in value else []
-    return " ".join([value.get("name", "none"), *told])
+    return spelt(value) if "name" in value else "none"
+
+
+def spelt(*chain: dict[str, Any]) -> str:
+    """Write specs with their settings: ``nnm f=4 + krum f=4``."""
+    return " + ".join(
+        " ".join([s["name"], *(f"{k}={v}" for k, v in s.items() if k != "name")]) for s in chain
+    )
 
 
 def distinct(chains: list[list[dict[str, Any]]]) -> list[str]:

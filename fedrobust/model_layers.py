@@ -23,14 +23,9 @@ def layers_of(shapes: Mapping[str, Sequence[int]]) -> Layers:
     return tuple((name, tuple(shape)) for name, shape in shapes.items())
 
 
-def size(shape: Sequence[int]) -> int:
-    """Return the number of values of a tensor of this shape."""
-    return math.prod(shape)
-
-
 def columns(layers: Layers) -> list[slice]:
     """Return where each layer is in the vector."""
-    ends = torch.tensor([size(shape) for _, shape in layers]).cumsum(0).tolist()
+    ends = torch.tensor([math.prod(shape) for _, shape in layers]).cumsum(0).tolist()
     return [slice(low, high) for low, high in zip([0, *ends], ends, strict=False)]
 
 
@@ -55,7 +50,7 @@ def checked_layers(given: Any, d: int, who: str) -> Layers:
         layers = tuple((str(name), tuple(int(extent) for extent in shape)) for name, shape in pairs)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{who} needs layers as (name, shape) pairs, got {given!r:.80}") from error
-    total = sum(size(shape) for _, shape in layers)
+    total = sum(math.prod(shape) for _, shape in layers)
     if total != d or any(extent < 0 for _, shape in layers for extent in shape):
         told = ", ".join(f"{name} {shape}" for name, shape in layers)[:80]
         raise ValueError(f"{who} needs layers with {d} values in all, got {total}: {told}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import array_of, screen, tensor_of, wire_of
 from fedrobust.flower.screening import Reply
-from fedrobust.model_layers import Layers, size
+from fedrobust.model_layers import Layers
 from fedrobust.training import StepState
 from strategies.batchnorm_statistics import averaged, statistics_down
 from strategies.downlink import Downlink
@@ -49,7 +50,7 @@ class FlatVectors:
         self._experiment = experiment
         self._most_examples = most_examples
         self._variances = variances
-        self._wire = wire_of(experiment, tuple(size(shape) for _, shape in layers))
+        self._wire = wire_of(experiment, tuple(math.prod(shape) for _, shape in layers))
         self.layers = layers
         self._downlink = Downlink(replicas=experiment.compression.replicas)
 

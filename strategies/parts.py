@@ -82,7 +82,7 @@ class Form(Protocol):
     def sent(self, aggregate: Tensor, start: Tensor) -> Tensor:
         """Return an aggregate (d',) as a step (d,) of the model ``start``."""
 
-    def offered(self, server: Server | None, start: Tensor) -> Server | None:
+    def offered(self, server: Server, start: Tensor) -> Server:
         """Return what a rule may ask of the server's own data, in that form."""
 
 
@@ -161,8 +161,7 @@ class Parts:
         """Return what the rule may ask, in the form in which it is shown the updates."""
         known: Server = {"layers": lambda: self.transport.layers, "model": lambda: start}
         server = {**known, **(self.offers(start, server_round) or {})}
-        shown = server if self.form is None else self.form.offered(server, start)
-        return shown or {}
+        return server if self.form is None else self.form.offered(server, start)
 
 
 def sgd(

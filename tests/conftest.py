@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,32 @@ SMALL: dict[str, Any] = {
     "training": {"batch_size": 16},
     "server": {"lr": 0.5, "evaluate_every": 1},
 }
+
+
+class Stopped(Exception):
+    """The run is stopped here."""
+
+
+def stop_after(server_round: int) -> Callable[[dict[str, Any]], None]:
+    """Return what ends a run by an error once the row of a round has come."""
+
+    def on_row(row: dict[str, Any]) -> None:
+        if row["round"] == server_round:
+            raise Stopped
+
+    return on_row
+
+
+def finals(small: dict[str, Any], values: dict[tuple[Any, Any, int], float]) -> Any:
+    """Return results whose runs end at given accuracies, by (rule, attack, seed)."""
+    from experiments.results import Results
+    from fedrobust.experiment.load import expand
+
+    runs = []
+    for (rule, attack, seed), value in values.items():
+        (e,) = expand(small | {"rule": rule, "attack": attack, "seed": seed})
+        runs.append((e, [{"round": 1, "accuracy": value}]))
+    return Results(tuple(runs))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -20,6 +21,12 @@ def show(rows: Iterable[Row], text: Callable[[Row], str], *, as_json: bool) -> N
     """Print each row when it comes: one JSON object a line, or a text for people."""
     for row in rows:
         print(json.dumps(row) if as_json else text(row), flush=True)
+
+
+def environment_of(tree: Path) -> dict[str, str]:
+    """Return the environment of a process that runs another checkout's code, on one thread."""
+    one = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    return {**os.environ, **one, "PYTHONPATH": str(tree)}
 
 
 def seconds_of(

@@ -27,7 +27,6 @@ from fedrobust.aggregation import (
 )
 from fedrobust.spec import parameters
 
-Expect = Callable[[str, Tensor, Callable[[Tensor], Tensor]], Tensor | None]
 NEEDED: dict[str, dict[str, Any]] = {
     "centered_clipping": {"tau": 3.0}, "norm_clipping": {"bound": 3.0}, "clip": {"bound": 3.0},
     "median_of_means": {"groups": 5}, "bucketing": {"size": 2, "permute": False},

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.measuring import Row, show
+from experiments.benchmarks.floors import ROOT
+from experiments.benchmarks.measuring import Row, environment_of, show
 
-HERE = Path(__file__).parents[2]
 SLOWER = 1.25  # beyond this factor a rule is called slower: two runs of one version differ by less
 # What each process runs: it answers a rule's name with CPU seconds, or with the error.
 WORKER = """
@@ -49,14 +48,9 @@ class Version:
     """A checkout whose rules are timed in a process of its own."""
 
     def __init__(self, folder: Path, size: str) -> None:
-        environment = os.environ | {
-            "PYTHONPATH": str(folder),
-            "OMP_NUM_THREADS": "1",
-            "NUMBA_NUM_THREADS": "1",
-        }
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", WORKER, size],
-            cwd=folder, env=environment, text=True,
+            cwd=folder, env=environment_of(folder), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         self.names: list[str] = self._answer()
@@ -84,7 +78,7 @@ class Version:
 
 def compared(older: Path, size: str, *, turns: int, only: list[str] | None = None) -> Iterator[Row]:
     """Yield one line per rule that both versions know."""
-    before, now = Version(older, size), Version(HERE, size)
+    before, now = Version(older, size), Version(ROOT, size)
     n = int(size.split("x")[0])
     try:
         for name in only or [name for name in now.names if name in before.names]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from experiments.benchmarks.measuring import environment_of
 
 Document = dict[str, Any]
 Row = Mapping[str, Any]
@@ -81,10 +82,9 @@ def rows_of(tree: Path, document: Document) -> list[Row]:
     layout = (tree / "fedrobust" / "experiment").is_dir()
     older = {"rule": "median"} | {OLDER.get(k, k): v for k, v in document.items()}
     given = document if layout else older  # every mode needed a rule then
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps(given)],
-        cwd=tree, env=environment, capture_output=True, text=True, check=False,
+        cwd=tree, env=environment_of(tree), capture_output=True, text=True, check=False,
     )  # fmt: skip
     for line in done.stdout.splitlines():
         # Libraries print lines of their own.

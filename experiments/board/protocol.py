@@ -69,7 +69,6 @@ SAMPLED = _federation(
 FEW = _federation(
     "few", "a tenth of 120 clients asked a round", partition=MIXED, clients=120, participation=0.1
 )
-FEDERATIONS = {f.name: f for f in (IID, HETEROGENEOUS, PLAIN, EPOCHS, SAMPLED, FEW)}
 
 
 @dataclass(frozen=True)

@@ -73,14 +73,30 @@ def rehearse_aspis(it: Federation, experiment: Experiment) -> bool:
     The rows must be those of the simulation, without what only a simulation can know; the attacker
     is flagged because of what it sent: the server's file says nothing that the nodes read.
     """
+    members = start_nodes(it, experiment, use=plugins.used())
+    expected = run_one(experiment)  # while the nodes start
+    it.wait_for_nodes(experiment.clients)
+    rows = told_run(it, experiment)
+    same = [what_was_seen(row) for row in rows] == [what_was_seen(row) for row in expected]
+    claimed = sorted({*KNOWN_IN_SIMULATION} & {key for row in rows for key in row})
+    found = rows[-1].get("flagged") == list(members)
+    say("aspis", same_as_simulated=same, derived_from_the_file=claimed, attacker_flagged=found)
+    return same and not claimed and found
+
+
+def start_nodes(it: Federation, experiment: Experiment, **config: str) -> tuple[int, ...]:
+    """Register and start a node for each client, with its own role; return the Byzantine ones."""
     members = threat_model.members(experiment)
     it.register_all(experiment.clients)
     for number in range(experiment.clients):
         role = "malicious" if number in members else "honest"
-        it.start_node(number, {"partition-id": number, "role": role, "use": plugins.used()})
+        it.start_node(number, {"partition-id": number, "role": role, **config})
         say("node started", client=number, role=role, registered=f"client-{number}")
-    expected = run_one(experiment)  # while the nodes start
-    it.wait_for_nodes(experiment.clients)
+    return members
+
+
+def told_run(it: Federation, experiment: Experiment) -> list[dict]:
+    """Run the experiment on the nodes, print each row and the time, return the rows."""
     began = time.monotonic()
     rows = run_on_nodes(
         experiment,
@@ -90,11 +106,7 @@ def rehearse_aspis(it: Federation, experiment: Experiment) -> bool:
         on_row=lambda row: say("round", **row),
     )
     say("run", rounds=len(rows) - 1, seconds=round(time.monotonic() - began, 1))
-    same = [what_was_seen(row) for row in rows] == [what_was_seen(row) for row in expected]
-    claimed = sorted({*KNOWN_IN_SIMULATION} & {key for row in rows for key in row})
-    found = rows[-1].get("flagged") == list(members)
-    say("aspis", same_as_simulated=same, derived_from_the_file=claimed, attacker_flagged=found)
-    return same and not claimed and found
+    return rows
 
 
 def what_was_seen(row: dict) -> dict:
@@ -105,26 +117,13 @@ def what_was_seen(row: dict) -> dict:
 
 def rehearse(it: Federation, experiment: Experiment) -> bool:
     """Start the nodes and the strangers, run the experiment, compare it with the simulation."""
-    members = threat_model.members(experiment)
-    it.register_all(experiment.clients)
-    for number in range(experiment.clients):
-        role = "malicious" if number in members else "honest"
-        it.start_node(number, {"partition-id": number, "role": role})
-        say("node started", client=number, role=role, registered=f"client-{number}")
+    start_nodes(it, experiment)
     strangers = [stranger(it, tls=True), stranger(it, tls=False)]
     expected = run_one(experiment)  # while the nodes start
     say("simulation", accuracy=[round(row["accuracy"], 4) for row in expected])
     it.wait_for_nodes(experiment.clients)
     say("register", nodes=[(entry["node-id"], entry["status"]) for entry in it.nodes()])
-    began = time.monotonic()
-    rows = run_on_nodes(
-        experiment,
-        superlink=it.address,
-        output=it.home / "results",
-        certificates=it.home / "ca.crt",
-        on_row=lambda row: say("round", **row),
-    )
-    say("run", rounds=len(rows) - 1, seconds=round(time.monotonic() - began, 1))
+    rows = told_run(it, experiment)
     same = without_time(rows) == without_time(expected)
     say("same rows as in simulation", answer=same)
     refused = [was_refused(it, name, experiment.clients) for name in strangers]

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from experiments import listing, notices, worst_case
+from experiments.labels import spelt
 from experiments.outcomes import stuck
 from experiments.report.contents import Gathered
 from experiments.report.parts import Section, table_of
@@ -59,7 +60,7 @@ def names(gathered: Gathered) -> Section:
         {
             "kind": key[0],
             "name": key[1],
-            "settings": _settings(specs[key]),
+            "settings": spelt(*specs[key]),
             "what it does": " ".join(said[key[0]].get(spec["name"], "") for spec in specs[key]),
         }
         for key in keys
@@ -75,10 +76,3 @@ def _said(kinds: tuple[str, ...]) -> dict[str, str]:
     tables = listing.tables()
     told = {e["name"]: e["what"] for kind in kinds for e in tables[kind]}
     return told | {threat_model.NONE: "Nobody attacks."}
-
-
-def _settings(chain: list[dict[str, Any]]) -> str:
-    """Write specs with their settings: ``nnm f=4 + krum f=4``."""
-    return " + ".join(
-        " ".join([s["name"], *(f"{k}={v}" for k, v in s.items() if k != "name")]) for s in chain
-    )

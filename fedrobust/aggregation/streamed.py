@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedrobust.aggregation.aggregator import aggregate, build
+from fedrobust.aggregation.distances import three_rows
 from fedrobust.aggregation.preconditions import check, resolve_pre, resolve_rule, with_fewer
 from fedrobust.aggregation.record import mixed, weighted
 from fedrobust.aggregation.tables import is_built_in, is_coordinate_wise
@@ -220,7 +221,7 @@ def _products(updates: Matrix) -> tuple[Tensor, Tensor]:
         rows = torch.zeros(n + 1, block.shape[1], dtype=torch.float64)
         rows[:n] = block
         rows[:n][~good] = 0
-        rows -= rows[[0, n // 2, n - 1]].median(0).values
+        rows -= three_rows(rows[:n], None).median(0).values
         gram.addmm_(rows, rows.T)
     return gram, finite
 

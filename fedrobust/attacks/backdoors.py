@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -234,8 +236,8 @@ def rare(images: Tensor, labels: Tensor, source: int, tail: float) -> Tensor:
         return of_class
     pixels = images[of_class].flatten(1).double()
     away = (pixels - pixels.mean(0)).square().sum(1)
-    count = -int(-tail * len(of_class) // 1)
-    return of_class[away.sort(descending=True, stable=True).indices[:count]]
+    order = away.sort(descending=True, stable=True).indices
+    return of_class[order[: math.ceil(tail * len(of_class))]]
 
 
 def _drawn(
@@ -253,5 +255,4 @@ def _drawn(
         raise ValueError(f"{who} needs a target among the classes, got {target}")
     source = generator or seeded(0, "poison")
     order = torch.randperm(len(images), generator=source, device=source.device)
-    # Rounded up: minus the floor of minus.
-    return order[: -int(-share * len(images) // 1)].to(images.device)
+    return order[: math.ceil(share * len(images))].to(images.device)

@@ -113,15 +113,13 @@ class Products:
         return torch.cat([found[i] for i in range(len(self.shapes))])
 
     def offered(
-        self, server: Mapping[str, Callable[[], Any]] | None, start: Tensor
-    ) -> Mapping[str, Callable[[], Any]] | None:
+        self, server: Mapping[str, Callable[[], Any]], start: Tensor
+    ) -> Mapping[str, Callable[[], Any]]:
         """Return what a rule may ask of the server's own data and of the model, of products.
 
         The root update becomes the products' as a client's does; the loss after a step of products
         is that of the factors which the step leads to. A product has the name of its A.
         """
-        if server is None:
-            return None
 
         def root() -> Tensor:
             return self.seen(server["root"]().unsqueeze(0), start)[0]

@@ -10,6 +10,7 @@ from fedrobust.attacks import threat_model
 from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import ConfigError, Group
 from fedrobust.flower import CohortGrid, InProcessGrid
+from fedrobust.runs.folder import timeless
 from fedrobust.simulation import stragglers
 from strategies.session import run
 
@@ -120,10 +121,6 @@ def test_dropouts_come_with_their_probability(small):
     assert stragglers.timing(always, groups, [9] * 10, round=1, spared=(2,)).dropped == (
         0, 1, 3, 4, 5, 6, 7, 8, 9,
     )  # fmt: skip
-
-
-def timeless(rows):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 def through(e, nodes, hosts=0):

@@ -27,6 +27,7 @@ from strategies.checkpointing import Checkpoints
 from strategies.handshake import await_clients
 from strategies.modes import MODES
 from strategies.rounds import rounds
+from tests.conftest import Stopped, stop_after
 
 ENSEMBLE = {
     "data": "digits", "model": "mlp", "clients": 3, "byzantine": 1, "rounds": 4, "seed": 4,
@@ -36,18 +37,6 @@ ENSEMBLE = {
 }  # fmt: skip
 REDUNDANCY = {"training": {}, "clients": 7, "byzantine": 2, "rule": "median", "attack": "alie",
               "redundancy": {"name": "aspis", "replication": 3, "q": 2, "batch": 70}}  # fmt: skip
-
-
-class Stopped(Exception):
-    """The run is stopped here."""
-
-
-def stop_after(server_round):
-    def on_row(row):
-        if row["round"] == server_round:
-            raise Stopped
-
-    return on_row
 
 
 def without_time(rows):

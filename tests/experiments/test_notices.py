@@ -10,7 +10,8 @@ from experiments import flags, notices
 from experiments.board import rows
 from experiments.cli import main
 from experiments.results import Results
-from fedrobust.experiment.load import expand, from_dict
+from fedrobust.experiment.load import from_dict
+from tests.conftest import finals
 
 ALIE = {"name": "alie"}
 RESULT = [{"round": 0, "accuracy": 0.1}, {"round": 3, "accuracy": 0.8, "seconds": 0.1}]
@@ -68,15 +69,6 @@ def test_alie_is_nothing_at_every_even_n_with_one_attacker(small, n):
 def test_alie_is_something_elsewhere(small, n, f):
     lines = notices.before([from_dict(of(small, clients=n, byzantine=f))])
     assert not [line for line in lines if "honest mean itself" in line]
-
-
-def finals(small, values):
-    """Results whose runs end at given accuracies, by (rule, attack, seed)."""
-    runs = []
-    for (rule, attack, seed), value in values.items():
-        (e,) = expand(small | {"rule": rule, "attack": attack, "seed": seed})
-        runs.append((e, [{"round": 1, "accuracy": value}]))
-    return Results(tuple(runs))
 
 
 def test_wide_intervals_and_what_is_lost_without_an_attack(small):

@@ -26,6 +26,7 @@ from experiments.simulation import simulate
 from fedrobust.experiment.load import expand, from_dict
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.runs.folder import RunFolder
+from tests.conftest import finals
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "use", "path", "rect", "line", "circle"}
 
@@ -115,15 +116,6 @@ def test_tables_for_papers():
     assert r"defence & none & a\_b \\" in written
     with pytest.raises(ConfigError, match="did you mean 'latex'"):
         tables.render(means, halves, format="latx")
-
-
-def finals(small, values):
-    """Results whose runs end at given accuracies, by (rule, attack, seed)."""
-    runs = []
-    for (rule, attack, seed), value in values.items():
-        (e,) = expand(small | {"rule": rule, "attack": attack, "seed": seed})
-        runs.append((e, [{"round": 1, "accuracy": value}]))
-    return Results(tuple(runs))
 
 
 def test_the_worst_attack_is_the_score(small):

@@ -21,8 +21,9 @@ from fedrobust.experiment.load import from_dict
 from fedrobust.flower import InProcessGrid
 from fedrobust.runs import checkpoint
 from fedrobust.runs.checkpoint import CheckpointError
-from fedrobust.runs.folder import CHECKPOINT, FolderError, RunFolder, WriteError
+from fedrobust.runs.folder import CHECKPOINT, FolderError, RunFolder, WriteError, timeless
 from strategies.checkpointing import Checkpoints, continue_from, remembers
+from tests.conftest import Stopped, stop_after
 
 ROOT = Path(__file__).parents[2]
 FLOATS = st.floats(width=32)
@@ -93,22 +94,6 @@ def test_a_pickle_in_a_checkpoint_is_never_loaded(tmp_path):
         checkpoint.load(path)
 
 
-class Stopped(Exception):
-    """The run is stopped here."""
-
-
-def stop_after(round):
-    def on_row(row):
-        if row["round"] == round:
-            raise Stopped
-
-    return on_row
-
-
-def without_time(rows):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-
-
 def small_case(small, case):
     changes = {k: v for k, v in CASES[case].items() if k != "byzantine"}
     return from_dict(small | {"rounds": 3, "rule": "median", "attack": "alie"} | changes)
@@ -127,7 +112,7 @@ def test_resumed_at_any_round_the_numbers_are_the_same(small, tmp_path, every_ro
     e = small_case(small, case)
     whole = RunFolder(tmp_path / "whole", e)
     run_one(e, folder=whole)
-    expected = without_time(whole.rows())
+    expected = timeless(whole.rows())
     assert expected[-1]["round"] == 3
     for round in range(4):
         folder = RunFolder(tmp_path / f"stopped-{round}", e)
@@ -135,7 +120,7 @@ def test_resumed_at_any_round_the_numbers_are_the_same(small, tmp_path, every_ro
             run_one(e, folder=folder, on_row=stop_after(round))
         heard = []
         rows = run_one(e, folder=folder, resume=True, on_row=heard.append)
-        assert without_time(rows) == without_time(heard) == without_time(folder.rows()) == expected
+        assert timeless(rows) == timeless(heard) == timeless(folder.rows()) == expected
         last, first = (checkpoint.load(f.path / CHECKPOINT) for f in (folder, whole))
         assert same(last, first)
     assert json.loads((folder.path / "environment.json").read_text())["resumed"][0]["after"] == 2
@@ -229,7 +214,7 @@ def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(small, tmp_path):
     for parent in parents:
         assert not list(RunFolder(parent, e).path.glob("*.tmp"))
         rows = run_one(e, folder=RunFolder(parent, e), resume=True)
-        assert without_time(rows) == without_time(run_one(e))
+        assert timeless(rows) == timeless(run_one(e))
 
 
 @pytest.mark.slow

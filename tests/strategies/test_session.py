@@ -12,6 +12,7 @@ from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.flower import CohortGrid, InProcessGrid
 from fedrobust.flower.serialization import PROTOCOL
+from fedrobust.runs.folder import timeless
 from strategies.handshake import ProtocolError, await_clients
 from strategies.session import run
 
@@ -96,10 +97,6 @@ def test_knowledge_changes_what_is_crafted(small, knowledge):
     assert all(rows[-1]["loss"] != other[-1]["loss"] for other in others)
 
 
-def without_time(rows):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-
-
 def through_cohorts(e, hosts):
     from clients.client_app import app
 
@@ -112,9 +109,9 @@ def through_cohorts(e, hosts):
 @pytest.mark.parametrize("worker_momentum", [0.0, 0.9])
 def test_every_grid_gives_the_same_rounds(small, worker_momentum):
     e = experiment(small, attack="alie", rule="nnm+krum", worker_momentum=worker_momentum)
-    here = without_time(run_one(e))
+    here = timeless(run_one(e))
     for hosts in (1, 2, 4):
-        assert without_time(through_cohorts(e, hosts)) == here
+        assert timeless(through_cohorts(e, hosts)) == here
 
 
 class Shuffled(InProcessGrid):
@@ -131,7 +128,7 @@ def test_the_order_of_replies_does_not_matter(small):
     rows = []
     nodes = Shuffled(app, clients=10, run_config={"experiment": e.to_toml()})
     run(nodes, e, on_row=rows.append)
-    assert without_time(rows) == without_time(run_one(e))
+    assert timeless(rows) == timeless(run_one(e))
 
 
 def test_simulate_takes_text_and_overrides(small):

@@ -27,10 +27,6 @@ class Case:
     changes: dict[str, Any] = field(default_factory=dict)
 
 
-def _pgd(eps: float) -> dict[str, Any]:
-    return {"name": "pgd", "eps": eps, "step_size": eps / 4, "steps": 7}
-
-
 def _fgsm(eps: float) -> dict[str, Any]:
     return {"name": "fgsm", "eps": eps, "clip_start": False}
 
