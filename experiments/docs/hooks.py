@@ -19,6 +19,7 @@ from experiments import listing, tables
 from experiments.board import rows
 from experiments.cli import app
 from experiments.docs import notebook_pages
+from experiments.papers import verdicts as decided
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -123,6 +124,14 @@ def file(path: str) -> str:
     return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"\1", text)
 
 
+def verdicts(paper: str) -> str:
+    """Write one paper's claims and verdicts, or those of all papers."""
+    if not paper:
+        return decided.page(decided.PAPERS)
+    claims = decided.read(paper)
+    return f"{decided.markdown(claims)}\n{decided.measured_with(claims)}"
+
+
 def board(_: str) -> str:
     """Write the board's rows as one table, the best worst case first."""
     found = rows.read()
@@ -152,6 +161,7 @@ MAKERS: dict[str, Callable[[str], str]] = {
     "commands": commands,
     "file": file,
     "board": board,
+    "verdicts": verdicts,
     "notebook": notebook_pages.notebook,
     "gallery": notebook_pages.gallery,
 }
