@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -180,13 +181,18 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--most", type=int, help="stop after so many cells")
     parser.add_argument("--data-root", type=Path)
     chosen = parser.parse_args()
     made = rules if chosen.what == "rules" else search
     data = prepared(chosen.data_root)
-    for seed in chosen.seeds:
-        for cell in missing(made(seed), chosen.out, chosen.rounds):
-            row = measured(cell, data)
-            with chosen.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{row['best']:.2f}", cell, flush=True)
+    cells = [cell for seed in chosen.seeds for cell in made(seed)]
+    for cell in islice(missing(cells, chosen.out, chosen.rounds), chosen.most):
+        row = measured(cell, data)
+        with chosen.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{row['best']:.2f}", cell, flush=True)
+
+
+if __name__ == "__main__":
+    main()
