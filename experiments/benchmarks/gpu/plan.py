@@ -91,6 +91,8 @@ CASES: dict[str, Case] = {
         Case("marked", "the tests marked gpu", 0.3, 3.0, ("pytest", *FLOWER)),
         Case("rules", "every rule beside the limit of its arithmetic: 100 x 1 M, 20 x 1 M,"
              " 500 x 100 k, 300 x 1 M", 0.3, 2.0),
+        Case("order", "order statistics by bisection and by a sort, stacked convolutions as"
+             " products and grouped", 0.3, 0.8),
         Case("engine", "rounds beside the bare loop: N = 100 and 300, one by one, as one stack,"
              " under ALIE", 0.4, 2.5, FLOWER),
         Case("fleet", "300 clients of three kinds under ALIE (fleet.toml), 5 rounds, one by one"
