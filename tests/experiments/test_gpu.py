@@ -70,8 +70,8 @@ def test_every_case_runs_at_a_tiny_size_without_ray(name, scale, no_ray):
     assert "ray" not in sys.modules
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in CASES if n not in (ON_RAY, ALONE, "rules")])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", [n for n in CASES if n not in (ON_RAY, ALONE, "rules", "order")])
 def test_no_case_mixes_the_memories_of_two_devices(name, scale):
     with Device():
         _, *rows = lines_of(name, replace(scale, device=DEVICE.type))
