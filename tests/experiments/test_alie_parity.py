@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.papers.alie import parity, plain, table1
+from experiments.papers.alie import parity, plain, table1, table2
 from fedrobust.aggregation import aggregate
 from fedrobust.data import load
 
@@ -70,3 +70,21 @@ def test_finished_cells_are_left_out(tmp_path):
     row = {"cell": table1.asdict(table1.replace(cells[1], rounds=10))}
     out.write_text(table1.json.dumps(row) + "\n")
     assert [cell.rule for cell in table1.missing(cells, out, 10)] == [cells[0].rule, cells[2].rule]
+
+
+def test_what_was_measured_is_told_by_what_differs():
+    cell = table1.asdict(table1.Cell(z=1.0, rounds=60))
+    told = table1.table([{"cell": cell, "best": 23.57, "curve": [11.0, 23.57, 16.0]}])
+    assert told.splitlines()[-1] == "| z = 1.0 | 60 | 23.6 | 16.0 | 1 |"
+    looks = [{"benign": b, "held_out": 100.0 - b, "trained_on": 90.0} for b in (10.0, 30.0, 20.0)]
+    told = table2.table([{"cell": "all", "seed": 1, "rounds": 60, "curve": looks}])
+    last = "| all | 60 | 30.0 | 90.0 / 70.0 / 80.0 | 90.0 / 90.0 / 90.0 | 1 |"
+    assert told.splitlines()[-1] == last
+
+
+def test_each_difference_of_the_program_is_tried_alone_and_left_out():
+    cells = table2.cells()
+    assert cells["none"] == {} and len(cells) == 2 + 2 * len(table2.DIFFERENCES) == 10
+    for name, settings in table2.DIFFERENCES.items():
+        alone, without = cells[f"only {name}"], cells[f"all but {name}"]
+        assert alone == settings and {**without, **settings} == cells["all"]

@@ -104,15 +104,37 @@ def measured(
     }
 
 
+def table(rows: list[Settings]) -> str:
+    """Write what was measured as Markdown: success at the first, the middle and the last look."""
+    lines = [
+        "| differences | rounds | benign, best | held out | as the program | seed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        curve = row["curve"]
+        looks = (curve[0], curve[len(curve) // 2], curve[-1])
+        held, seen = (
+            " / ".join(f"{look[key]:.1f}" for look in looks) for key in ("held_out", "trained_on")
+        )
+        best = max(look["benign"] for look in curve)
+        cells = [row["cell"], row["rounds"], f"{best:.1f}", held, seen, row["seed"]]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Train what is missing."""
+    """Train what is missing, or print what there is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--most", type=int, help="stop after so many cells")
     parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--table", action="store_true", help="print OUT as Markdown; train nothing")
     given = parser.parse_args()
+    if given.table:
+        print(table([json.loads(line) for line in given.out.read_text().splitlines()]))
+        return
     data = load("cifar10", root=given.data_root)
     lines = given.out.read_text(encoding="utf-8").splitlines() if given.out.exists() else []
     done = [(row["cell"], row["seed"], row["rounds"]) for row in map(json.loads, lines)]
