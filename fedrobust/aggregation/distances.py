@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedrobust.aggregation import kernels
 from fedrobust.aggregation.columns import median
+from fedrobust.matrix import block_values
 
 WIDTH = 4096  # columns per block: 100 rows of 4,096 float32 are 1.6 MB
 FAR = 16.0  # squared: rows farther from the centre than 4 times from each other lose digits
@@ -137,7 +138,7 @@ def norms_from(updates: Tensor, centre: Tensor) -> Tensor:
 def _lengths(updates: Tensor, centre: Tensor, factor: float) -> Tensor:
     """Return the lengths of ``factor`` times the rows minus the centre, (n,)."""
     squared = torch.zeros(len(updates), dtype=torch.float64, device=updates.device)
-    width = max(1, (1 << 20) // len(updates))
+    width = max(1, block_values(updates.device, 1 << 20) // len(updates))
     for rows, part in zip(updates.split(width, 1), centre.split(width), strict=True):
         offsets = rows.double() - part.double()
         if factor != 1:

@@ -1,6 +1,7 @@
 """A stack asks its device for nothing while it trains, however many clients and steps there are."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from elsewhere_device import DEVICE, Device, Elsewhere
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedrobust import models
-from fedrobust.cohort import Member, schedule, train_cohort
+from fedrobust.cohort import Member, memory, schedule, train_cohort
 from fedrobust.cohort.convolutions import Products, convolved
+from fedrobust.matrix import ON_GPU, block_values
 from fedrobust.training import Recipe, train_local
 from fedrobust.training.losses import IGNORED
 from fedrobust.vector import FlatModel
@@ -195,3 +197,16 @@ def test_a_convolution_of_any_kind_is_the_same(layer):
 def test_an_unknown_way_to_convolve_is_an_error():
     with pytest.raises(ValueError, match="one of grouped, products, got 'fft'"), convolved("fft"):
         pass
+
+
+def test_a_stack_takes_a_share_of_all_of_a_gpus_memory_whatever_is_free(monkeypatch):
+    told = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: told)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: pytest.fail("varies"))
+    assert memory.available(torch.device("cuda")) == 20 * 2**30
+    assert memory.available(torch.device("cpu")) == memory.ON_CPU
+
+
+def test_blocks_are_larger_on_a_gpu():
+    assert block_values(torch.device("cpu"), 1 << 20) == 1 << 20
+    assert block_values(torch.device("cuda"), 1 << 20) == ON_GPU > 1 << 20
