@@ -55,13 +55,7 @@ def gram(
     return _whole(sums, n), torch.from_numpy(largest.max(0).view(np.float32))
 
 
-def mixed_gram(
-    updates: Tensor,
-    mixing: Tensor,
-    *,
-    three: tuple[int, int, int] | None = None,
-    centre: Tensor | None = None,
-) -> Tensor:
+def mixed_gram(updates: Tensor, mixing: Tensor, *, three: tuple[int, int, int]) -> Tensor:
     """Return the products (m, m) of ``mixing @ updates`` about a centre, as ``gram`` does.
 
     Parameters
@@ -76,10 +70,8 @@ def mixed_gram(
     sums = _sums(m, matrix.shape[1])
     target, source = mixing.nonzero(as_tuple=True)
     weights = mixing[target, source].to(updates).numpy()
-    rows = np.array(() if three is None else three, dtype=np.int64)
-    point = np.zeros(0, dtype=np.float32) if centre is None else centre.detach().numpy()
     work = matrix.size * (1 + m // 8)
-    given = (target.numpy(), source.numpy(), weights, point, rows)
+    given = (target.numpy(), source.numpy(), weights, np.array(three, dtype=np.int64))
     in_parts(_mixed_gram, matrix, *given, sums, parts=len(sums), work=work)
     return _whole(sums, m)
 
@@ -127,7 +119,6 @@ def _mixed_gram(
     target: np.ndarray,
     source: np.ndarray,
     weights: np.ndarray,
-    centre: np.ndarray,
     three: np.ndarray,
     sums: np.ndarray,
     first_chunk: int,
@@ -142,10 +133,7 @@ def _mixed_gram(
             width = min(WIDE, d - b * WIDE)
             strip[:] = 0
             _mix(x, b * WIDE, width, target, source, weights, strip)
-            if len(centre):
-                _centre(x, centre, three, b * WIDE, width, middle)
-            else:
-                _centre(strip.reshape(padded, WIDE), centre, three, 0, width, middle)
+            _centre(strip.reshape(padded, WIDE), middle[:0], three, 0, width, middle)
             for i in range(used):
                 for k in range(np.uint64(width)):
                     strip[np.uint64(i * WIDE) + k] -= middle[k]
