@@ -135,7 +135,8 @@ def aggregate_streamed(
     Parameters
     ----------
     updates
-        Read once or twice (see ``voidable``). Rows with a value that is not finite are set aside, and count against f.
+        Read once or twice (see ``voidable``). Rows with a value that is not finite are set aside,
+        and count against f.
     found
         Is told what there is to tell; complete when the last part has been taken.
     voidable
