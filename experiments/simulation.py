@@ -31,6 +31,7 @@ from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.flower import tensor_of
 from fedrobust.plugins import Part
 from fedrobust.runs.folder import RunFolder
+from fedrobust.training.precision import tf32
 from strategies.checkpointing import Checkpoints
 from strategies.flower_strategy import StockStrategy
 from strategies.session import run
@@ -264,9 +265,12 @@ def carried(
     """
     output = str(kept) if kept and experiment.ensemble.tunes else ""
     host = Host(data_root=data_root or "", device=device, output=output)
-    given |= {"data_root": data_root, "device": servers_device(device, grid), "attacks": kept}
+    servers = servers_device(device, grid)
+    given |= {"data_root": data_root, "device": servers, "attacks": kept}
+    exact = tf32(on=False, device=torch.device(servers))  # evaluation and rules, not training alone
     with (
         own_torch_state(),
+        exact,
         quiet("flwr"),
         CARRIERS[grid](experiment, host, parts, cluster) as nodes,
     ):
