@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedrobust.aggregation import RULES, aggregate, columns, ordered_bits
+from fedrobust.aggregation import RULES, aggregate, columns, distances, ordered_bits
 
 DTYPES = (torch.float32, torch.float64)
 SORTING = ("median", "trimmed_mean", "meamed", "phocas", "bulyan", "krum")
@@ -96,3 +96,17 @@ def test_rules_give_the_same_by_either_way(name, monkeypatch):
 
 def test_it_is_taken_on_a_gpu_alone():
     assert not ordered_bits.pays(torch.zeros(1000, 2))
+
+
+@pytest.mark.parametrize("d", [10, 4096, 3 * 4096 + 5])
+def test_products_at_once_are_those_of_block_after_block(d, monkeypatch):
+    updates = drawn(7, d, torch.float32)
+    centre = updates[0] / 2
+    monkeypatch.setattr(distances, "block_values", lambda device, on_cpu: 2 * 7 * distances.WIDTH)
+    monkeypatch.setattr(distances.kernels, "fits", lambda updates: False)
+    expected = distances.products(updates, centre)
+    torch.testing.assert_close(
+        distances.products_at_once(updates, centre), expected, rtol=1e-6, atol=1e-6
+    )
+    exact = (updates - centre).double() @ (updates - centre).double().T
+    torch.testing.assert_close(expected, exact, rtol=1e-5, atol=1e-5)
