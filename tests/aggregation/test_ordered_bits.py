@@ -110,3 +110,25 @@ def test_products_at_once_are_those_of_block_after_block(d, monkeypatch):
     )
     exact = (updates - centre).double() @ (updates - centre).double().T
     torch.testing.assert_close(expected, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("n", [ordered_bits.FROM - 1, ordered_bits.FROM, 200])
+@pytest.mark.parametrize("name", SORTING)
+def test_a_gpu_gives_the_same_for_few_and_for_many_clients(name, n):
+    updates = drawn(n, 9000, torch.float32)
+    spec = {"name": name} if name == "median" else {"name": name, "f": n // 5}
+    found = aggregate(updates.cuda(), spec)
+    assert ordered_bits.pays(updates.cuda()) == (n >= ordered_bits.FROM)
+    torch.testing.assert_close(found.cpu(), aggregate(updates, spec), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_multiplies_many_blocks_at_once_as_precisely():
+    updates = drawn(30, 5 * 4096 + 7, torch.float32)
+    centre = updates[0] / 2
+    exact = (updates - centre).double() @ (updates - centre).double().T
+    found = distances.products(updates.cuda(), centre.cuda())
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-3)
