@@ -74,16 +74,18 @@ class Foresight:
         """Return rows (m, d) as the rule is shown them."""
         return rows if self.form is None else self.form.seen(rows, self.start)
 
-    def outcome(self, rows: Tensor) -> Outcome:
+    def outcome(self, rows: Tensor, *, as_sent: bool = False) -> Outcome:
         """Run the rule on rows (m, d), honest ones first, in the order of their clients.
 
+        ``as_sent`` brings them into the server's order whatever the rule: the last digits of
+        distances depend on it, and with them which of two all but equally near rows is the nearer.
         The root update of the server is taken for the mean of the view, its loss for the linear
         part along it.
         """
         e, rows = self.experiment, self.seen(rows)
         # Worked out when asked: it reads the whole view, and few rules want it.
         middle = cache(lambda: self.seen(self.view).mean(0))
-        ids, order = self._order(len(rows))
+        ids, order = self._order(len(rows), always=as_sent)
         known = {"layers": lambda: self.layers, "model": lambda: self.start}
         rule = build(e.rule, pre=e.pre)
         with self._ordered(rows, order) as asked:
@@ -139,12 +141,12 @@ class Foresight:
             finally:
                 permute_rows(rows, sorted(order, key=order.__getitem__))
 
-    def _order(self, rows: int) -> tuple[Sequence[int] | None, list[int] | None]:
+    def _order(self, rows: int, *, always: bool) -> tuple[Sequence[int] | None, list[int] | None]:
         """Return the rows' clients, and the order in which the server has them, where it counts."""
         name = self.experiment.rule["name"]
         record = rule_record(name)
         plain = is_built_in(name) and not record.order_matters and not record.remembers
-        if plain or self.clients is None or rows > len(self.clients):
+        if (plain and not always) or self.clients is None or rows > len(self.clients):
             return None, None
         ids = self.clients[:rows]
         order = sorted(range(rows), key=ids.__getitem__)
@@ -193,7 +195,7 @@ def foreseen(rule: Foresight, sent: Tensor, context: Context) -> dict[str, float
         return {}
     rows = joined(rule.room, rule.view, sent.to(rule.view))
     try:
-        outcome = rule.outcome(rows)
+        outcome = rule.outcome(rows, as_sent=True)
     except REFUSALS:
         return {}
     _keep(outcome.state, rows, context)

@@ -207,3 +207,28 @@ def test_state_is_a_value_and_settings_are_few():
     step(sample(1), "drift_search", n=N, f=F, rule=median_rule, state=state)
     assert all(torch.equal(state[key], kept[key]) for key in kept)
     assert ATTACKS["gradient_search"] is gradient_search
+
+
+def test_the_forecast_is_asked_in_the_servers_order(monkeypatch):
+    """Rounding of distances depends on the order, and may decide which of two rows is nearer."""
+    from clients import foresight
+    from fedrobust import aggregation
+
+    seen = []
+
+    def noted(spec, *, pre=()):
+        built = aggregation.build(spec, pre=pre)
+
+        def apply(rows, *given, **more):
+            seen.append(rows.clone())
+            return built.apply(rows, *given, **more)
+
+        return aggregation.Aggregator(built.init, apply)
+
+    monkeypatch.setattr(foresight, "build", noted)
+    e = from_dict(SETTING | {"rule": "nnm+krum", "rounds": 1})
+    (row,) = [row for row in run_one(e) if "search" in row]
+    asked = seen[-1]
+    alike = [i for i in range(9) if sum(torch.equal(asked[i], other) for other in asked) == 2]
+    assert alike == row["byzantine"] and alike != [7, 8], "the attackers stand where they belong"
+    assert row["search"]["deviation"] == row["impact"]["deviation"]
