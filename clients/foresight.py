@@ -2,7 +2,7 @@
 
 Who sees every update and chooses the others' knows what a rule with memory remembers: it has seen
 all that the rule has seen. What the rule draws, and data of the server's own, it can only guess;
-client weights it takes for equal.
+client weights it takes for equal. Who sees fewer updates asks the rule with imagined ones.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import torch
 from flwr.app import Context
 from torch import Tensor
 
+from clients.cohorts import imagined
 from fedrobust.aggregation import build, follows_rotation
 from fedrobust.aggregation.outcome import Outcome
 from fedrobust.aggregation.tables import is_built_in, rule_record
-from fedrobust.attacks import impact, spread, threat_model
+from fedrobust.attacks import attack_record, impact, spread, threat_model
 from fedrobust.attacks.probe import joined
 from fedrobust.attacks.reduction import Reducible
 from fedrobust.experiment.schema import Experiment
@@ -58,6 +60,9 @@ class Foresight:
         The global model (d,) of the round.
     layers
         Name and shape of its tensors.
+    cohort
+        The honest rows that the rule is asked with in the place of the view (n - f, d), where the
+        colluders see fewer; None where the view is all of them.
     """
 
     experiment: Experiment
@@ -69,6 +74,7 @@ class Foresight:
     start: Tensor
     layers: Layers
     room: Tensor | None = None
+    cohort: Tensor | None = None
 
     def seen(self, rows: Tensor) -> Tensor:
         """Return rows (m, d) as the rule is shown them."""
@@ -82,6 +88,8 @@ class Foresight:
         The root update of the server is taken for the mean of the view, its loss for the linear
         part along it.
         """
+        if self.cohort is not None:
+            rows = torch.cat([self.cohort, rows[len(self.view) :].to(self.cohort)])
         e, rows = self.experiment, self.seen(rows)
         # Worked out when asked: it reads the whole view, and few rules want it.
         middle = cache(lambda: self.seen(self.view).mean(0))
@@ -119,13 +127,17 @@ class Foresight:
         if self.form is not None or not alike or not follows_rotation(e.rule, e.pre):
             return None
 
-        def placed(view: Tensor, matrices: list[Tensor]) -> Foresight:
+        imagined = () if self.cohort is None else (self.cohort,)
+
+        def placed(view: Tensor, given: list[Tensor]) -> Foresight:
+            cohort, matrices = (given[0], given[1:]) if imagined else (None, given)
             shapes = [value.shape[:-1] for value in vectors.values()]
             moved = [m.reshape(*k, view.shape[1]) for m, k in zip(matrices, shapes, strict=True)]
             memory = _untabled(table | dict(zip(vectors, moved, strict=True)))
-            return replace(self, view=view, memory=memory, room=None)
+            return replace(self, view=view, memory=memory, room=None, cohort=cohort)
 
-        return Reducible(tuple(v.reshape(-1, width) for v in vectors.values()), placed)
+        remembers = (v.reshape(-1, width) for v in vectors.values())
+        return Reducible((*imagined, *remembers), placed)
 
     @contextmanager
     def _ordered(self, rows: Tensor, order: list[int] | None) -> Iterator[Tensor]:
@@ -173,8 +185,11 @@ def foresee(
     ids = (*honest, *(c for c in asked if c in bad)) if known else None
     memory = _recalled(context) if known else None
     ours = all(is_built_in(split(one)[0]) for one in (experiment.rule, *experiment.pre))
-    mine = room if ours else None
-    return Foresight(experiment, server_round, view, ids, memory, form, start, layers, mine)
+    mine, cohort = (room if ours else None), None
+    if not sees_all(experiment) and attack_record(experiment.attack["name"]).asks_the_rule:
+        draws = generator(experiment.seed, "imagined", round=server_round)
+        mine, cohort = None, imagined(view, len(honest), draws)
+    return Foresight(experiment, server_round, view, ids, memory, form, start, layers, mine, cohort)
 
 
 def sees_all(experiment: Experiment) -> bool:
