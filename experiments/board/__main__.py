@@ -1,7 +1,8 @@
 """Make the board: ``python -m experiments.board [--budget full] [--workers 2]``, which resumes.
 
 Rows that are there are kept; each new one is measured by ``fedrobust benchmark``, in a process of
-its own, and the README's picture is drawn from all. ``--picture`` draws it and measures nothing.
+its own; then the README's picture is drawn from all, and the notebook that reads them is run again.
+``--picture`` measures nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments import notebook_outputs
 from experiments.board import picture
 from experiments.board.protocol import BUDGETS
 from experiments.board.rows import HERE, file_of, read
@@ -42,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not file_of(name_of(rule), given.budget, HERE).exists():
             _measure(rule, given.budget, given.output, given.workers)
     print(f"written: {picture.write(read())}")
+    notebook_outputs.main(["read_the_board"])
 
 
 def defences(budget: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from experiments import report
 from experiments.board import rows as board_rows
 from experiments.board.picture import picture
 from experiments.board.protocol import BUDGETS, Budget, Cell
+from experiments.board.recommend import KEPT
 from experiments.board.rows import in_order, named, percent
 
 HERE = Path(__file__).parent
@@ -37,11 +38,7 @@ FILTERS: dict[str, tuple[tuple[str, str, bool], ...]] = {
 
 def page(rows: Sequence[Row]) -> Markup:
     """Write the board as HTML, the largest budget first; without a script it is a plain table."""
-    parts = [
-        _part(BUDGETS[name], [row for row in rows if row["budget"] == name])
-        for name in reversed(BUDGETS)
-        if any(row["budget"] == name for row in rows)
-    ]
+    parts = [_part(BUDGETS[name], _of(rows, name)) for name in reversed(BUDGETS) if _of(rows, name)]
     # No blank line: Markdown would end the block there.
     scripts = "\n".join(
         line
@@ -164,3 +161,44 @@ def _after(row: Row) -> list[str]:
 def reported() -> dict[str, str]:
     """Return what papers say of a rule's accuracy, rule -> words with the setting."""
     return tomllib.loads((HERE / "reported.toml").read_text(encoding="utf-8"))
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """Write, for each attacked cell of the largest budget, who keeps most and whether it holds.
+
+    A defence holds in a cell where it keeps ``recommend.KEPT`` of the best accuracy that any rule
+    has there without an attack.
+    """
+    budget = next(b for name, b in reversed(BUDGETS.items()) if _of(rows, name))
+    lines = [
+        "| cell | no attack, best | keeps most | under `auto` | under published attacks | |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    held = 0
+    attacked = [cell.name for cell in budget.cells if cell.byzantine and not cell.federation.gpu]
+    for name in attacked:
+        line, holds = _best(name, _of(rows, budget.name))
+        lines.append(line)
+        held += holds
+    told = f"At the budget `{budget.name}` some defence holds in {held} of {len(attacked)} cells:"
+    return f"{told}\n\n" + "\n".join(lines) + "\n"
+
+
+def _of(rows: Sequence[Row], budget: str) -> list[Row]:
+    return [row for row in rows if row["budget"] == budget]
+
+
+def _best(name: str, rows: Sequence[Row]) -> tuple[str, bool]:
+    found = [(c, row) for row in in_order(rows) for c in row["cells"] if c["cell"] == name]
+    ran = [(c, row) for c, row in found if "auto" in c]
+    if not ran:
+        return f"| {name} | - | - | - | - | every rule refuses it |", False
+    clean, cleanest = max(((c["clean"], named(row)) for c, row in ran), key=lambda one: one[0])
+    best, row = max(ran, key=lambda one: one[0]["auto"])
+    holds = best["auto"] >= KEPT * clean
+    words = (
+        f"| {name} | {percent(clean)} ({cleanest}) | {named(row)} | {percent(best['auto'])}"
+        f" ({best['winner']}) | {percent(best['fixed_accuracy'])} ({best['fixed']}) |"
+        f" {'holds' if holds else '**none holds**'} |"
+    )
+    return words, holds

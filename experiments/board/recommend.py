@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.board.protocol import PROTOCOL
-from experiments.board.rows import Row
+from experiments.board.protocol import BUDGETS, PROTOCOL
+from experiments.board.rows import Row, named
 from experiments.board.score import counts
 from fedrobust.aggregation import check
 from fedrobust.experiment.load import resolve_f
@@ -82,6 +82,7 @@ def recommend(
         For numbers out of range, or where no cell of the board has so many attackers.
     """
     _check(clients, byzantine, heterogeneity, training)
+    rows = _largest(rows)
     share = byzantine / clients
 
     def speaks(cell: Mapping[str, Any]) -> bool:
@@ -105,6 +106,13 @@ def recommend(
         if ran and cheap and _takes(row, clients, byzantine):
             found.append(_evidence(row, cells))
     return sorted(found, key=lambda one: (-one.kept, one.ms))
+
+
+def _largest(rows: Sequence[Row]) -> list[Row]:
+    """Return one row a rule: that of the largest budget."""
+    sizes = list(BUDGETS)
+    by_size = sorted(rows, key=lambda row: sizes.index(row["budget"]))
+    return list({named(row): row for row in by_size}.values())
 
 
 def _share(cell: Mapping[str, Any]) -> float:

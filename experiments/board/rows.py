@@ -165,7 +165,8 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
         line["ms"] = f"{row['aggregation_ms']['ms']:g}"
         line["budget"] = row["budget"]
         lines.append(line)
-    return pd.DataFrame(lines).set_index("rule") if lines else pd.DataFrame()
+    # Budgets have other cells.
+    return pd.DataFrame(lines).set_index("rule").fillna("-") if lines else pd.DataFrame()
 
 
 def _told(cell: Mapping[str, Any]) -> str:

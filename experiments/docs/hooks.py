@@ -129,6 +129,11 @@ def board(_: str) -> str:
     return str(page.page(found)) if found else "No rule has been measured yet."
 
 
+def verdict(_: str) -> str:
+    """Write for each cell of the board which rule keeps most there, and whether that is enough."""
+    return page.verdict(rows.read())
+
+
 def _code(settings: str) -> str:
     return ", ".join(f"`{part}`" for part in settings.split(", ") if part)
 
@@ -149,6 +154,7 @@ MAKERS: dict[str, Callable[[str], str]] = {
     "commands": commands,
     "file": file,
     "board": board,
+    "verdict": verdict,
     "notebook": notebook_pages.notebook,
     "gallery": notebook_pages.gallery,
 }

@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from experiments.board import __main__ as whole
 from experiments.board import bench as benches
 from experiments.board import cells as told_cells
 from experiments.board import flower_rules, measure, page, picture, protocol, recommend, rows
@@ -230,7 +231,7 @@ def test_an_invalid_file_is_named(tmp_path):
 def test_the_rows_that_ship_are_valid_and_the_table_is_in_order():
     found = rows.read()
     assert len(found) >= 1
-    assert len({r["rule"] for r in found}) == len(found)
+    assert len({(r["rule"], r["budget"]) for r in found}) == len(found)
     table = rows.table(found)
     worst = [float(w) for w in table["worst"]]
     assert worst == sorted(worst, reverse=True) and "mixed 4/20" in table.columns
@@ -378,6 +379,26 @@ def test_the_page_has_every_rule_and_what_the_filters_ask_for():
         told = set(re.findall(rf'<th[^>]* data-{key}="([^"]+)"', shown))
         assert told and {(key, value) for value in told} <= asked
     assert "\n\n" not in shown[shown.index("<script>") :]
+
+
+def test_the_verdict_names_who_keeps_most_and_where_none_holds():
+    weak = {"mixed 4/20": {"auto": 0.3}, "few 1/120": {"refused": "too few"}}
+    board = [row("krum", **weak), row("median", **(weak | {"mixed 4/20": {"auto": 0.4}}))]
+    told = page.verdict(board)
+    assert "some defence holds in 7 of 9 cells" in told
+    (mixed,) = [line for line in told.splitlines() if line.startswith("| mixed 4/20")]
+    assert "| median | 40.0 (drift_search) | 85.0 (min_max) | **none holds** |" in mixed
+    assert "| few 1/120 | - | - | - | - | every rule refuses it |" in told
+
+
+def test_the_command_knows_what_belongs_on_the_board():
+    for budget in protocol.BUDGETS:
+        wanted = [whole.name_of(rule) for rule in whole.defences(budget)]
+        assert len(set(wanted)) == len(wanted) >= 12
+    shipped = {r["rule"] for r in rows.read()}
+    assert shipped <= {whole.name_of(rule) for rule in whole.defences("quick")}
+    assert whole.name_of("centered_clipping:tau=1.0") == "centered_clipping"
+    assert whole.name_of(f"{flower_rules.__file__}:flower_krum") == "flower_krum"
 
 
 def test_the_page_says_what_a_gpu_would_have_to_measure():
