@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from experiments import report
 from experiments.board import rows as board_rows
@@ -197,8 +197,9 @@ def _best(name: str, rows: Sequence[Row]) -> tuple[str, bool]:
     best, row = max(ran, key=lambda one: one[0]["auto"])
     holds = best["auto"] >= KEPT * clean
     words = (
-        f"| {name} | {percent(clean)} ({cleanest}) | {named(row)} | {percent(best['auto'])}"
-        f" ({best['winner']}) | {percent(best['fixed_accuracy'])} ({best['fixed']}) |"
+        f"| {name} | {percent(clean)} ({escape(cleanest)}) | {escape(named(row))} |"
+        f" {percent(best['auto'])} ({escape(best['winner'])}) |"
+        f" {percent(best['fixed_accuracy'])} ({escape(best['fixed'])}) |"
         f" {'holds' if holds else '**none holds**'} |"
     )
     return words, holds

@@ -87,6 +87,9 @@ def _wrong_cell(cell: Mapping[str, Any], one: Cell) -> list[str]:
 
 def _wrong_numbers(cell: Mapping[str, Any]) -> list[str]:
     details = [key for key in ("clean_detail", "auto_detail") if key in cell]
+    tables = [key for key in (*details, "attacks") if key in cell]
+    if odd := [key for key in tables if not isinstance(cell[key], Mapping)]:
+        return [f"{key} must be an object, got {type(cell[key]).__name__}" for key in odd]
     found = [f"{d}: {k!r} is missing" for d in details for k in DETAIL if k not in cell[d]]
     shares = {k: cell[k] for k in ("clean", "auto", "fixed_accuracy") if k in cell}
     shares |= {k: v for d in details for k, v in cell[d].items() if k.startswith("worst_")}

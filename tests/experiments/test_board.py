@@ -209,6 +209,7 @@ def test_a_row_is_valid_or_says_why_not():
         ({"attacks": {"min_max": 0.8}}, "the winner is not the attack that leaves least"),
         ({"byzantine": 5}, "clients and byzantine are not those of the protocol"),
         ({"not_measured": "no time"}, "every machine can measure it"),
+        ({"attacks": [0.8]}, "attacks must be an object, got list"),
         ({"auto_detail": {}}, "auto_detail: 'worst_class' is missing"),
         ({"clean": None}, "clean must be in 0..1"),
     ):
