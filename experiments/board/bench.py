@@ -27,8 +27,8 @@ class Bench:
         As a configuration writes it: ``krum``, ``nnm+krum``, or a function of a file in use.
     origin
         "fedrobust", or the file's name and digest.
-    grid, device
-        As a sweep's: "flower" runs each experiment's clients on Ray.
+    on, ray_address, device
+        As a sweep's: "ray" runs on the workers of a cluster.
     against, external
         An attack of a file in use that runs beside the members, and the file's name and digest.
     """
@@ -40,7 +40,8 @@ class Bench:
     workers: int = 0
     data_root: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    grid: str = "in_process"
+    on: str = "processes"
+    ray_address: str = "local"
     device: str = "cpu"
     against: str = ""
     external: str = ""
@@ -54,10 +55,11 @@ class Bench:
         Sweep(
             list(experiments),
             self.output,
-            self.grid,
-            self.data_root,
-            self.workers,
+            data_root=self.data_root,
+            workers=self.workers,
             device=self.device,
+            on=self.on,
+            ray_address=self.ray_address,
         ).run(on_row)
 
     def rows_of(self, experiment: Experiment) -> list[Row]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from experiments import completion
+from experiments.cli_options import On, RayAddress
 
 Out = Annotated[Path, typer.Option(help="Runs and the row go here; finished runs are kept.")]
 
@@ -35,13 +36,8 @@ def benchmark(
     data_root: Annotated[
         str | None, typer.Option(envvar="FEDROBUST_DATA", help="Folder of the full data sets.")
     ] = None,
-    grid: Annotated[
-        str,
-        typer.Option(
-            help="in_process, or flower: every run's clients on Ray.",
-            autocompletion=completion.words("in_process", "flower"),
-        ),
-    ] = "in_process",
+    on: On = "processes",
+    ray_address: RayAddress = "local",
     device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:N.")] = "cpu",
     against: Annotated[
         str, typer.Option(help="An attack of yours beside auto's: FILE.py, or FILE.py:NAME.")
@@ -65,7 +61,16 @@ def benchmark(
             errors.print(line, highlight=False, soft_wrap=True)
 
     size = budget_of("quick" if quick else budget)
-    empty = Bench("", size, output, workers=workers, data_root=data_root, grid=grid, device=device)
+    empty = Bench(
+        "",
+        size,
+        output,
+        workers=workers,
+        data_root=data_root,
+        on=on,
+        ray_address=ray_address,
+        device=device,
+    )
     bench = bench_of(rule, attacked_by(against, empty) if against else empty)
     say(f"{bench.rule}: protocol {PROTOCOL}, {size.name}; left out: {'; '.join(size.left_out)}")
     if plan:
