@@ -100,6 +100,20 @@ def test_every_cell_of_every_budget_is_an_experiment():
     assert protocol.QUICK.left_out and "local" in {c.federation.name for c in protocol.QUICK.cells}
 
 
+def test_an_unknown_budget_is_named():
+    assert protocol.budget_of("quick") is protocol.QUICK
+    with pytest.raises(ConfigError, match="did you mean 'quick'"):
+        protocol.budget_of("quik")
+
+
+def test_a_plan_says_how_long_it_takes_and_runs_no_cell(tmp_path):
+    small = protocol.Budget("tiny", TINY.data, 2, (1,), TINY.cells[:2])
+    bench = benches.Bench("median", small, tmp_path, workers=1)
+    told = measure.forecast(bench, measure.plan(bench, {}))
+    assert re.match(r"18 runs, about .* on 1 process\(es\).* \(0 of 18 are there already\)", told)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_validation_images_come_from_the_training_images_alone():
     whole, split = data.load("digits"), data.load("digits-validation")
     assert len(split.train_labels) + len(split.test_labels) == len(whole.train_labels)
