@@ -29,9 +29,11 @@ from experiments.cli_options import (
     Grid,
     Insecure,
     Json,
+    On,
     Output,
     Overrides,
     Quiet,
+    RayAddress,
     Resume,
     Seeds,
     Strict,
@@ -68,6 +70,8 @@ def run(
     output: Output = Path("results"),
     seeds: Seeds = 1,
     workers: Workers = 0,
+    on: On = "processes",
+    ray_address: RayAddress = "local",
     resume: Resume = False,
     fresh: Fresh = False,
     track: Track = None,
@@ -83,8 +87,9 @@ def run(
 
     commands.run(
         file, override, data_root=data_root, download=download, grid=grid, device=device,
-        output=output, seeds=seeds, workers=workers, resume=resume, fresh=fresh, track=track,
-        strict=strict, models=save_model, secret=secret, use=use, as_json=as_json, quiet=quiet,
+        output=output, seeds=seeds, workers=workers, on=on, ray_address=ray_address,
+        resume=resume, fresh=fresh, track=track, strict=strict, models=save_model, secret=secret,
+        use=use, as_json=as_json, quiet=quiet,
     )  # fmt: skip
 
 
@@ -99,6 +104,8 @@ def sweep_over(
     output: Output = Path("results"),
     seeds: Seeds = 1,
     workers: Workers = 0,
+    on: On = "processes",
+    ray_address: RayAddress = "local",
     resume: Resume = False,
     fresh: Fresh = False,
     track: Track = None,
@@ -117,8 +124,9 @@ def sweep_over(
 
     commands.sweep_over(
         file, override, over, data_root=data_root, download=download, device=device,
-        output=output, seeds=seeds, workers=workers, resume=resume, fresh=fresh, track=track,
-        strict=strict, table=table, use=use, as_json=as_json, quiet=quiet,
+        output=output, seeds=seeds, workers=workers, on=on, ray_address=ray_address,
+        resume=resume, fresh=fresh, track=track, strict=strict, table=table, use=use,
+        as_json=as_json, quiet=quiet,
     )  # fmt: skip
 
 

@@ -23,6 +23,8 @@ import torch
 
 import clients
 import strategies
+from experiments.cluster.connection import ENVIRONMENT as RAY_ADDRESS
+from experiments.cluster.connection import LOCAL, address_of
 from experiments.flower_processes import (
     POLL,
     FlowerRunError,
@@ -65,6 +67,7 @@ def run_on_flower(
     resume: bool = False,
     device: str = "cpu",
     parts: Sequence[Part] = (),
+    ray_address: str = LOCAL,
 ) -> list[Row]:
     """Run one experiment on Flower's simulation engine (Ray) and return its rows.
 
@@ -78,6 +81,8 @@ def run_on_flower(
         "cuda" shares all GPUs out among the hosts, "cuda:N" one of them.
     parts
         Objects of the user's, for the tables of the hosts.
+    ray_address
+        Which Ray cluster the engine uses: see ``experiments.cluster.connection.address_of``.
 
     Raises
     ------
@@ -100,7 +105,8 @@ def run_on_flower(
         app = write_app(home / "app", config)
         if parts:
             plugins.write_parts(home / "parts", parts)
-        with _superlink(home, str(home / "parts") if parts else "") as environment:
+        own = str(home / "parts") if parts else ""
+        with _superlink(home, own, address_of(ray_address)) as environment:
             run_id = _submit(app, environment, hosts, device)
             seen = follow(run_id, environment, target, on_row)
     return seen
@@ -133,7 +139,7 @@ def write_app(path: Path, config: Mapping[str, Any], *, server: str = SERVER) ->
 
 
 @contextmanager
-def _superlink(home: Path, parts: str = "") -> Iterator[dict[str, str]]:
+def _superlink(home: Path, parts: str = "", ray_address: str = LOCAL) -> Iterator[dict[str, str]]:
     """Start a SuperLink of this run's own; yield the environment in which ``flwr`` finds it."""
     port = free_port()
     environment = os.environ | QUIET | {"FLWR_HOME": str(home)}
@@ -141,7 +147,8 @@ def _superlink(home: Path, parts: str = "") -> Iterator[dict[str, str]]:
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment.pop("OMP_NUM_THREADS", None)
     environment[plugins.VARIABLE] = parts
-    environment.setdefault("RAY_ADDRESS", "local")  # another user's cluster is not joined
+    # Whatever stood there: a cluster is joined where its address is given, and nowhere else.
+    environment[RAY_ADDRESS] = ray_address
     environment.setdefault(VARIABLE, "1")  # Ray gives each of its workers one core
     connection = {"address": f"127.0.0.1:{port}", "insecure": True}
     settings = {"superlink": {"default": "own", "own": connection}}

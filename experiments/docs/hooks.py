@@ -15,8 +15,8 @@ import typer.main
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
-from experiments import listing, tables
-from experiments.board import rows
+from experiments import listing
+from experiments.board import page, rows
 from experiments.cli import app
 from experiments.docs import notebook_pages
 from experiments.papers import verdicts as decided
@@ -124,21 +124,23 @@ def file(path: str) -> str:
     return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"\1", text)
 
 
-def verdicts(paper: str) -> str:
+def claims(paper: str) -> str:
     """Write one paper's claims and verdicts, or those of all papers."""
     if not paper:
         return decided.page(decided.PAPERS)
-    claims = decided.read(paper)
-    return f"{decided.markdown(claims)}\n{decided.measured_with(claims)}"
+    found = decided.read(paper)
+    return f"{decided.markdown(found)}\n{decided.measured_with(found)}"
 
 
 def board(_: str) -> str:
-    """Write the board's rows as one table, the best worst case first."""
+    """Write the board's rows, the best worst case first, with their picture and their doubts."""
     found = rows.read()
-    if not found:
-        return "No rule has been measured yet."
-    doubts = "".join(f"- {_plain(line)}\n" for line in rows.doubts(found))
-    return f"{tables.pipes(rows.table(found))}\nWhat to doubt in it:\n\n{doubts}"
+    return str(page.page(found)) if found else "No rule has been measured yet."
+
+
+def verdict(_: str) -> str:
+    """Write for each cell of the board which rule keeps most there, and whether that is enough."""
+    return page.verdict(rows.read())
 
 
 def _code(settings: str) -> str:
@@ -161,7 +163,8 @@ MAKERS: dict[str, Callable[[str], str]] = {
     "commands": commands,
     "file": file,
     "board": board,
-    "verdicts": verdicts,
+    "claims": claims,
+    "verdict": verdict,
     "notebook": notebook_pages.notebook,
     "gallery": notebook_pages.gallery,
 }

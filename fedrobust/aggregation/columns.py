@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation import kernels, ordered_bits
+from fedrobust.aggregation import kernels, ordered_bits, reads
+from fedrobust.aggregation.survey import known
 from fedrobust.aggregation.weighting import bearable, weighted_median, weighted_ranks
 from fedrobust.failures import Refusal
+from fedrobust.matrix import block_values
 from fedrobust.spec import SpecError, suggest
 
 BLOCK = 1 << 22  # values per block: sorted copies stay in the cache's reach, memory stays flat
-ON_GPU = 1 << 25  # 128 MiB of float32, some times: a launch costs as much as reading 10 MB
 
 
 def by_blocks(updates: Tensor, column_rule: Callable[[Tensor], Tensor]) -> Tensor:
@@ -24,7 +25,7 @@ def by_blocks(updates: Tensor, column_rule: Callable[[Tensor], Tensor]) -> Tenso
 
 def blocks(updates: Tensor) -> Iterator[Tensor]:
     """Yield views of some columns at a time."""
-    size = ON_GPU if updates.device.type == "cuda" else BLOCK
+    size = block_values(updates.device, BLOCK)
     yield from updates.split(max(1, size // len(updates)), dim=1)
 
 
@@ -236,8 +237,11 @@ def phocas(updates: Tensor, *, f: int) -> Tensor:
 
 def sign_sums(updates: Tensor) -> Tensor:
     """Sum the signs of each coordinate, (d,)."""
+    found = known(updates)
+    if found is not None and found.signs is not None:
+        return found.signs
     if kernels.fits(updates):
-        return kernels.sign_sums(updates)
+        return reads.signs_and_largest(updates)[0]
     return by_blocks(updates, lambda block: block.sign().sum(0))
 
 

@@ -85,7 +85,11 @@ class CohortGrid(WrappedGrid):
             # Only now: the inner grid gives messages their ids when it sends them.
             by_id = {m.metadata.message_id: outer[id(m)] for m in sent}
             for reply in replies:
-                result += _unpack(reply, by_id.get(reply.metadata.reply_to_message_id, []))
+                members = by_id.get(reply.metadata.reply_to_message_id, [])
+                if reply.has_error():
+                    result += [Message(reply.error, reply_to=member) for member in members]
+                else:
+                    result += unpack(reply.content, members)
         return result
 
     def _pack(self, messages: list[Message]) -> Iterator[list[tuple[Message, list[Message]]]]:
@@ -176,11 +180,8 @@ def _collect(reply: RecordDict, client: int, answered: Message | None) -> str:
     return "ok"
 
 
-def _unpack(reply: Message, members: list[Message]) -> list[Message]:
-    """Return the logical clients' own replies."""
-    if reply.has_error():
-        return [Message(reply.error, reply_to=member) for member in members]
-    content = reply.content
+def unpack(content: RecordDict, members: list[Message]) -> list[Message]:
+    """Return the logical clients' own replies out of what ``serve_cohort`` answered for them."""
     parts: dict[str, dict[str, Any]] = defaultdict(dict)
     for key, record in content.items():
         client, _, name = key.partition("/")

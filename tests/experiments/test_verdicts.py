@@ -65,12 +65,12 @@ def test_an_open_cause_needs_three_that_were_tried():
 
 
 def test_the_pages_hold_the_tables():
-    whole = hooks.on_page_markdown("<!-- make: verdicts -->")
-    alone = hooks.on_page_markdown("<!-- make: verdicts alie -->")
+    whole = hooks.on_page_markdown("<!-- make: claims -->")
+    alone = hooks.on_page_markdown("<!-- make: claims alie -->")
     rows = [line for line in alone.splitlines() if "**" in line]
     assert len(rows) == len(verdicts.read("alie")) and all(row in whole for row in rows)
     assert all(row.replace("\\|", "").count("|") == 6 for row in rows)
     assert "fedrobust run experiments/papers/alie/table1_cifar10.toml" in alone
     for paper in verdicts.PAPERS:
         page = ROOT / "experiments/docs/pages/papers" / f"{paper}.md"
-        assert page.read_text().rstrip().endswith(f"<!-- make: verdicts {paper} -->")
+        assert page.read_text().rstrip().endswith(f"<!-- make: claims {paper} -->")
