@@ -36,6 +36,7 @@ from experiments.flower_processes import (
 from fedrobust import plugins
 from fedrobust.cores import VARIABLE
 from fedrobust.experiment.schema import Experiment
+from fedrobust.flower.shared_rows import FOLDER, own_folder
 from fedrobust.plugins import Part
 from fedrobust.runs.folder import ROWS, RunFolder
 from fedrobust.runs.rows import GrowingRows
@@ -100,7 +101,8 @@ def run_on_flower(
         app = write_app(home / "app", config)
         if parts:
             plugins.write_parts(home / "parts", parts)
-        with _superlink(home, str(home / "parts") if parts else "") as environment:
+        folder_of_parts = str(home / "parts") if parts else ""
+        with own_folder() as rows, _superlink(home, folder_of_parts, rows) as environment:
             run_id = _submit(app, environment, hosts, device)
             seen = follow(run_id, environment, target, on_row)
     return seen
@@ -133,7 +135,7 @@ def write_app(path: Path, config: Mapping[str, Any], *, server: str = SERVER) ->
 
 
 @contextmanager
-def _superlink(home: Path, parts: str = "") -> Iterator[dict[str, str]]:
+def _superlink(home: Path, parts: str = "", rows: str = "") -> Iterator[dict[str, str]]:
     """Start a SuperLink of this run's own; yield the environment in which ``flwr`` finds it."""
     port = free_port()
     environment = os.environ | QUIET | {"FLWR_HOME": str(home)}
@@ -142,6 +144,8 @@ def _superlink(home: Path, parts: str = "") -> Iterator[dict[str, str]]:
     environment.pop("OMP_NUM_THREADS", None)
     environment[plugins.VARIABLE] = parts
     environment.setdefault("RAY_ADDRESS", "local")  # another user's cluster is not joined
+    # Workers of a cluster may be on other machines: there is nothing to share with them.
+    environment[FOLDER] = rows if environment["RAY_ADDRESS"] == "local" else ""
     environment.setdefault(VARIABLE, "1")  # Ray gives each of its workers one core
     connection = {"address": f"127.0.0.1:{port}", "insecure": True}
     settings = {"superlink": {"default": "own", "own": connection}}
