@@ -27,6 +27,7 @@ from experiments.cli_options import (
     File,
     Fresh,
     Grid,
+    Hosts,
     Insecure,
     Json,
     Output,
@@ -64,6 +65,7 @@ def run(
     data_root: DataRoot = None,
     download: Download = False,
     grid: Grid = "in_process",
+    hosts: Hosts = "auto",
     device: Device = "cpu",
     output: Output = Path("results"),
     seeds: Seeds = 1,
@@ -82,9 +84,10 @@ def run(
     from experiments import commands
 
     commands.run(
-        file, override, data_root=data_root, download=download, grid=grid, device=device,
-        output=output, seeds=seeds, workers=workers, resume=resume, fresh=fresh, track=track,
-        strict=strict, models=save_model, secret=secret, use=use, as_json=as_json, quiet=quiet,
+        file, override, data_root=data_root, download=download, grid=grid, hosts=hosts,
+        device=device, output=output, seeds=seeds, workers=workers, resume=resume, fresh=fresh,
+        track=track, strict=strict, models=save_model, secret=secret, use=use, as_json=as_json,
+        quiet=quiet,
     )  # fmt: skip
 
 
@@ -96,6 +99,8 @@ def sweep_over(
     data_root: DataRoot = None,
     download: Download = False,
     device: Device = "cpu",
+    grid: Grid = "in_process",
+    hosts: Hosts = "auto",
     output: Output = Path("results"),
     seeds: Seeds = 1,
     workers: Workers = 0,
@@ -116,9 +121,9 @@ def sweep_over(
     from experiments import commands
 
     commands.sweep_over(
-        file, override, over, data_root=data_root, download=download, device=device,
-        output=output, seeds=seeds, workers=workers, resume=resume, fresh=fresh, track=track,
-        strict=strict, table=table, use=use, as_json=as_json, quiet=quiet,
+        file, override, over, data_root=data_root, download=download, grid=grid, hosts=hosts,
+        device=device, output=output, seeds=seeds, workers=workers, resume=resume, fresh=fresh,
+        track=track, strict=strict, table=table, use=use, as_json=as_json, quiet=quiet,
     )  # fmt: skip
 
 

@@ -64,6 +64,13 @@ Grid = Annotated[
         help="in_process or flower (Ray).", autocompletion=completion.words("in_process", "flower")
     ),
 ]
+Hosts = Annotated[
+    str,
+    typer.Option(
+        help="Host processes of grid flower: a number, or auto (one a core or GPU).",
+        autocompletion=completion.words("auto"),
+    ),
+]
 Axes = Annotated[
     list[str] | None,
     typer.Option(

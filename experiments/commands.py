@@ -25,7 +25,7 @@ from experiments.outcomes import expecting_steps
 from experiments.papers.transfer import node_tables, study
 from experiments.progress import Live
 from experiments.results import Results, load
-from experiments.simulation import check_device, check_grid
+from experiments.simulation import check_device, check_grid, hosts_of
 from experiments.sweep import Sweep
 from experiments.trackers import tracking
 from fedrobust import aggregation, plugins
@@ -63,13 +63,15 @@ def run(
     strict: bool,
     output: Path,
     grid: str,
+    hosts: str,
     secret: Path | None,
     use: list[Path] | None,
     **settings: Any,
 ) -> None:
     """Run an experiment, or every run of its sweep; ``settings`` are the sweep's."""
     load_files(use)
-    check_grid(grid)
+    settings["hosts"] = hosts_of(hosts)
+    check_grid(grid, settings["hosts"])
     check_device(settings["device"])
     experiments = experiments_of(file, overrides, seeds=seeds)
     check_against_data(experiments, data_root=data_root, download=download)
@@ -109,16 +111,20 @@ def sweep_over(
     track: list[str] | None,
     strict: bool,
     output: Path,
+    grid: str,
+    hosts: str,
     use: list[Path] | None,
     **settings: Any,
 ) -> None:
     """Run every combination of some settings; print the table, write the report."""
     load_files(use)
+    settings["hosts"] = hosts_of(hosts)
+    check_grid(grid, settings["hosts"])
     check_device(settings["device"])
     experiments = experiments_of(file, overrides, seeds=seeds, over=over)
     check_against_data(experiments, data_root=data_root, download=download)
     _announce(experiments, errors, quiet=quiet)
-    sweep = Sweep(experiments, output / file.stem, "in_process", data_root, **settings)
+    sweep = Sweep(experiments, output / file.stem, grid, data_root, **settings)
     # Before the runs: a misspelt format is no reason to lose their table hours later.
     resolve_one(table, list(tables.FORMATS), "format")
     results = _run(sweep, errors, track, quiet=quiet, strict=strict)  # only a table on stdout

@@ -62,7 +62,7 @@ def run_on_flower(
     data_root: str | None = None,
     folder: RunFolder | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
-    hosts: int = 2,
+    hosts: int = 0,
     resume: bool = False,
     device: str = "cpu",
     parts: Sequence[Part] = (),
@@ -72,7 +72,7 @@ def run_on_flower(
     Parameters
     ----------
     hosts
-        Cohort hosts: nodes of the simulation, one CPU each.
+        Cohort hosts: nodes of the simulation, one CPU each; 0: ``usual_hosts``.
     resume
         Continue from the folder's checkpoint, if it has one.
     device
@@ -89,6 +89,7 @@ def run_on_flower(
         home = Path(temporary)
         output = folder.path.parent if folder is not None else home / "results"
         target = RunFolder(output.resolve(), experiment)
+        hosts = hosts or usual_hosts(experiment, device)
         config = {
             "experiment": experiment.to_toml(),
             "output": str(output.resolve()),
@@ -106,6 +107,16 @@ def run_on_flower(
             run_id = _submit(app, environment, hosts, device)
             seen = follow(run_id, environment, target, on_row)
     return seen
+
+
+def usual_hosts(experiment: Experiment, device: str) -> int:
+    """Return how many hosts use this machine: one a core or GPU, no more than there are clients."""
+    if device == "cpu":
+        known = hasattr(os, "sched_getaffinity")
+        usable = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    else:
+        usable = torch.cuda.device_count() if device == "cuda" else 1
+    return max(1, min(usable, experiment.clients))
 
 
 def write_app(path: Path, config: Mapping[str, Any], *, server: str = SERVER) -> Path:

@@ -49,6 +49,7 @@ def simulate(
     experiment: str | Path | Mapping[str, Any] | Experiment,
     *,
     grid: str = "in_process",
+    hosts: int = 0,
     device: str = "cpu",
     data_root: str | None = None,
     on_row: Callable[[Experiment, Row], None] = lambda experiment, row: None,
@@ -58,7 +59,7 @@ def simulate(
     **overrides: Any,
 ) -> Results:
     """Run one experiment (or each of its sweep) and return the results; see ``fedrobust``."""
-    check_grid(grid)
+    check_grid(grid, hosts)
     check_device(device)
     if isinstance(experiment, Mapping):
         own = own_objects(experiment)
@@ -78,6 +79,7 @@ def simulate(
                 rows = run_one(
                     e,
                     grid=grid,
+                    hosts=hosts,
                     device=device,
                     data_root=data_root,
                     on_row=lambda row, e=e: told(e, row),  # type: ignore[misc]
@@ -106,8 +108,8 @@ def resolve(
     return expand(override(document, overrides))
 
 
-def check_grid(grid: str) -> None:
-    """Refuse an unknown grid.
+def check_grid(grid: str, hosts: int = 0) -> None:
+    """Refuse an unknown grid, and hosts where there are none.
 
     Raises
     ------
@@ -116,6 +118,25 @@ def check_grid(grid: str) -> None:
     """
     if grid not in GRIDS:
         raise ConfigError([f"unknown grid {grid!r}; {suggest(grid, list(GRIDS))}"])
+    if hosts < 0 or type(hosts) is not int:
+        raise ConfigError([f"hosts = {hosts!r}: a number from 1 on, or 0 for one a core or GPU"])
+    if hosts and grid not in ON_RAY:
+        raise ConfigError([f"hosts = {hosts}: the grid {grid!r} has none; choose --grid flower"])
+
+
+def hosts_of(text: str) -> int:
+    """Read how many hosts somebody wants: a number, or "auto", which is 0.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither.
+    """
+    if text == "auto":
+        return 0
+    if not re.fullmatch(r"[1-9]\d{0,3}", text):
+        raise ConfigError([f"--hosts {text!r}: choose a number from 1 on, or auto"])
+    return int(text)
 
 
 def check_device(device: str) -> None:
@@ -153,6 +174,7 @@ def run_one(
     experiment: Experiment,
     *,
     grid: str = "in_process",
+    hosts: int = 0,
     device: str = "cpu",
     data_root: str | None = None,
     folder: RunFolder | None = None,
@@ -186,6 +208,7 @@ def run_one(
 
         return run_on_flower(
             experiment,
+            hosts=hosts,
             device=device,
             data_root=data_root,
             folder=folder,

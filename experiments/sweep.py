@@ -49,6 +49,8 @@ class Sweep:
         Files with plug-ins of the user's, for the processes: ``plugins.used``.
     fresh
         Run the finished ones too.
+    hosts
+        Host processes of each run on Flower's grid; 0: one a core, or one a GPU.
 
     A run that was made with another version of a plug-in is not finished either.
     """
@@ -64,6 +66,7 @@ class Sweep:
     secret: int | None = None
     use: str = ""
     fresh: bool = False
+    hosts: int = 0
 
     def folders(self) -> list[Path]:
         """Return each run's folder, in order."""
@@ -106,6 +109,7 @@ class Sweep:
         run_one(
             experiment,
             grid=self.grid,
+            hosts=self.hosts,
             device=self.device,
             data_root=self.data_root,
             folder=folder,

@@ -20,20 +20,19 @@ import json
 import os
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from clients.node import Host, make_node
 from experiments.benchmarks.engine import Settings, Stopwatch, experiment
+from experiments.benchmarks.processes import WORKER, descendants
 from experiments.flower_run import run_on_flower
 
 Row = dict[str, Any]
-KINDS = {"ray::ClientAppActor": "hosts", "flwr-simulation": "server"}
+KINDS = {WORKER: "hosts", "flwr-simulation": "server"}
 OTHERS = "engine"  # Flower's and Ray's other processes
 SAME_LOOK = 0.1  # seconds: rows are looked for every half second
-TICK = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 class Processes:
@@ -67,27 +66,8 @@ class Processes:
 
 def spent() -> dict[int, tuple[str, float]]:
     """Return kind and processor seconds so far of all living descendants of this process."""
-    parents, found = {}, {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except (OSError, UnicodeDecodeError):
-            continue
-        one = int(entry.name)
-        parents[one] = int(fields[1])
-        found[one] = _kind(command), (int(fields[11]) + int(fields[12])) / TICK
-    return {one: told for one, told in found.items() if _descends(one, parents)}
-
-
-def _descends(one: int, parents: dict[int, int]) -> bool:
-    while one in parents and parents[one] != one:
-        one = parents[one]
-        if one == os.getpid():
-            return True
-    return False
+    found = descendants(os.getpid())
+    return {one: (_kind(process.command), process.seconds) for one, process in found.items()}
 
 
 def _kind(command: str) -> str:

@@ -147,17 +147,21 @@ def _in_rows(clients: Sequence[int], updates: Sequence[Tensor], dealt: Dealt) ->
 
 
 def _spread(parts: Parts, clients: Sequence[int], name: str, record: Any) -> None:
-    """Give each client its own part of a block's record."""
-    if isinstance(record, MetricRecord):
-        held = {key: list(values) for key, values in record.items()}  # type: ignore[arg-type]
-        for i, client in enumerate(clients):
-            parts[client][name] = MetricRecord({key: held[key][i] for key in held})
-        return
-    rows = {key: _tensor(array).unbind(0) for key, array in record.items()}
+    """Give each client its own part of a block's record.
+
+    Raises
+    ------
+    ValueError
+        If there are more parts, or fewer, than clients.
+    """
+    arrays = isinstance(record, ArrayRecord)
+    held = {key: _tensor(one).unbind(0) if arrays else one for key, one in record.items()}
+    if any(len(values) != len(clients) for values in held.values()):
+        raise ValueError(f"a block's {name[:40]!r} is not for its {len(clients)} clients")
     for i, client in enumerate(clients):
-        own = ArrayRecord()
-        for key in rows:
-            own[key] = TensorArray(rows[key][i])
+        own: Any = ArrayRecord() if arrays else MetricRecord()
+        for key, values in held.items():
+            own[key] = TensorArray(values[i]) if arrays else values[i]
         parts[client][name] = own
 
 

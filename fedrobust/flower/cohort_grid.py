@@ -15,13 +15,13 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedrobust.flower import blocks
 from fedrobust.flower.adversary_grid import ADVERSARY
-from fedrobust.flower.blocks import unpack
 from fedrobust.flower.cohort_host import COHORT, REMEMBERS, ROWS, STATUS
 from fedrobust.flower.in_process import RAISED, stamp
 from fedrobust.flower.quantized_arrays import payload
 from fedrobust.flower.serialization import read_setting, tensor_of
-from fedrobust.flower.shared_rows import RowsFile
+from fedrobust.flower.shared_rows import Handle, RowsFile
 from fedrobust.flower.update_matrix import UpdateMatrix
 from fedrobust.flower.wrapping import WrappedGrid
 from fedrobust.text import printable
@@ -176,13 +176,16 @@ class CohortGrid(WrappedGrid):
 
     def _deal(self, messages: Sequence[Message]) -> None:
         """Give clients that are to train their rows, in the order in which they were asked."""
+        models: dict[int, Tensor | None] = {}  # many messages share one content
         for message in messages if self._shared is not None else ():
-            if (model := _trained_model(message)) is not None:
-                client = message.metadata.dst_node_id - 1
-                if self.updates.free_for(client):
-                    if self._like.shape != model.shape:
-                        self._like = torch.empty(model.shape)  # rows are in this machine's memory
-                    self.updates.row(client, self._like)
+            content = id(message.content)
+            if content not in models:
+                models[content] = _trained_model(message)
+            model, client = models[content], message.metadata.dst_node_id - 1
+            if model is not None and self.updates.free_for(client):
+                if self._like.shape != model.shape:
+                    self._like = torch.empty(model.shape)  # rows are in this machine's memory
+                self.updates.row(client, self._like)
 
     def _slots(self, group: Sequence[Message]) -> list[int] | None:
         """Return the shared rows of a group's clients; None where updates travel as bytes."""
@@ -225,29 +228,49 @@ class CohortGrid(WrappedGrid):
         return Message(content, host, kind, ttl=ttl, group_id=label)
 
     def _unpack(self, reply: Message, host: int, members: Sequence[Message]) -> list[Message]:
-        """Return the logical clients' own replies; a host's reply that is none costs all of them."""
+        """Return the logical clients' own replies; an error of their host is that of each."""
         if reply.has_error():
             return [Message(reply.error, reply_to=member) for member in members]
-        content = reply.content
-        handle = self._shared.handle if self._shared is not None else None
-        try:
-            parts, wrong = unpack(content, self.updates, handle)
-        except Exception as error:  # whatever is in it
-            said = f"the host's reply is unreadable ({type(error).__name__}: {printable(error)})"
-            return [_failed(member, said) for member in members]
-        if read_setting(content, STATUS, REMEMBERS) is True:
+        if read_setting(reply.content, STATUS, REMEMBERS) is True:
             self._remembering.add(host)
-        result = []
-        for member in members:
-            client = member.metadata.dst_node_id - 1
-            word = read_setting(content, STATUS, str(client))
-            if client in wrong:
-                result.append(_failed(member, wrong[client]))
-            elif client in parts:
-                result.append(Message(RecordDict(parts[client]), reply_to=member))
-            elif word != "silent":
-                result.append(_failed(member, str(word or UNMENTIONED).removeprefix("error: ")))
-        return result
+        handle = self._shared.handle if self._shared is not None else None
+        return unpack(reply.content, members, self.updates, handle)
+
+
+def unpack(
+    content: RecordDict,
+    members: Sequence[Message],
+    matrix: UpdateMatrix | None = None,
+    handle: Handle | None = None,
+) -> list[Message]:
+    """Return the logical clients' own replies out of what ``serve_cohort`` answered for them.
+
+    Parameters
+    ----------
+    content
+        The host's reply.
+    members
+        The messages of its clients; who is silent has no reply.
+    matrix, handle
+        Of the rows that the host was told to write; None: all travelled as bytes.
+    """
+    try:
+        parts, wrong = blocks.unpack(content, matrix or UpdateMatrix(), handle)
+    except Exception as error:  # whatever is in it
+        said = f"the host's reply is unreadable ({type(error).__name__}: {printable(error)})"
+        return [_failed(member, said) for member in members]
+    result = []
+    for member in members:
+        client = member.metadata.dst_node_id - 1
+        if client in wrong:
+            result.append(_failed(member, wrong[client]))
+        elif client in parts:
+            result.append(Message(RecordDict(parts[client]), reply_to=member))
+        else:
+            word = str(read_setting(content, STATUS, str(client)) or UNMENTIONED)
+            if word != "silent":
+                result.append(_failed(member, word.removeprefix("error: ")))
+    return result
 
 
 def _failed(member: Message, reason: str) -> Message:

@@ -54,7 +54,9 @@ def serve_cohort(
     for client, inner in zip(clients, asked, strict=True):
         stamp(inner, f"{message.metadata.message_id}/{client}")
     rows = _rows(message.content, clients) if shares else None
-    matrix = UpdateMatrix(len(clients)) if rows is None else UpdateMatrix.over(rows.rows, rows.slots)
+    matrix = (
+        UpdateMatrix(len(clients)) if rows is None else UpdateMatrix.over(rows.rows, rows.slots)
+    )
     one_by_one = (answer(handler, m, c) for m, c in zip(asked, contexts, strict=True))
     answers = together(asked, contexts, matrix) if together else one_by_one
     status: dict[str, str] = {}

@@ -35,9 +35,9 @@ class TensorArray(Array):
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor.detach()
-        self.dtype = str(tensor.dtype).removeprefix("torch.")
-        self.shape = tuple(tensor.shape)
-        self.stype = NPY
+        # Past ``Array.__setattr__``, which forgets at each what it has made of the bytes so far.
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        vars(self).update(dtype=dtype, shape=tuple(tensor.shape), stype=NPY)
 
     @property
     def data(self) -> bytes:  # type: ignore[override]

@@ -17,7 +17,6 @@ from fedrobust.failures import Refusal
 from fedrobust.flower.serialization import TensorArray
 from fedrobust.matrix import permute_rows
 
-
 Memory = Callable[[int, Tensor], Tensor]  # (places, a vector (d,)) -> rows (places, d)
 
 
@@ -85,7 +84,7 @@ class UpdateMatrix:
             self._rows, self._withdrawn = torch.empty(0, 0), False
 
     def withdraw(self) -> None:
-        """Take the rows of this round into other memory: somebody may still write where they are."""
+        """Move the rows of this round to other memory: somebody may still write where they are."""
         if not self._slots:
             return
         taken = own_memory(self._places, self._rows[0])
