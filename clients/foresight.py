@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from flwr.app import Context
 from torch import Tensor
 
-from fedrobust.aggregation import build
+from fedrobust.aggregation import build, follows_rotation
 from fedrobust.aggregation.outcome import Outcome
 from fedrobust.aggregation.tables import is_built_in, rule_record
 from fedrobust.attacks import impact, spread, threat_model
 from fedrobust.attacks.probe import joined
+from fedrobust.attacks.reduction import Reducible
 from fedrobust.experiment.schema import Experiment
 from fedrobust.failures import REFUSALS
 from fedrobust.flower import array_of
@@ -78,7 +80,9 @@ class Foresight:
         The root update of the server is taken for the mean of the view, its loss for the linear
         part along it.
         """
-        e, middle, rows = self.experiment, self.seen(self.view).mean(0), self.seen(rows)
+        e, rows = self.experiment, self.seen(rows)
+        # Worked out when asked: it reads the whole view, and few rules want it.
+        middle = cache(lambda: self.seen(self.view).mean(0))
         ids, order = self._order(len(rows))
         known = {"layers": lambda: self.layers, "model": lambda: self.start}
         rule = build(e.rule, pre=e.pre)
@@ -91,8 +95,8 @@ class Foresight:
                 generator(e.seed, "probe", round=self.server_round),
                 clients=ids,
                 server={
-                    "root": lambda: middle,
-                    "loss": lambda: lambda step: -float(step.to(middle) @ middle),
+                    "root": middle,
+                    "loss": lambda: lambda step: -float(step.to(middle()) @ middle()),
                     **(known if self.form is None else self.form.offered(known, self.start)),
                 },
             )
@@ -103,6 +107,23 @@ class Foresight:
         """Return the rule's output alone, (d,)."""
         found = self.outcome(rows).aggregate
         return found if self.form is None else self.form.sent(found, self.start)
+
+    def reducible(self) -> Reducible | None:
+        """Return how it is asked in coordinates; None where that would not be exact."""
+        e, table = self.experiment, _table(self.memory)
+        width = self.view.shape[1]
+        vectors = {key: value for key, value in table.items() if value.is_floating_point()}
+        alike = all(value.shape[-1:] == (width,) for value in vectors.values())
+        if self.form is not None or not alike or not follows_rotation(e.rule, e.pre):
+            return None
+
+        def placed(view: Tensor, matrices: list[Tensor]) -> Foresight:
+            shapes = [value.shape[:-1] for value in vectors.values()]
+            moved = [m.reshape(*k, view.shape[1]) for m, k in zip(matrices, shapes, strict=True)]
+            memory = _untabled(table | dict(zip(vectors, moved, strict=True)))
+            return replace(self, view=view, memory=memory, room=None)
+
+        return Reducible(tuple(v.reshape(-1, width) for v in vectors.values()), placed)
 
     @contextmanager
     def _ordered(self, rows: Tensor, order: list[int] | None) -> Iterator[Tensor]:
@@ -192,5 +213,18 @@ def _recalled(context: Context) -> Any:
     """Return the memory that the rule had after the last round; None at first."""
     if MEMORY not in context.state:
         return None
-    table = {key: tensor_in(array) for key, array in context.state[MEMORY].items()}
+    return _untabled({key: tensor_in(array) for key, array in context.state[MEMORY].items()})
+
+
+def _table(memory: Any) -> dict[str, Tensor]:
+    """Return a memory as a table of tensors; an empty one where there is none."""
+    if memory is None:
+        return {}
+    return {ALONE: memory} if isinstance(memory, Tensor) else memory
+
+
+def _untabled(table: dict[str, Tensor]) -> Any:
+    """Return the memory that ``_table`` made a table of."""
+    if not table:
+        return None
     return table[ALONE] if list(table) == [ALONE] else table

@@ -2,9 +2,10 @@
 
     python -m experiments.benchmarks.strongest --output DIR --seeds 1 --data-root FOLDER
 
-n = 20, f = 4, Dirichlet 1, FashionMNIST, ``pooled_mlp``, gradient mode, no server momentum, worker
-momentum 0.9 and 0. Finished runs are not run again, so that seeds may be added later; the table
-holds what is finished. The members were frozen before the first of these cells was run.
+n = 20, f = 4 (or ``--clients 51 --byzantine 12``), Dirichlet 1, FashionMNIST, ``pooled_mlp``,
+gradient mode, no server momentum, worker momentum 0.9 and 0; ``--federation`` takes another
+federation. Finished runs are not run again, so that seeds may be added later; the table holds what
+is finished. The members were frozen before the first of these cells was run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +52,43 @@ RULES: tuple[dict[str, Any], ...] = (
 )
 MOMENTA = (0.9, 0.0)
 CLEAR = 0.05  # of accuracy
+# What differs from BASE. With momentum at the server a tenth of the step: it sums ten of them.
+FEDERATIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "iid": {"partition": {"name": "iid"}},
+    "server": {"server": {"lr": 0.02, "momentum": 0.9, "evaluate_every": 8}},
+    "cifar": {
+        "data": "cifar10",
+        "model": "tiny_cnn",
+        "rounds": 200,
+        "server": {"lr": 0.1, "momentum": 0.0, "evaluate_every": 20},
+    },
+}
 
 
-def cells(seeds: Iterable[int]) -> list[Experiment]:
+@dataclass(frozen=True)
+class Which:
+    """Which cells: a federation of ``FEDERATIONS``, its size, some rules and worker momenta."""
+
+    federation: str = "plain"
+    clients: int = 20
+    byzantine: int = 4
+    rules: tuple[dict[str, Any], ...] = RULES
+    momenta: tuple[float, ...] = MOMENTA
+
+
+def cells(seeds: Iterable[int], which: Which = Which()) -> list[Experiment]:
     """Return every run, seed by seed, so that a part of them is a whole table of fewer seeds."""
+    base = BASE | {"clients": which.clients, "byzantine": which.byzantine}
     return [
         run
         for seed in seeds
-        for rule in RULES
-        for momentum in MOMENTA
+        for rule in which.rules
+        for momentum in which.momenta
         for prefix in ("", "nnm+")
         for run in expand(
-            BASE
+            base
+            | FEDERATIONS[which.federation]
             | {
                 "seed": seed,
                 "worker_momentum": momentum,
@@ -103,10 +130,14 @@ def _interval(one: WorstCase) -> str:
     return "" if math.isnan(one.interval) else f" ± {100 * one.interval:.1f}"
 
 
-def summary(output: Path, seeds: int) -> list[tuple[Experiment, WorstCase]]:
+def summary(
+    output: Path,
+    seeds: int,
+    which: Which = Which(),
+) -> list[tuple[Experiment, WorstCase]]:
     """Return the cells whose runs are all there, for as many seeds as are whole."""
     by_cell: dict[tuple[str, float], list[Experiment]] = {}
-    for run in cells(range(1, seeds + 1)):
+    for run in cells(range(1, seeds + 1), which):
         by_cell.setdefault((run.defence, run.worker_momentum), []).append(run)
     found = []
     for runs in by_cell.values():
@@ -131,14 +162,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--data-root")
+    parser.add_argument("--federation", choices=FEDERATIONS, default="plain")
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--byzantine", type=int, default=4)
+    parser.add_argument("--rules", nargs="+", choices=[rule["name"] for rule in RULES])
+    parser.add_argument("--momenta", type=float, nargs="+", default=MOMENTA)
     parser.add_argument("--table", action="store_true", help="of what is finished; run nothing")
     parser.add_argument("--json", type=Path, help="write the cells here as well")
     given = parser.parse_args()
+    rules = tuple(r for r in RULES if given.rules is None or r["name"] in given.rules)
+    which = Which(given.federation, given.clients, given.byzantine, rules, tuple(given.momenta))
     if not given.table:
-        runs = cells(range(1, given.seeds + 1))
+        runs = cells(range(1, given.seeds + 1), which)
         sweep = Sweep(runs, given.output, data_root=given.data_root, workers=given.workers)
         sweep.run(lambda experiment, row: None)
-    found = summary(given.output, given.seeds)
+    found = summary(given.output, given.seeds, which)
     print(table(found))
     if given.json:
         told = [

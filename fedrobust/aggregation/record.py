@@ -57,6 +57,16 @@ def one(settings: Settings) -> int:
     return 1
 
 
+def always(settings: Settings) -> bool:
+    """Say yes whatever the settings are."""
+    return True
+
+
+def never(settings: Settings) -> bool:
+    """Say no whatever the settings are: what nobody has said."""
+    return False
+
+
 def majority(settings: Settings) -> int:
     """Return 2 f + 1."""
     return 2 * int(settings["f"]) + 1
@@ -81,6 +91,11 @@ class Rule:
         Whether each coordinate is treated by itself: such a rule runs block by block.
     follows_scale, follows_shift
         Whether rule(c x) = c rule(x) for c > 0, and rule(x + b) = rule(x) + b.
+    follows_rotation
+        Settings -> whether rule(x Q) = rule(x) Q for every Q with orthonormal rows, into more
+        coordinates too: it reads the rows, and what it remembers of them, through their products
+        alone, and sums rows. Vectors that it remembers are floating tensors of d columns, and it
+        remembers no others. Attackers then ask it in as few coordinates as there are vectors.
     bounded
         Whether f far rows (fewer than half where it takes no f) cannot carry the result beyond the
         honest ones, whatever their size.
@@ -101,6 +116,7 @@ class Rule:
     coordinate_wise: bool = False
     follows_scale: bool = False
     follows_shift: bool = False
+    follows_rotation: Callable[[Settings], bool] = never
     bounded: bool = False
     order_matters: bool = False
     kappa: Callable[[int, int], float] | None = None
@@ -169,6 +185,8 @@ class PreAggregator:
         ``(n, settings) -> m``, how many rows remain.
     follows_scale
         Whether mixing c x gives c times the mixed x, c > 0.
+    follows_rotation
+        Whether it reads the rows through their products alone.
     keeps_weights
         Whether row i of the result is client i's still, so that its weight holds behind it.
     kappa
@@ -180,6 +198,7 @@ class PreAggregator:
     minimum: Callable[[Settings], int] = one
     leaves: Callable[[int, Settings], int] = lambda n, settings: n
     follows_scale: bool = True
+    follows_rotation: bool = False
     keeps_weights: bool = False
     kappa: Callable[[int, int, float], float] | None = None
     kappa_source: str = ""
