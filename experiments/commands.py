@@ -21,11 +21,12 @@ from experiments import (
 )
 from experiments.cli_inputs import experiments_of
 from experiments.coefficients import published, vectors
+from experiments.hosts import check_hosts, hosts_of
 from experiments.outcomes import expecting_steps
 from experiments.papers.transfer import node_tables, study
 from experiments.progress import Live
 from experiments.results import Results, load
-from experiments.simulation import check_device, check_grid, hosts_of
+from experiments.simulation import check_device, check_grid
 from experiments.sweep import Sweep
 from experiments.trackers import tracking
 from fedrobust import aggregation, plugins
@@ -71,7 +72,8 @@ def run(
     """Run an experiment, or every run of its sweep; ``settings`` are the sweep's."""
     load_files(use)
     settings["hosts"] = hosts_of(hosts)
-    check_grid(grid, settings["hosts"])
+    check_grid(grid)
+    check_hosts(settings["hosts"], grid)
     check_device(settings["device"])
     experiments = experiments_of(file, overrides, seeds=seeds)
     check_against_data(experiments, data_root=data_root, download=download)
@@ -119,7 +121,8 @@ def sweep_over(
     """Run every combination of some settings; print the table, write the report."""
     load_files(use)
     settings["hosts"] = hosts_of(hosts)
-    check_grid(grid, settings["hosts"])
+    check_grid(grid)
+    check_hosts(settings["hosts"], grid)
     check_device(settings["device"])
     experiments = experiments_of(file, overrides, seeds=seeds, over=over)
     check_against_data(experiments, data_root=data_root, download=download)

@@ -14,7 +14,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from experiments.flower_processes import (
     refusal,
     wait_for_port,
 )
+from experiments.hosts import usual_hosts
 from fedrobust import plugins
 from fedrobust.cores import VARIABLE
 from fedrobust.experiment.schema import Experiment
@@ -66,6 +67,7 @@ def run_on_flower(
     resume: bool = False,
     device: str = "cpu",
     parts: Sequence[Part] = (),
+    stock: bool = False,
 ) -> list[Row]:
     """Run one experiment on Flower's simulation engine (Ray) and return its rows.
 
@@ -79,6 +81,8 @@ def run_on_flower(
         "cuda" shares all GPUs out among the hosts, "cuda:N" one of them.
     parts
         Objects of the user's, for the tables of the hosts.
+    stock
+        Carry messages as Flower does by itself, for comparisons: no shared memory, its intervals.
 
     Raises
     ------
@@ -98,25 +102,17 @@ def run_on_flower(
             "resume": resume,
             "device": "" if device == "cpu" else "cuda",  # Ray shows each host its own
             "use": plugins.used(),
+            **({"poll": 0.0} if stock else {}),
         }
         app = write_app(home / "app", config)
         if parts:
             plugins.write_parts(home / "parts", parts)
         folder_of_parts = str(home / "parts") if parts else ""
-        with own_folder() as rows, _superlink(home, folder_of_parts, rows) as environment:
+        memory = nullcontext("") if stock else own_folder()
+        with memory as rows, _superlink(home, folder_of_parts, rows) as environment:
             run_id = _submit(app, environment, hosts, device)
             seen = follow(run_id, environment, target, on_row)
     return seen
-
-
-def usual_hosts(experiment: Experiment, device: str) -> int:
-    """Return how many hosts use this machine: one a core or GPU, no more than there are clients."""
-    if device == "cpu":
-        known = hasattr(os, "sched_getaffinity")
-        usable = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    else:
-        usable = torch.cuda.device_count() if device == "cuda" else 1
-    return max(1, min(usable, experiment.clients))
 
 
 def write_app(path: Path, config: Mapping[str, Any], *, server: str = SERVER) -> Path:

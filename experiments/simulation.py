@@ -17,6 +17,7 @@ from torch import Tensor
 from clients.client_app import make_app
 from clients.modes import handlers_for
 from clients.node import Host
+from experiments.hosts import check_hosts
 from experiments.observers import guarded
 from experiments.outcomes import NoStepWarning, stuck
 from experiments.progress import following
@@ -59,7 +60,8 @@ def simulate(
     **overrides: Any,
 ) -> Results:
     """Run one experiment (or each of its sweep) and return the results; see ``fedrobust``."""
-    check_grid(grid, hosts)
+    check_grid(grid)
+    check_hosts(hosts, grid)
     check_device(device)
     if isinstance(experiment, Mapping):
         own = own_objects(experiment)
@@ -108,8 +110,8 @@ def resolve(
     return expand(override(document, overrides))
 
 
-def check_grid(grid: str, hosts: int = 0) -> None:
-    """Refuse an unknown grid, and hosts where there are none.
+def check_grid(grid: str) -> None:
+    """Refuse an unknown grid.
 
     Raises
     ------
@@ -118,25 +120,6 @@ def check_grid(grid: str, hosts: int = 0) -> None:
     """
     if grid not in GRIDS:
         raise ConfigError([f"unknown grid {grid!r}; {suggest(grid, list(GRIDS))}"])
-    if hosts < 0 or type(hosts) is not int:
-        raise ConfigError([f"hosts = {hosts!r}: a number from 1 on, or 0 for one a core or GPU"])
-    if hosts and grid not in ON_RAY:
-        raise ConfigError([f"hosts = {hosts}: the grid {grid!r} has none; choose --grid flower"])
-
-
-def hosts_of(text: str) -> int:
-    """Read how many hosts somebody wants: a number, or "auto", which is 0.
-
-    Raises
-    ------
-    ConfigError
-        If it is neither.
-    """
-    if text == "auto":
-        return 0
-    if not re.fullmatch(r"[1-9]\d{0,3}", text):
-        raise ConfigError([f"--hosts {text!r}: choose a number from 1 on, or auto"])
-    return int(text)
 
 
 def check_device(device: str) -> None:

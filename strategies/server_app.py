@@ -32,7 +32,7 @@ from strategies.base import Row
 from strategies.checkpointing import Checkpoints
 from strategies.session import run
 
-POLL = 0.01  # seconds between two looks for replies in Flower's simulation
+POLL = 0.01  # seconds between two looks for replies in Flower's simulation; 0: its own intervals
 
 app = ServerApp()
 
@@ -146,7 +146,8 @@ def carry(grid: Grid, experiment: Experiment, config: Mapping[str, Any]) -> Grid
     count = hosts or max(1, len(list(grid.get_node_ids())))
     # Rounded up: the fullest host answers for so many clients in one message.
     guarded = GuardedGrid(grid, clients=-(-experiment.clients // count))
-    hurry(grid, float(config.get("poll", POLL)))
+    if poll := float(config.get("poll", POLL)):
+        hurry(grid, poll)
     return CohortGrid(
         guarded,
         clients=experiment.clients,

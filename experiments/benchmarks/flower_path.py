@@ -79,7 +79,8 @@ def measured(model: str, clients: int, way: str, settings: Settings, hosts: int)
     case = experiment(model, clients, settings)
     nodes = clients if way == "stock" else hosts
     watch = Processes()
-    rows = run_on_flower(case, data_root=settings.data_root, hosts=nodes, on_row=watch.row)
+    rows = run_on_flower(case, data_root=settings.data_root, hosts=nodes, on_row=watch.row,
+                         stock=way == "stock")  # fmt: skip
     if lost := sum(clients - row["replies"] for row in rows[1:]):
         raise RuntimeError(f"{way} {model} N={clients}: {lost} replies lost")
     bare = Stopwatch(case, make_node(case, Host(data_root=settings.data_root or "")), settings)
