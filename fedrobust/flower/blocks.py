@@ -93,12 +93,16 @@ def _shape_of(content: RecordDict) -> Hashable | None:
                 return None
             shape.append((key, tuple((name, type(value)) for name, value in record.items())))
         elif isinstance(record, ArrayRecord):
-            if not all(isinstance(array, TensorArray) for array in record.values()):
+            if not all(_plain(array) for array in record.values()):
                 return None
-            shape.append((key, tuple((n, a.dtype, a.shape) for n, a in record.items())))
+            shape.append((key, tuple((name, array.shape) for name, array in record.items())))
         else:
             return None
     return tuple(shape)
+
+
+def _plain(array: Array) -> bool:
+    return isinstance(array, TensorArray) and array.dtype == "float32"
 
 
 def _pack_block(
@@ -121,16 +125,12 @@ def _pack_block(
             tensors = [record[name].tensor for record in records]
             if (key, name) != UPDATE or tensors[0].dim() != 1:
                 together[name] = TensorArray(torch.stack(tensors))
-            elif dealt is not None and _fits(tensors[0], dealt.handle):
+            elif dealt is not None and tensors[0].numel() == dealt.handle.d:
                 told |= _in_rows(clients, tensors, dealt)
             else:
                 together[name] = TensorArray(matrix.gather(tensors))
         packed[f"{block}/{key}"] = together
     packed[block] = ConfigRecord(told)
-
-
-def _fits(update: Tensor, handle: Handle) -> bool:
-    return update.dtype == torch.float32 and update.numel() == handle.d
 
 
 def _in_rows(clients: Sequence[int], updates: Sequence[Tensor], dealt: Dealt) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _spread(parts: Parts, clients: Sequence[int], name: str, record: Any) -> Non
         If there are more parts, or fewer, than clients.
     """
     arrays = isinstance(record, ArrayRecord)
-    held = {key: _tensor(one).unbind(0) if arrays else one for key, one in record.items()}
+    held = {key: tensor_of(one).unbind(0) if arrays else one for key, one in record.items()}
     if any(len(values) != len(clients) for values in held.values()):
         raise ValueError(f"a block's {name[:40]!r} is not for its {len(clients)} clients")
     for i, client in enumerate(clients):
@@ -163,10 +163,6 @@ def _spread(parts: Parts, clients: Sequence[int], name: str, record: Any) -> Non
         for key, values in held.items():
             own[key] = TensorArray(values[i]) if arrays else values[i]
         parts[client][name] = own
-
-
-def _tensor(array: Array) -> Tensor:
-    return array.tensor if isinstance(array, TensorArray) else tensor_of(array)
 
 
 def _take_rows(
