@@ -34,6 +34,7 @@ from fedrobust.flower import InProcessGrid, tensor_of
 from fedrobust.plugins import Part
 from fedrobust.runs.folder import RunFolder
 from fedrobust.spec import suggest
+from fedrobust.training.precision import tf32
 from strategies.checkpointing import Checkpoints
 from strategies.flower_strategy import StockStrategy
 from strategies.session import run
@@ -267,7 +268,10 @@ def _in_process(
     """
     output = str(kept) if kept and experiment.ensemble.tunes else ""
     host = Host(data_root=data_root or "", device=device, output=output)
-    with own_torch_state(), quiet("flwr"):
+    exact = tf32(
+        on=False, device=torch.device(device)
+    )  # evaluation and rules too, not training alone
+    with own_torch_state(), exact, quiet("flwr"):
         # Not the client app of ``clients.client_app``: that one keeps its nodes in the process.
         own = handlers_for(experiment, host)  # this run's: nothing is shared with another one
         nodes = InProcessGrid(

@@ -33,7 +33,7 @@ import torch
 from clients.client_app import make_app
 from clients.modes import federated
 from clients.node import Host, Node, make_node
-from experiments.benchmarks.measuring import Row, peak_of
+from experiments.benchmarks.measuring import Row, peak_of, settle
 from experiments.benchmarks.user_models import USER_MODELS
 from experiments.flower_run import run_on_flower
 from experiments.simulation import quiet
@@ -109,9 +109,7 @@ class Stopwatch:
 
     def row(self, row: Row) -> None:
         """Take the time since the last bare round, then run the next one."""
-        if self.device != "cpu":
-            # A device works behind the calls: without this its time would be the next one's.
-            torch.cuda.synchronize()
+        settle(self.device)
         now = self.clock()
         if 1 < row["round"] < self.case.rounds:  # the first warms up, the last evaluates as well
             self.engine.append(now - self.mark)
@@ -141,8 +139,7 @@ class Stopwatch:
                 )
                 total += update
         self.vector = self.vector - self.case.server.lr * total / self.case.clients
-        if self.device != "cpu":
-            torch.cuda.synchronize()
+        settle(self.device)
         # The first warms up, here as in the engine.
         if number > 1:
             self.bare.append(self.clock() - start)
