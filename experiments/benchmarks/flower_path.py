@@ -41,6 +41,7 @@ class Processes:
     def __init__(self) -> None:
         self._spent: dict[int, tuple[str, float]] = {}  # of those that have ended, too
         self.looks: list[tuple[int, dict[str, float]]] = []
+        self._seen = 0.0
 
     def row(self, row: Row) -> None:
         """Note what was used when a round's row was seen; rows seen in one look are one."""

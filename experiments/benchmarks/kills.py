@@ -45,7 +45,7 @@ BASE: dict[str, Any] = {
     "attack": "alie",
     "server": {"lr": 0.2, "evaluate_every": 3},
 }
-HOSTS = 3
+HOSTS = 2
 HEAVY = ("flwr_datasets.partitioner", "sklearn.cluster", "sklearn.datasets")  # once, not per fork
 # Each remembers something else: velocity only, clients' momentum, rules' tables, attackers.
 CASES: dict[str, dict[str, Any]] = {
@@ -166,8 +166,10 @@ def strike_workers(case: str, *, kills: int, seed: int = 0) -> Row:
     from experiments.flower_run import run_on_flower
 
     experiment = from_dict(BASE | CASES[case] | {"rounds": 400})
-    source, struck = random.Random(f"{seed}/{case}"), []
-    over = threading.Event()
+    source = random.Random(f"{seed}/{case}")
+    struck: list[int] = []
+    seen: list[Row] = []
+    over, started = threading.Event(), threading.Event()
 
     def strike() -> None:
         while not over.wait(source.uniform(0.5, 3.0)) and len(struck) < kills:
@@ -175,9 +177,6 @@ def strike_workers(case: str, *, kills: int, seed: int = 0) -> Row:
             if started.is_set() and len(found) >= HOSTS:
                 os.kill(source.choice(found), signal.SIGKILL)
                 struck.append(len(seen))
-
-    seen: list[Row] = []
-    started = threading.Event()
 
     def on_row(row: Row) -> None:
         seen.append(row)
