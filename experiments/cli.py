@@ -30,9 +30,11 @@ from experiments.cli_options import (
     Hosts,
     Insecure,
     Json,
+    On,
     Output,
     Overrides,
     Quiet,
+    RayAddress,
     Resume,
     Seeds,
     Strict,
@@ -41,7 +43,7 @@ from experiments.cli_options import (
     Track,
     Use,
     Workers,
-)
+)  # fmt: skip
 from fedrobust.failures import PluginError
 from fedrobust.packages import check_packages
 from fedrobust.spec import InputError
@@ -70,6 +72,8 @@ def run(
     output: Output = Path("results"),
     seeds: Seeds = 1,
     workers: Workers = 0,
+    on: On = "processes",
+    ray_address: RayAddress = "local",
     resume: Resume = False,
     fresh: Fresh = False,
     track: Track = None,
@@ -85,9 +89,9 @@ def run(
 
     commands.run(
         file, override, data_root=data_root, download=download, grid=grid, hosts=hosts,
-        device=device, output=output, seeds=seeds, workers=workers, resume=resume, fresh=fresh,
-        track=track, strict=strict, models=save_model, secret=secret, use=use, as_json=as_json,
-        quiet=quiet,
+        device=device, output=output, seeds=seeds, workers=workers, on=on, ray_address=ray_address,
+        resume=resume, fresh=fresh, track=track, strict=strict, models=save_model, secret=secret,
+        use=use, as_json=as_json, quiet=quiet,
     )  # fmt: skip
 
 
@@ -104,6 +108,8 @@ def sweep_over(
     output: Output = Path("results"),
     seeds: Seeds = 1,
     workers: Workers = 0,
+    on: On = "processes",
+    ray_address: RayAddress = "local",
     resume: Resume = False,
     fresh: Fresh = False,
     track: Track = None,
@@ -122,8 +128,9 @@ def sweep_over(
 
     commands.sweep_over(
         file, override, over, data_root=data_root, download=download, grid=grid, hosts=hosts,
-        device=device, output=output, seeds=seeds, workers=workers, resume=resume, fresh=fresh,
-        track=track, strict=strict, table=table, use=use, as_json=as_json, quiet=quiet,
+        device=device, output=output, seeds=seeds, workers=workers, on=on, ray_address=ray_address,
+        resume=resume, fresh=fresh, track=track, strict=strict, table=table, use=use,
+        as_json=as_json, quiet=quiet,
     )  # fmt: skip
 
 

@@ -32,7 +32,9 @@ DataRoot = Annotated[
 Download = Annotated[bool, typer.Option(help="Fetch a missing data set.")]
 Output = Annotated[Path, typer.Option(help="Parent folder of the results.")]
 Seeds = Annotated[int, typer.Option(help="Repeat with this many seeds.", min=1)]
-Workers = Annotated[int, typer.Option(help="Processes; 0: one a core, or one a GPU.", min=0)]
+Workers = Annotated[
+    int, typer.Option(help="Processes or Ray workers; 0: one a core or GPU.", min=0)
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -61,7 +63,22 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress: the tab
 Grid = Annotated[
     str,
     typer.Option(
-        help="in_process or flower (Ray).", autocompletion=completion.words("in_process", "flower")
+        help="in_process, ray (workers of ours) or flower (Flower's engine, on Ray).",
+        autocompletion=completion.words("in_process", "ray", "flower"),
+    ),
+]
+On = Annotated[
+    str,
+    typer.Option(
+        help="Where runs go: processes of this machine, or ray: a cluster's workers.",
+        autocompletion=completion.words("processes", "ray"),
+    ),
+]
+RayAddress = Annotated[
+    str,
+    typer.Option(
+        help="The Ray cluster: local (its own), auto, HOST:PORT, or env (RAY_ADDRESS).",
+        autocompletion=completion.words("local", "auto", "env"),
     ),
 ]
 Hosts = Annotated[

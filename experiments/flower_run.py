@@ -23,6 +23,8 @@ import torch
 
 import clients
 import strategies
+from experiments.cluster.connection import ENVIRONMENT as RAY_ADDRESS
+from experiments.cluster.connection import LOCAL, address_of
 from experiments.flower_processes import (
     POLL,
     FlowerRunError,
@@ -67,6 +69,7 @@ def run_on_flower(
     resume: bool = False,
     device: str = "cpu",
     parts: Sequence[Part] = (),
+    ray_address: str = LOCAL,
     stock: bool = False,
 ) -> list[Row]:
     """Run one experiment on Flower's simulation engine (Ray) and return its rows.
@@ -81,6 +84,8 @@ def run_on_flower(
         "cuda" shares all GPUs out among the hosts, "cuda:N" one of them.
     parts
         Objects of the user's, for the tables of the hosts.
+    ray_address
+        Which Ray cluster the engine uses: see ``experiments.cluster.connection.address_of``.
     stock
         Carry messages as Flower does by itself, for comparisons: no shared memory, its intervals.
 
@@ -107,9 +112,10 @@ def run_on_flower(
         app = write_app(home / "app", config)
         if parts:
             plugins.write_parts(home / "parts", parts)
-        folder_of_parts = str(home / "parts") if parts else ""
-        memory = nullcontext("") if stock else own_folder()
-        with memory as rows, _superlink(home, folder_of_parts, rows) as environment:
+        own, address = str(home / "parts") if parts else "", address_of(ray_address)
+        # Workers of a cluster may be on other machines: there is nothing to share with them.
+        memory = nullcontext("") if stock or address != LOCAL else own_folder()
+        with memory as rows, _superlink(home, own, address, rows) as environment:
             run_id = _submit(app, environment, hosts, device)
             seen = follow(run_id, environment, target, on_row)
     return seen
@@ -142,7 +148,9 @@ def write_app(path: Path, config: Mapping[str, Any], *, server: str = SERVER) ->
 
 
 @contextmanager
-def _superlink(home: Path, parts: str = "", rows: str = "") -> Iterator[dict[str, str]]:
+def _superlink(
+    home: Path, parts: str = "", ray_address: str = LOCAL, rows: str = ""
+) -> Iterator[dict[str, str]]:
     """Start a SuperLink of this run's own; yield the environment in which ``flwr`` finds it."""
     port = free_port()
     environment = os.environ | QUIET | {"FLWR_HOME": str(home)}
@@ -150,9 +158,9 @@ def _superlink(home: Path, parts: str = "", rows: str = "") -> Iterator[dict[str
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment.pop("OMP_NUM_THREADS", None)
     environment[plugins.VARIABLE] = parts
-    environment.setdefault("RAY_ADDRESS", "local")  # another user's cluster is not joined
-    # Workers of a cluster may be on other machines: there is nothing to share with them.
-    environment[FOLDER] = rows if environment["RAY_ADDRESS"] == "local" else ""
+    # Whatever stood there: a cluster is joined where its address is given, and nowhere else.
+    environment[RAY_ADDRESS] = ray_address
+    environment[FOLDER] = rows
     environment.setdefault(VARIABLE, "1")  # Ray gives each of its workers one core
     connection = {"address": f"127.0.0.1:{port}", "insecure": True}
     settings = {"superlink": {"default": "own", "own": connection}}
