@@ -42,12 +42,12 @@ from experiments.cli_options import (
     TableFormat,
     Track,
     Use,
+    Version,
     Workers,
 )  # fmt: skip
 from fedrobust.failures import PluginError
 from fedrobust.packages import check_packages
 from fedrobust.spec import InputError
-from fedrobust.version import __version__
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a run failed; 2 the configuration or the call is wrong; 130 interrupted."
@@ -264,21 +264,8 @@ def distortion(
     )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"fedrobust {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
-def about(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Print the version.", is_eager=True, callback=_print_version
-        ),
-    ] = False,
-) -> None:
+def _about(version: Version = False) -> None:
     """What happens to federated training when clients are Byzantine, and which defence holds."""
 
 
