@@ -265,7 +265,7 @@ def distortion(
 
 
 @app.callback()
-def _about(version: Version = False) -> None:
+def about(version: Version = False) -> None:
     """What happens to federated training when clients are Byzantine, and which defence holds."""
 
 
