@@ -49,6 +49,8 @@ class Sweep:
         Files with plug-ins of the user's, for the processes: ``plugins.used``.
     fresh
         Run the finished ones too.
+    hosts
+        Host processes of each run on Flower's grid; 0: one a core, or one a GPU.
     on
         "processes" of this machine, or "ray": the workers of a cluster, each with a run at a time.
     ray_address
@@ -68,6 +70,7 @@ class Sweep:
     secret: int | None = None
     use: str = ""
     fresh: bool = False
+    hosts: int = 0
     on: str = "processes"
     ray_address: str = "local"
 
@@ -149,6 +152,7 @@ class Sweep:
         run_one(
             experiment,
             grid=self.grid,
+            hosts=self.hosts,
             device=self.device,
             data_root=self.data_root,
             folder=RunFolder(self.output, experiment),
