@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -12,84 +11,15 @@ from torch import Tensor
 
 from fedrobust.aggregation.columns import by_blocks, chosen_variant, mean_weights, median
 from fedrobust.aggregation.distances import (
-    TINY,
     centred_gram,
     clipping,
     norms,
     norms_from,
-    squared_from,
-    squared_to_mixture,
 )
 from fedrobust.aggregation.outcome import Outcome
 from fedrobust.aggregation.record import weighted
-from fedrobust.aggregation.selection import even
+from fedrobust.aggregation.weiszfeld import inverse, weiszfeld
 from fedrobust.ranges import real, whole
-
-
-def inverse(distances: Tensor, floor: float, shares: Tensor | None = None) -> Tensor:
-    """Return weights 1 / max(floor, distance), times the clients' shares, adding up to 1."""
-    weights = 1 / distances.clamp(min=floor)
-    if shares is not None:
-        weights = weights * shares
-    return weights / weights.sum()
-
-
-def weiszfeld(
-    gram: Tensor,
-    *,
-    tolerance: float,
-    max_iterations: int,
-    who: str,
-    shares: Tensor | None = None,
-) -> Tensor:
-    """Return the geometric median of n rows as weights (n,), from the products of the rows.
-
-    The median is a weighted mean of the rows, so that its distances need no row: a step costs n^2
-    operations, not n d. It starts from weights that fall with each row's median distance. Where a
-    row is the median itself the steps become ever smaller; that row is then found by its condition.
-
-    Warns
-    -----
-    RuntimeWarning
-        If the steps end before they stand still.
-    """
-    weights = inverse(squared_from(gram).sqrt().median(0).values, TINY, shares)
-    for _ in range(max_iterations):
-        distances = squared_to_mixture(gram, weights).sqrt()
-        moved = inverse(distances, TINY, shares)
-        step = moved - weights
-        weights = moved
-        scale = 1 / (1 / distances.clamp(min=TINY)).mean()
-        moved_by = (step @ gram @ step).clamp(min=0).sqrt()
-        if moved_by <= tolerance * scale:
-            return weights
-    row = int(squared_to_mixture(gram, weights).argmin())
-    if is_median(gram, row, shares):
-        return even(torch.tensor([row]), len(gram))
-    warnings.warn(
-        f"{who} has not converged after {max_iterations} steps: the last one was"
-        f" {float(moved_by / scale):.1e} of the mean distance, the tolerance is {tolerance:.1e}",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-    return weights
-
-
-def is_median(gram: Tensor, row: int, shares: Tensor | None = None) -> bool:
-    """Whether a row is the geometric median: the others' unit pulls do not outweigh its own.
-
-    References
-    ----------
-    Vardi, Zhang, The multivariate L1-median and associated data depth, PNAS 2000, equation 2.6:
-    |sum over j of (x_j - x_k) / |x_j - x_k|| is at most the number of rows equal to x_k.
-    """
-    offsets = gram - gram[row][None, :] - gram[:, row][:, None] + gram[row, row]
-    distances = offsets.diagonal().clamp(min=0).sqrt()
-    apart = distances > 1e-9 * distances.max()
-    each = torch.ones_like(distances) if shares is None else shares * len(shares)
-    pulls = torch.where(apart, each / distances.clamp(min=TINY), 0.0)
-    held = float(each[~apart].sum())
-    return bool((pulls @ offsets @ pulls).clamp(min=0).sqrt() <= held + 1e-9)
 
 
 def geometric_median_weights(
@@ -101,12 +31,14 @@ def geometric_median_weights(
 ) -> Tensor:
     """Minimise the sum of distances to the updates, by Weiszfeld's steps until they stand still.
 
+    What 100 steps do not settle (a median close beside an update) is settled by Newton's.
+
     Parameters
     ----------
     tolerance
         Step at which the iteration ends, in units of the (harmonic) mean distance of the updates.
     max_iterations
-        Steps at most: where the median is just beside several equal rows, 1,000 do not suffice.
+        Steps at most.
     weights
         Shares (n,) of the clients, adding up to 1: the weighted sum of distances. It stays bounded
         while Byzantine clients hold less than half of the weight.

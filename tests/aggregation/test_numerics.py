@@ -224,6 +224,22 @@ def test_the_geometric_median_says_when_it_has_not_converged():
         aggregate(sample(), {"name": "geometric_median", "max_iterations": 3})
 
 
+def test_a_geometric_median_beside_equal_rows_is_found_in_few_steps():
+    """Weiszfeld's steps alone take 10,000 here, and end with a warning."""
+    honest = torch.randn(39, 500, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mean, deviation = honest.mean(0), honest.std(0)
+    for size in (0.308, 0.324, 0.34):
+        rows = torch.cat([honest, (mean - size * deviation).expand(12, -1)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = aggregate(rows, {"name": "geometric_median", "max_iterations": 100})
+        offsets = found - rows
+        distances = offsets.norm(dim=1)
+        apart = distances > 1e-5
+        pull = (offsets[apart] / distances[apart, None]).sum(0).norm()
+        assert pull <= float((~apart).sum()) + 1e-3, size
+
+
 def test_a_row_that_is_the_geometric_median_is_found():
     x = torch.tensor([(0.0, 0), (1, 0), (-1, 0.0), (0, 1e-3)]).double()
     with warnings.catch_warnings():
