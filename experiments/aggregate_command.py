@@ -34,7 +34,7 @@ def aggregate(
     ] = "",
     workers: Annotated[int, typer.Option(help="Of Ray; 0: one a core.", min=0)] = 0,
 ) -> None:
-    """Aggregate updates, checkpoints or adapters in files; each is read twice, never whole.
+    """Aggregate updates, checkpoints or adapters in files; each is read once or twice, never whole.
 
     Every file holds tensors of the same names, types and shapes. What was found goes to standard
     output as one JSON object.
@@ -81,7 +81,9 @@ def aggregate_files(
             found, read, machines = aggregate_on_ray(files, spec, output, address=ray, **given)
             where = {"bytes_read": read, "read_by": machines}
         else:
-            parts = aggregate_streamed(files, spec, pre=pre, generator=draws, found=found)
+            parts = aggregate_streamed(
+                files, spec, pre=pre, generator=draws, found=found, voidable=True
+            )
             write_update(output, files, parts)
     except Refusal as error:
         raise InputError(str(error)) from error

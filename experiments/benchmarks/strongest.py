@@ -4,26 +4,23 @@
 
 n = 20, f = 4 (or ``--clients 51 --byzantine 12``), Dirichlet 1, FashionMNIST, ``pooled_mlp``,
 gradient mode, no server momentum, worker momentum 0.9 and 0; ``--federation`` takes another
-federation. Finished runs are not run again, so that seeds may be added later; the table holds what
-is finished. The members were frozen before the first of these cells was run.
+federation. Each has a folder of its own. Finished runs are not run again, so that seeds may be
+added later; ``--table`` prints what is finished in the folder and runs nothing. The members were
+frozen before the first of these cells was run.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.results import load
+from experiments.benchmarks.strongest_table import document, found, table
 from experiments.sweep import Sweep
-from experiments.worst_case import WorstCase
 from fedrobust.experiment.load import expand
 from fedrobust.experiment.schema import Experiment
-from fedrobust.runs.folder import RunFolder
 
 BASE: dict[str, Any] = {
     "data": "fashionmnist",
@@ -51,7 +48,6 @@ RULES: tuple[dict[str, Any], ...] = (
     {"name": "dnc"},
 )
 MOMENTA = (0.9, 0.0)
-CLEAR = 0.05  # of accuracy
 # What differs from BASE. With momentum at the server a tenth of the step: it sums ten of them.
 FEDERATIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -99,62 +95,6 @@ def cells(seeds: Iterable[int], which: Which = Which()) -> list[Experiment]:
     ]
 
 
-def finished(runs: Iterable[Experiment], output: Path) -> list[Path]:
-    """Return the folders of the runs that are done."""
-    folders = [RunFolder(output, run) for run in runs]
-    return [folder.path for folder in folders if folder.finished]
-
-
-def table(found: list[tuple[Experiment, WorstCase]]) -> str:
-    """Write the cells as Markdown, one line each, and the count of clear differences."""
-    lines = [
-        "| momentum | defence | none | best published | auto | winner | more harm by | seeds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for e, one in found:
-        gain = one.fixed_accuracy - one.accuracy
-        lines.append(
-            f"| {e.worker_momentum:g} | {e.defence} | {100 * one.clean:.1f} "
-            f"| {100 * one.fixed_accuracy:.1f} ({one.fixed}) "
-            f"| {100 * one.accuracy:.1f}{_interval(one)} | {one.winner} "
-            f"| {100 * gain:.1f} | {one.seeds} |"
-        )
-    for momentum in MOMENTA:
-        gains = [o.fixed_accuracy - o.accuracy for e, o in found if e.worker_momentum == momentum]
-        clear = sum(gain >= CLEAR for gain in gains)
-        lines.append(f"\nmomentum {momentum:g}: {clear} of {len(gains)} cells by 5 points or more")
-    return "\n".join(lines)
-
-
-def _interval(one: WorstCase) -> str:
-    return "" if math.isnan(one.interval) else f" ± {100 * one.interval:.1f}"
-
-
-def summary(
-    output: Path,
-    seeds: int,
-    which: Which = Which(),
-) -> list[tuple[Experiment, WorstCase]]:
-    """Return the cells whose runs are all there, for as many seeds as are whole."""
-    by_cell: dict[tuple[str, float], list[Experiment]] = {}
-    for run in cells(range(1, seeds + 1), which):
-        by_cell.setdefault((run.defence, run.worker_momentum), []).append(run)
-    found = []
-    for runs in by_cell.values():
-        done = [
-            path
-            for seed in range(1, seeds + 1)
-            if len(mine := [r for r in runs if r.seed == seed])
-            == len(paths := finished(mine, output))
-            for path in paths
-        ]
-        if done:
-            # Exactly one: a cell's runs differ in attack and seed alone.
-            (one,) = load(done).worst_cases
-            found.append((runs[0], one))
-    return found
-
-
 def main() -> None:
     """Run what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -176,17 +116,10 @@ def main() -> None:
         runs = cells(range(1, given.seeds + 1), which)
         sweep = Sweep(runs, given.output, data_root=given.data_root, workers=given.workers)
         sweep.run(lambda experiment, row: None)
-    found = summary(given.output, given.seeds, which)
-    print(table(found))
+    cells_found = found(given.output, data_root=given.data_root)
+    print(table(cells_found))
     if given.json:
-        told = [
-            {"momentum": e.worker_momentum, "defence": e.defence, "clean": o.clean,
-             "fixed": o.fixed, "fixed_accuracy": o.fixed_accuracy, "winner": o.winner,
-             "accuracy": o.accuracy, "seeds": o.seeds, "seconds": round(o.seconds, 1),
-             "flags": list(o.flags)}
-            for e, o in found
-        ]  # fmt: skip
-        given.json.write_text(json.dumps(told, indent=1) + "\n")
+        given.json.write_text(document(cells_found))
 
 
 if __name__ == "__main__":

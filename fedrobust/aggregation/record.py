@@ -72,6 +72,36 @@ def majority(settings: Settings) -> int:
     return 2 * int(settings["f"]) + 1
 
 
+def from_the_rows(settings: Settings) -> bool:
+    """Whether an iteration starts from products of the rows, not from a coordinate-wise median."""
+    return settings.get("start") != "median"
+
+
+def nothing(settings: Settings) -> str:
+    """Return what a rule looks at that asks nothing of the read which guards it."""
+    return ""
+
+
+def distances(settings: Settings) -> str:
+    """Return "distances": the rule looks at the distances of all pairs of rows."""
+    return "distances"
+
+
+def angles(settings: Settings) -> str:
+    """Return "angles": the rule looks at the angles of all pairs of rows."""
+    return "angles"
+
+
+def lengths(settings: Settings) -> str:
+    """Return "lengths": the rule looks at the length of each row."""
+    return "lengths"
+
+
+def signs(settings: Settings) -> str:
+    """Return "signs": the rule looks at the sum of each column's signs."""
+    return "signs"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """An aggregation rule.
@@ -107,6 +137,10 @@ class Rule:
         ``kappa_source``; None where it is not.
     no_weights
         Why a rule without a weighted form has none.
+    looks_at
+        Settings -> what it takes from all rows as they come: "distances", "angles", "lengths",
+        "signs", or "". The read that looks for values that are not finite finds that as well; it
+        changes no result, see ``survey``.
     """
 
     name: str
@@ -122,6 +156,7 @@ class Rule:
     kappa: Callable[[int, int], float] | None = None
     kappa_source: str = ""
     no_weights: str = "it counts updates, whatever they weigh"
+    looks_at: Callable[[Settings], str] = nothing
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:
@@ -191,6 +226,8 @@ class PreAggregator:
         Whether row i of the result is client i's still, so that its weight holds behind it.
     kappa
         ``(n, f, kappa of the rule) -> kappa`` of both together, where published.
+    looks_at
+        As a rule's.
     """
 
     name: str
@@ -202,6 +239,7 @@ class PreAggregator:
     keeps_weights: bool = False
     kappa: Callable[[int, int, float], float] | None = None
     kappa_source: str = ""
+    looks_at: Callable[[Settings], str] = nothing
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:

@@ -33,17 +33,15 @@ from fedrobust.aggregation.record import (
     FROM_SERVER,
     PreAggregator,
     Rule,
-    Settings,
     always,
+    angles,
+    distances,
+    from_the_rows,
+    lengths,
     majority,
+    signs,
 )
 from fedrobust.spec import Spec, split
-
-
-def from_the_rows(settings: Settings) -> bool:
-    """Whether an iteration starts from products of the rows, not from a coordinate-wise median."""
-    return settings.get("start") != "median"
-
 
 _RULES = (
     Rule(
@@ -70,42 +68,41 @@ _RULES = (
     ),
     Rule(
         name="sign_majority", compute=columns.sign_majority, coordinate_wise=True, bounded=True,
+        looks_at=signs,
     ),
     Rule(
         name="krum", compute=selection.krum_weights, kind="weights",
         minimum=selection.krum_minimum, follows_scale=True, follows_shift=True, bounded=True,
-        kappa=bounds.krum, kappa_source=bounds.MIXING,
-        follows_rotation=always,
+        kappa=bounds.krum, kappa_source=bounds.MIXING, looks_at=distances, follows_rotation=always,
     ),
     Rule(
         name="multi_krum", compute=selection.multi_krum_weights, kind="weights",
         minimum=selection.multi_krum_minimum, follows_scale=True, follows_shift=True, bounded=True,
-        follows_rotation=always,
+        follows_rotation=always, looks_at=distances,
     ),
     Rule(
         name="bulyan", compute=bulyan.bulyan, minimum=lambda s: 4 * s["f"] + 3, order_matters=True,
-        follows_scale=True, follows_shift=True, bounded=True,
+        follows_scale=True, follows_shift=True, bounded=True, looks_at=distances,
     ),
     Rule(
         name="cge", compute=selection.cge_weights, kind="weights", minimum=majority,
-        follows_scale=True, bounded=True,
-        follows_rotation=always,
+        follows_scale=True, bounded=True, looks_at=lengths, follows_rotation=always,
     ),
     Rule(
         name="mda", compute=subsets.mda_weights, kind="weights", minimum=majority,
-        follows_scale=True, follows_shift=True, bounded=True,
+        follows_scale=True, follows_shift=True, bounded=True, looks_at=distances,
         follows_rotation=always,
     ),
     Rule(
         name="smea", compute=subsets.smea_weights, kind="weights", minimum=majority,
         follows_scale=True, follows_shift=True, bounded=True,
-        kappa=bounds.smea, kappa_source=bounds.TRILEMMA,
+        kappa=bounds.smea, kappa_source=bounds.TRILEMMA, looks_at=distances,
         follows_rotation=always,
     ),
     Rule(
         name="geometric_median", compute=geometry.geometric_median_weights, kind="weights",
         follows_scale=True, follows_shift=True, bounded=True,
-        kappa=bounds.median, kappa_source=bounds.MIXING,
+        kappa=bounds.median, kappa_source=bounds.MIXING, looks_at=distances,
         follows_rotation=always,
     ),
     Rule(
@@ -114,12 +111,11 @@ _RULES = (
     ),
     Rule(
         name="centered_clipping", compute=geometry.centered_clipping_step, kind="outcome",
-        bounded=True,
-        follows_rotation=from_the_rows,
+        bounded=True, follows_rotation=from_the_rows,
     ),
     Rule(
         name="norm_clipping", compute=geometry.norm_clipping_weights, kind="weights", bounded=True,
-        follows_rotation=always,
+        follows_rotation=always, looks_at=lengths,
     ),
     Rule(
         name="median_of_means", compute=geometry.median_of_means_step, kind="outcome",
@@ -129,24 +125,26 @@ _RULES = (
     ),
     Rule(
         name="dnc", compute=spectral.dnc_weights, kind="weights", minimum=majority,
-        follows_scale=True, follows_shift=True,
+        follows_scale=True, follows_shift=True, looks_at=spectral.looks_at,
         follows_rotation=lambda s: s.get("coordinates") is None,
     ),
     Rule(
         name="caf", compute=spectral.caf_weights, kind="weights", minimum=majority,
-        follows_scale=True, follows_shift=True, bounded=True,
+        follows_scale=True, follows_shift=True, bounded=True, looks_at=distances,
         follows_rotation=always,
     ),
     Rule(
         name="sign_guard", compute=clusters.sign_guard_weights, kind="weights",
         minimum=lambda s: 3, follows_scale=True, bounded=True,
     ),
-    Rule(name="fltrust", compute=trust.fltrust_step, kind="outcome", bounded=True),
+    Rule(
+        name="fltrust", compute=trust.fltrust_step, kind="outcome", bounded=True, looks_at=lengths,
+    ),
     Rule(
         name="zeno", compute=trust.zeno_weights, kind="weights", minimum=lambda s: s["f"] + 1,
-        bounded=True,
+        bounded=True, looks_at=lengths,
     ),
-    Rule(name="rsa", compute=trust.rsa, bounded=True),
+    Rule(name="rsa", compute=trust.rsa, bounded=True, looks_at=signs),
     Rule(
         name="foolsgold", compute=history.foolsgold_step, kind="outcome", minimum=lambda s: 2,
         follows_rotation=always,
@@ -157,18 +155,18 @@ _RULES = (
     ),
     Rule(
         name="clipped_clustering", compute=history.clipped_clustering_step, kind="outcome",
-        bounded=True,
+        bounded=True, looks_at=angles,
     ),
     Rule(
         name="flame", compute=clusters.flame_step, kind="outcome", minimum=lambda s: 3,
-        follows_scale=True, bounded=True,
+        follows_scale=True, bounded=True, looks_at=angles,
         follows_rotation=lambda s: s.get("noise") == 0,
     ),
     Rule(
         name="hierarchical_clustering_krum", kind="weights",
         compute=clusters.hierarchical_clustering_krum_weights,
         minimum=lambda s: max(2 * s["f"] + 3, s.get("clusters") or 1),
-        follows_scale=True, follows_shift=True, bounded=True,
+        follows_scale=True, follows_shift=True, bounded=True, looks_at=distances,
         follows_rotation=always,
     ),
     Rule(
@@ -182,14 +180,15 @@ _RULES = (
     Rule(name="rlr", compute=recent.rlr, coordinate_wise=True, follows_scale=True),
     Rule(
         name="fednga", compute=recent.fednga_weights, kind="weights", bounded=True,
-        follows_rotation=always,
+        follows_rotation=always, looks_at=lengths,
     ),
     Rule(
         name="fedrdf", compute=recent.fedrdf, follows_scale=True, follows_shift=True, bounded=True,
     ),
-    Rule(name="lasa", compute=alignment.lasa, follows_scale=True, bounded=True),
+    Rule(name="lasa", compute=alignment.lasa, follows_scale=True, bounded=True, looks_at=lengths),
     Rule(
         name="alignins", compute=alignment.alignins_weights, kind="weights", follows_scale=True,
+        looks_at=lengths,
     ),
     Rule(
         name="filtering", compute=filtering.filtering, minimum=majority, follows_shift=True,
@@ -201,26 +200,27 @@ _RULES = (
     ),
     Rule(
         name="huber", compute=recent.huber_weights, kind="weights", follows_shift=True,
-        bounded=True,
-        follows_rotation=always,
+        bounded=True, looks_at=distances, follows_rotation=always,
     ),
 )  # fmt: skip
 
 _PREAGGREGATORS = (
     PreAggregator(
         name="nnm", compute=pre.nnm_mixing, minimum=majority, keeps_weights=True,
-        kappa=bounds.with_nnm, kappa_source=bounds.MIXING,
+        kappa=bounds.with_nnm, kappa_source=bounds.MIXING, looks_at=distances,
         follows_rotation=True,
     ),
     PreAggregator(
-        name="bucketing", compute=pre.bucketing_mixing, leaves=pre.buckets,
-        follows_rotation=True,
+        name="bucketing", compute=pre.bucketing_mixing, leaves=pre.buckets, follows_rotation=True,
     ),
     PreAggregator(
         name="clip", compute=pre.clip_mixing, follows_scale=False, keeps_weights=True,
-        follows_rotation=True,
+        follows_rotation=True, looks_at=lengths,
     ),
-    PreAggregator(name="arc", compute=pre.arc_mixing, minimum=majority, follows_rotation=True),
+    PreAggregator(
+        name="arc", compute=pre.arc_mixing, minimum=majority, follows_rotation=True,
+        looks_at=lengths,
+    ),
     PreAggregator(
         name="foundation", compute=pre.foundation_mixing,
         leaves=lambda n, s: n + pre.copies_of(n, s.get("synthetic")),

@@ -27,7 +27,8 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # have tests or a rehearsal of their own.
 ELSEWHERE = re.compile(
     r"make( \w+)?|python3? -m venv .*|pip install .*|git clone .*|cd \w+|flwr run .*|docker .*"
-    r"|fedrobust run \S+ --grid (flower|ray)|fedrobust sweep .*--on ray.*|ray .*|fedrobust aggregate .*--ray.*"
+    r"|fedrobust run \S+ --grid (flower|ray)|fedrobust sweep .*--on ray.*|ray .*"
+    r"|fedrobust aggregate .*--ray.*"
     r"|fedrobust run experiments/(fleet|papers/\S+)\.toml.*"
     r"|fedrobust (node|attack|benchmark) .*|python -m experiments.*"
 )
