@@ -15,7 +15,7 @@ from clients.node import Host, Node, make_node
 from clients.redundancy import worker
 from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import UpdateMatrix
-from fedrobust.flower.cohort_grid import Handler
+from fedrobust.flower.cohort_host import Handler
 from fedrobust.flower.in_process import Together, answer
 from fedrobust.training import one_thread
 from fedrobust.training.precision import switched

@@ -8,6 +8,20 @@ from typing import Annotated
 import typer
 
 from experiments import completion
+from fedrobust.version import __version__
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and end, where that is asked for."""
+    if wanted:
+        typer.echo(f"fedrobust {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version),
+]
 
 File = Annotated[
     Path,
@@ -79,6 +93,13 @@ RayAddress = Annotated[
     typer.Option(
         help="The Ray cluster: local (its own), auto, HOST:PORT, or env (RAY_ADDRESS).",
         autocompletion=completion.words("local", "auto", "env"),
+    ),
+]
+Hosts = Annotated[
+    str,
+    typer.Option(
+        help="Host processes of grid flower: a number, or auto (one a core or GPU).",
+        autocompletion=completion.words("auto"),
     ),
 ]
 Axes = Annotated[

@@ -22,6 +22,7 @@ from experiments import (
 from experiments.cli_inputs import experiments_of
 from experiments.coefficients import published, vectors
 from experiments.failed_runs import FailedRunsError
+from experiments.hosts import check_hosts, hosts_of
 from experiments.outcomes import expecting_steps
 from experiments.papers.transfer import node_tables, study
 from experiments.progress import Live
@@ -64,13 +65,16 @@ def run(
     strict: bool,
     output: Path,
     grid: str,
+    hosts: str,
     secret: Path | None,
     use: list[Path] | None,
     **settings: Any,
 ) -> None:
     """Run an experiment, or every run of its sweep; ``settings`` are the sweep's."""
     load_files(use)
+    settings["hosts"] = hosts_of(hosts)
     check_grid(grid)
+    check_hosts(settings["hosts"], grid)
     check_device(settings["device"], "ray" if settings["on"] == "ray" else grid)
     experiments = experiments_of(file, overrides, seeds=seeds)
     check_against_data(experiments, data_root=data_root, download=download)
@@ -111,16 +115,21 @@ def sweep_over(
     track: list[str] | None,
     strict: bool,
     output: Path,
+    grid: str,
+    hosts: str,
     use: list[Path] | None,
     **settings: Any,
 ) -> None:
     """Run every combination of some settings; print the table, write the report."""
     load_files(use)
-    check_device(settings["device"], settings["on"])
+    settings["hosts"] = hosts_of(hosts)
+    check_grid(grid)
+    check_hosts(settings["hosts"], grid)
+    check_device(settings["device"], "ray" if settings["on"] == "ray" else grid)
     experiments = experiments_of(file, overrides, seeds=seeds, over=over)
     check_against_data(experiments, data_root=data_root, download=download)
     _announce(experiments, errors, quiet=quiet)
-    sweep = Sweep(experiments, output / file.stem, "in_process", data_root, **settings)
+    sweep = Sweep(experiments, output / file.stem, grid, data_root, **settings)
     # Before the runs: a misspelt format is no reason to lose their table hours later.
     resolve_one(table, list(tables.FORMATS), "format")
     # Only a table goes to standard output.

@@ -28,6 +28,9 @@ class Sweep(Protocol):
     def use(self) -> str:
         """Files of the user's, joined as in PATH."""
 
+    def on_device(self, device: str) -> Sweep:
+        """Return the same sweep on one device."""
+
     def run_here(self, experiment: Experiment, on_row: Callable[[Row], None]) -> None:
         """Run one experiment in this process."""
 
@@ -35,8 +38,17 @@ class Sweep(Protocol):
 Tasks = Mapping[int, tuple[Sweep, Experiment]]
 
 
-def spread(tasks: Sequence[tuple[Sweep, Experiment]], workers: int, listener: Listener) -> Failures:
+def spread(
+    tasks: Sequence[tuple[Sweep, Experiment]],
+    workers: int,
+    listener: Listener,
+    *,
+    devices: Sequence[str],
+) -> Failures:
     """Run each task in one of some processes; return what failed.
+
+    Each run takes the device that has been free for longest, so that slow runs do not pile up on
+    one; with more processes than devices several share one.
 
     A process that is killed (the memory's end) takes the whole pool along, and nobody knows whose
     run it was: those that it cut off are begun again, each in a pool of its own. One that dies
@@ -44,9 +56,9 @@ def spread(tasks: Sequence[tuple[Sweep, Experiment]], workers: int, listener: Li
     """
     failures, left = Failures(), dict(enumerate(tasks))
     while left:
-        cut, untouched = _round(left, workers, listener, failures)
+        cut, untouched = _round(left, workers, listener, failures, devices)
         for index in cut:
-            again, never_begun = _round({index: left[index]}, 1, listener, failures)
+            again, never_begun = _round({index: left[index]}, 1, listener, failures, devices)
             if again or never_begun:
                 failures.add(left[index][1], Died("its process was killed twice: out of memory?"))
         if len(untouched) == len(left):
@@ -56,7 +68,7 @@ def spread(tasks: Sequence[tuple[Sweep, Experiment]], workers: int, listener: Li
 
 
 def _round(
-    tasks: Tasks, workers: int, listener: Listener, failures: Failures
+    tasks: Tasks, workers: int, listener: Listener, failures: Failures, devices: Sequence[str]
 ) -> tuple[list[int], list[int]]:
     """Run tasks until all are done, or a process dies; return who was cut off, who never began."""
     # No fork: it copies locks that torch's threads hold at the time, and CUDA does not survive
@@ -65,13 +77,15 @@ def _round(
     begun: set[int] = set()
     with context.Manager() as manager, one_thread_per_process():
         # The manager's: a plain queue cannot be handed to a pool that is running.
-        rows = manager.Queue()
+        rows, free = manager.Queue(), manager.Queue()
+        for i in range(max(workers, len(devices))):
+            free.put(devices[i % len(devices)])
         with (
             ProcessPoolExecutor(workers, context, initializer=_pin) as pool,
             # The children so far, the manager among them, have to outlive the pool.
             _ended_by_interrupt(pool, spared=active_children()),
         ):
-            futures = {i: pool.submit(_work, *task, i, rows) for i, task in tasks.items()}
+            futures = {i: pool.submit(_work, *task, i, rows, free) for i, task in tasks.items()}
             # A task may be done while its last rows are still in the queue.
             while not all(future.done() for future in futures.values()) or not rows.empty():
                 try:
@@ -100,11 +114,15 @@ def _broken(tasks: Tasks, futures: Mapping[int, Future], failures: Failures) -> 
     return broken
 
 
-def _work(sweep: Sweep, experiment: Experiment, index: int, rows: Any) -> None:
+def _work(sweep: Sweep, experiment: Experiment, index: int, rows: Any, free: Any) -> None:
     rows.put((index, None))  # it has begun
     plugins.at_hand(sweep.use)
     plugins.provide(experiment.to_dict())
-    sweep.run_here(experiment, lambda row: rows.put((index, row)))
+    device = free.get()
+    try:
+        sweep.on_device(device).run_here(experiment, lambda row: rows.put((index, row)))
+    finally:
+        free.put(device)
 
 
 def _pin() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clients.node import Host
 from experiments.grids import CARRIERS, FLOWER, Cluster, check_grid, servers_device
+from experiments.hosts import check_hosts
 from experiments.observers import guarded
 from experiments.outcomes import NoStepWarning, stuck
 from experiments.progress import following
@@ -47,6 +48,7 @@ def simulate(
     experiment: str | Path | Mapping[str, Any] | Experiment,
     *,
     grid: str = "in_process",
+    hosts: int = 0,
     device: str = "cpu",
     data_root: str | None = None,
     on_row: Callable[[Experiment, Row], None] = lambda experiment, row: None,
@@ -59,6 +61,7 @@ def simulate(
 ) -> Results:
     """Run one experiment (or each of its sweep) and return the results; see ``fedrobust``."""
     check_grid(grid)
+    check_hosts(hosts, grid)
     check_device(device, grid)
     if isinstance(experiment, Mapping):
         own = own_objects(experiment)
@@ -78,6 +81,7 @@ def simulate(
                 rows = run_one(
                     e,
                     grid=grid,
+                    hosts=hosts,
                     device=device,
                     data_root=data_root,
                     on_row=lambda row, e=e: told(e, row),  # type: ignore[misc]
@@ -144,6 +148,7 @@ def run_one(
     experiment: Experiment,
     *,
     grid: str = "in_process",
+    hosts: int = 0,
     device: str = "cpu",
     data_root: str | None = None,
     folder: RunFolder | None = None,
@@ -178,6 +183,7 @@ def run_one(
 
         return run_on_flower(
             experiment,
+            hosts=hosts,
             device=device,
             data_root=data_root,
             folder=folder,

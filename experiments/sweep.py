@@ -49,6 +49,8 @@ class Sweep:
         Files with plug-ins of the user's, for the processes: ``plugins.used``.
     fresh
         Run the finished ones too.
+    hosts
+        Host processes of each run on Flower's grid; 0: one a core, or one a GPU.
     on
         "processes" of this machine, or "ray": the workers of a cluster, each with a run at a time.
     ray_address
@@ -68,6 +70,7 @@ class Sweep:
     secret: int | None = None
     use: str = ""
     fresh: bool = False
+    hosts: int = 0
     on: str = "processes"
     ray_address: str = "local"
 
@@ -109,13 +112,12 @@ class Sweep:
     def _each(self, waiting: list[Experiment], listener: Listener) -> Failures:
         if self.on == "ray":
             return self._on_ray(waiting, listener)
-        usual = os.cpu_count() or 1 if self.device == "cpu" else len(self._by_gpu())
+        usual = os.cpu_count() or 1 if self.device == "cpu" else len(self.devices())
         workers = min(self.workers or usual, len(waiting))
         if workers <= 1 or self.grid != "in_process":
             return self._in_turn(waiting, listener)
-        each = [replace(one, use=plugins.used()) for one in self._by_gpu()]
-        tasks = [(each[i % len(each)], e) for i, e in enumerate(waiting)]
-        return run_processes.spread(tasks, workers, listener)
+        tasks = [(replace(self, use=plugins.used()), e) for e in waiting]
+        return run_processes.spread(tasks, workers, listener, devices=self.devices())
 
     def _in_turn(self, waiting: list[Experiment], listener: Listener) -> Failures:
         failures = Failures()
@@ -151,6 +153,7 @@ class Sweep:
         run_one(
             experiment,
             grid=self.grid,
+            hosts=self.hosts,
             device=self.device,
             data_root=self.data_root,
             folder=RunFolder(self.output, experiment),
@@ -169,11 +172,15 @@ class Sweep:
         )
         export.write(RunFolder(self.output, experiment).path / MODEL, experiment, state)
 
-    def _by_gpu(self) -> list[Sweep]:
-        """Return the same sweep on each of its GPUs."""
+    def devices(self) -> list[str]:
+        """Return the devices that runs take in turn."""
         if self.device != "cuda":
-            return [self]
-        return [replace(self, device=f"cuda:{i}") for i in range(torch.cuda.device_count())]
+            return [self.device]
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+
+    def on_device(self, device: str) -> Sweep:
+        """Return the same sweep on one device."""
+        return replace(self, device=device)
 
     def _done(self, experiment: Experiment) -> bool:
         folder = RunFolder(self.output, experiment)

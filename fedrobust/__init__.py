@@ -36,7 +36,8 @@ def simulate(experiment: Any, *, grid: str = "in_process", **overrides: Any) -> 
         show where the accuracy is not measured; ``partition`` a function ``(labels, *, clients,
         seed)`` that returns index tensors; ``rule`` a function ``(updates, *, f) -> (d,)``, or a
         Flower strategy; ``attack`` a function ``(honest, *, n, f) -> (f, d)``. Further:
-        ``data_root``; ``device``, "cpu" or "cuda"; with grid "ray" ``workers``, how many, and
+        ``data_root``; ``device``, "cpu" or "cuda"; ``hosts``, processes of grid "flower", 0 for
+        one a core or GPU; with grid "ray" ``workers``, how many, and
         ``ray_address``, which cluster: "local" (its own), "auto", HOST:PORT, "env" (RAY_ADDRESS);
         ``on_row(experiment, row)``, called as the rounds end (an error in it is a warning, unless
         ``strict=True``); ``progress=True``, a bar and a line as each run ends, in a notebook too;

@@ -169,7 +169,7 @@ def through_flower(model: str, clients: int, settings: Settings, grid: str) -> R
     case = experiment(model, clients, settings)
     root = settings.data_root
     hosts = clients if grid == "stock" else 2
-    rows = run_on_flower(case, data_root=root, hosts=hosts, parts=PARTS)
+    rows = run_on_flower(case, data_root=root, hosts=hosts, parts=PARTS, stock=grid == "stock")
     if lost := sum(clients - row["replies"] for row in rows[1:]):
         raise RuntimeError(
             f"{grid} {model} N={clients}: {lost} replies lost, the rounds say nothing"

@@ -14,7 +14,8 @@ from experiments.cluster.placement import Placement, Queues
 from experiments.cluster.pool import Done, Pool
 from experiments.cluster.worker import Answer, Job
 from fedrobust.failures import PluginError
-from fedrobust.flower.cohort_grid import AT_ONCE, MISTAKE, unpack
+from fedrobust.flower.cohort_grid import AT_ONCE, unpack
+from fedrobust.flower.cohort_host import MISTAKE
 from fedrobust.flower.in_process import RUNS, identify, new_context, stamp
 from fedrobust.flower.quantized_arrays import payload
 

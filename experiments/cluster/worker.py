@@ -25,7 +25,7 @@ from clients.node import Host
 from fedrobust import plugins
 from fedrobust.cores import VARIABLE, pin_from_environment
 from fedrobust.experiment.schema import ConfigError, Experiment
-from fedrobust.flower.cohort_grid import COHORT
+from fedrobust.flower.cohort_host import COHORT
 from fedrobust.flower.in_process import Together, identify, stamp
 from fedrobust.flower.serialization import PROTOCOL
 from fedrobust.spec import InputError

@@ -12,10 +12,10 @@ from fedrobust.aggregation import kernels, ordered_bits, reads
 from fedrobust.aggregation.survey import known
 from fedrobust.aggregation.weighting import bearable, weighted_median, weighted_ranks
 from fedrobust.failures import Refusal
+from fedrobust.matrix import block_values
 from fedrobust.spec import SpecError, suggest
 
 BLOCK = 1 << 22  # values per block: sorted copies stay in the cache's reach, memory stays flat
-ON_GPU = 1 << 25  # 128 MiB of float32, some times: a launch costs as much as reading 10 MB
 
 
 def by_blocks(updates: Tensor, column_rule: Callable[[Tensor], Tensor]) -> Tensor:
@@ -25,7 +25,7 @@ def by_blocks(updates: Tensor, column_rule: Callable[[Tensor], Tensor]) -> Tenso
 
 def blocks(updates: Tensor) -> Iterator[Tensor]:
     """Yield views of some columns at a time."""
-    size = ON_GPU if updates.device.type == "cuda" else BLOCK
+    size = block_values(updates.device, BLOCK)
     yield from updates.split(max(1, size // len(updates)), dim=1)
 
 

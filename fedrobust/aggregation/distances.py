@@ -13,6 +13,7 @@ from fedrobust.aggregation.columns import median
 from fedrobust.aggregation.gram import gram as gram_of
 from fedrobust.aggregation.gram import mixed_gram
 from fedrobust.aggregation.survey import known, three_of
+from fedrobust.matrix import block_values
 
 WIDTH = 4096  # columns per block: 100 rows of 4,096 float32 are 1.6 MB
 FAR = 16.0  # squared: rows farther from the centre than 4 times from each other lose digits
@@ -80,6 +81,8 @@ def products(
     """Return the (n, n) products of the rows minus a centre, each row times its scale, float64."""
     if scales is None and mixing is None and kernels.fits(updates):
         return gram_of(updates, centre=centre.contiguous())[0]
+    if scales is None and mixing is None and updates.device.type == "cuda":
+        return products_at_once(updates, centre).cpu()
     n = len(updates) if mixing is None else len(mixing)
     gram = torch.zeros(n, n, dtype=torch.float64, device=updates.device)
     mixed = None if mixing is None else mixing.to(updates)
@@ -92,6 +95,22 @@ def products(
             offsets = block * scales[:, None] - middle * scales[:, None]
         gram += offsets @ offsets.T
     return gram.cpu()
+
+
+def products_at_once(updates: Tensor, centre: Tensor) -> Tensor:
+    """Return the same, many blocks in one batched product: a launch a block costs a GPU more."""
+    n = len(updates)
+    gram = torch.zeros(n, n, dtype=torch.float64, device=updates.device)
+    step = max(1, block_values(updates.device, 1 << 20) // (n * WIDTH)) * WIDTH
+    for rows, middle in zip(updates.split(step, 1), centre.split(step), strict=True):
+        offsets = rows - middle
+        whole = offsets.shape[1] // WIDTH * WIDTH
+        if whole:
+            parts = offsets[:, :whole].unflatten(1, (-1, WIDTH)).transpose(0, 1)
+            gram += (parts @ parts.mT).sum(0, dtype=torch.float64)
+        rest = offsets[:, whole:]
+        gram += rest @ rest.T
+    return gram
 
 
 def products_of_any_size(updates: Tensor, centre: Tensor) -> Tensor:
@@ -154,7 +173,7 @@ def norms_from(updates: Tensor, centre: Tensor) -> Tensor:
 def _lengths(updates: Tensor, centre: Tensor, factor: float) -> Tensor:
     """Return the lengths of ``factor`` times the rows minus the centre, (n,)."""
     squared = torch.zeros(len(updates), dtype=torch.float64, device=updates.device)
-    width = max(1, (1 << 20) // len(updates))
+    width = max(1, block_values(updates.device, 1 << 20) // len(updates))
     for rows, part in zip(updates.split(width, 1), centre.split(width), strict=True):
         offsets = rows.double() - part.double()
         if factor != 1:

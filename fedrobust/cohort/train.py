@@ -65,7 +65,7 @@ def train_cohort(
         "off": one by one, bit for bit ``train_local``. "vmap": as stacks. "auto": as stacks where
         that is possible and pays (``worthwhile``), the others one by one.
     budget
-        Bytes that one stack may take; None: half of the GPU's free memory, 256 MiB on a CPU.
+        Bytes that one stack may take; None: a quarter of the GPU's memory, 256 MiB on a CPU.
 
     Raises
     ------

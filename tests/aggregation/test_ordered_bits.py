@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedrobust.aggregation import RULES, aggregate, columns, ordered_bits
+from fedrobust.aggregation import RULES, aggregate, columns, distances, ordered_bits
 
 DTYPES = (torch.float32, torch.float64)
 SORTING = ("median", "trimmed_mean", "meamed", "phocas", "bulyan", "krum")
@@ -96,3 +96,39 @@ def test_rules_give_the_same_by_either_way(name, monkeypatch):
 
 def test_it_is_taken_on_a_gpu_alone():
     assert not ordered_bits.pays(torch.zeros(1000, 2))
+
+
+@pytest.mark.parametrize("d", [10, 4096, 3 * 4096 + 5])
+def test_products_at_once_are_those_of_block_after_block(d, monkeypatch):
+    updates = drawn(7, d, torch.float32)
+    centre = updates[0] / 2
+    monkeypatch.setattr(distances, "block_values", lambda device, on_cpu: 2 * 7 * distances.WIDTH)
+    monkeypatch.setattr(distances.kernels, "fits", lambda updates: False)
+    expected = distances.products(updates, centre)
+    torch.testing.assert_close(
+        distances.products_at_once(updates, centre), expected, rtol=1e-6, atol=1e-6
+    )
+    exact = (updates - centre).double() @ (updates - centre).double().T
+    torch.testing.assert_close(expected, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("n", [ordered_bits.FROM - 1, ordered_bits.FROM, 200])
+@pytest.mark.parametrize("name", SORTING)
+def test_a_gpu_gives_the_same_for_few_and_for_many_clients(name, n):
+    updates = drawn(n, 9000, torch.float32)
+    spec = {"name": name} if name == "median" else {"name": name, "f": n // 5}
+    found = aggregate(updates.cuda(), spec)
+    assert ordered_bits.pays(updates.cuda()) == (n >= ordered_bits.FROM)
+    torch.testing.assert_close(found.cpu(), aggregate(updates, spec), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_multiplies_many_blocks_at_once_as_precisely():
+    updates = drawn(30, 5 * 4096 + 7, torch.float32)
+    centre = updates[0] / 2
+    exact = (updates - centre).double() @ (updates - centre).double().T
+    found = distances.products(updates.cuda(), centre.cuda())
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-3)

@@ -1,6 +1,8 @@
 """A stack asks its device for nothing while it trains, however many clients and steps there are."""
 
+import warnings
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +10,9 @@ from elsewhere_device import DEVICE, Device, Elsewhere
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedrobust import models
-from fedrobust.cohort import Member, schedule, train_cohort
-from fedrobust.cohort.convolutions import Products, convolved
+from fedrobust.cohort import Member, memory, schedule, train_cohort
+from fedrobust.cohort.convolutions import CONVOLUTIONS, Products, convolved
+from fedrobust.matrix import ON_GPU, block_values
 from fedrobust.training import Recipe, train_local
 from fedrobust.training.losses import IGNORED
 from fedrobust.vector import FlatModel
@@ -195,3 +198,50 @@ def test_a_convolution_of_any_kind_is_the_same(layer):
 def test_an_unknown_way_to_convolve_is_an_error():
     with pytest.raises(ValueError, match="one of grouped, products, got 'fft'"), convolved("fft"):
         pass
+
+
+def test_a_stack_takes_a_share_of_all_of_a_gpus_memory_whatever_is_free(monkeypatch):
+    told = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: told)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: pytest.fail("varies"))
+    assert memory.available(torch.device("cuda")) == 20 * 2**30
+    assert memory.available(torch.device("cpu")) == memory.ON_CPU
+
+
+def test_blocks_are_larger_on_a_gpu():
+    assert block_values(torch.device("cpu"), 1 << 20) == 1 << 20
+    assert block_values(torch.device("cuda"), 1 << 20) == ON_GPU > 1 << 20
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("augment", ["none", "flip+crop"])
+def test_a_gpu_trains_the_stack_that_a_cpu_trains(kind, augment):
+    model, there = network(name="cnn"), network("cuda", name="cnn")
+    start = model.vector.clone()
+    expected = train_cohort(model, start, members(6, augment=augment), cohort="vmap")
+    with convolved(kind):
+        cohort = members(6, augment=augment, device="cuda")
+        found = train_cohort(there, start.cuda(), cohort, cohort="vmap")
+    for (one, loss), (other, own_loss) in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-4)
+        assert loss == pytest.approx(own_loss, rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_stack_on_a_gpu_never_waits_for_it_but_once():
+    there, cohort = network("cuda"), members(6, device="cuda")
+    start = there.vector.clone()
+    train_cohort(there, start, cohort, cohort="vmap")  # what is set up once may wait
+    again = members(6, device="cuda")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            train_cohort(there, start, again, cohort="vmap", budget=10**9)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [str(one.message) for one in told if "synchroniz" in str(one.message)]
+    assert len(waits) <= 4, waits  # the losses, and what is copied there before the first step
