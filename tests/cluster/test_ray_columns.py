@@ -97,4 +97,6 @@ def test_shards_are_all_columns_once(models):
     whole = [block.float().clone() for block in files.blocks(64)]
     parts = [b.float().clone() for one in cut(files.d, 5) for b in FileShard(files, one).blocks(64)]
     assert torch.equal(torch.cat(parts, 1), torch.cat(whole, 1))
-    assert files.columns == [0, 1230, 1237]
+    counts = {"a.weight": 1230, "b.bias": 7, "c.weight": 501}
+    ends = [at + counts[part.name] for at, part in zip(files.columns, files.parts, strict=True)]
+    assert ends == [*files.columns[1:], files.d]
