@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from experiments.sweep import Sweep
+from fedrobust.data.sets import DATASETS
 from fedrobust.experiment.load import expand, read
 from fedrobust.experiment.schema import Experiment
 from fedrobust.runs.folder import RunFolder
@@ -45,6 +47,7 @@ class Cell:
 # (cells, seeds): a stage is made seed by seed before the next one. Where no distorted file is kept
 # the three attacks give the same rows, so that of `contested` one attack comes early.
 STAGES: tuple[tuple[tuple[Cell, ...], tuple[int, ...]], ...] = (
+    ((Cell("figure13_causes", (0, 2, 4)),), (1,)),
     ((Cell("figure13", (2, 4), rules=("median", "median_of_means")),), (1, 2, 3)),
     ((Cell("contested", (4, 2), attacks=("alie",)),), (1,)),
     ((Cell("baselines", (4, 2), rules=("median", "median_of_means")),), (1,)),
@@ -84,6 +87,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--list", action="store_true", help="say what is done, and run nothing")
     options = parser.parse_args()
+    # One process, one run after the other: the images are read once.
+    DATASETS["cifar10"] = cache(DATASETS["cifar10"])
     for name, e in ordered(options.seeds):
         out = options.folder / name
         if not options.list:
