@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 # Tests that wait for Flower's processes leave their core to others: three workers on two cores.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(12, (3 * (os.cpu_count() or 2) + 1) // 2))")
 
-.PHONY: run test quick test-all lint docs rehearse versions clean
+.PHONY: run test quick test-all gpu lint docs rehearse versions clean
 
 run: $(STAMP)
 	$(BIN)/fedrobust run experiments/quickstart.toml
@@ -22,6 +22,10 @@ quick: $(STAMP)
 # Every variant and campaign too: about an hour.
 test-all: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m ""
+
+# What a GPU is worth here, in 12 minutes: make gpu GPU="--budget 60"; --pretend without one.
+gpu: $(STAMP)
+	$(BIN)/python -m experiments.benchmarks.gpu $(GPU)
 
 rehearse: $(STAMP)
 	$(BIN)/python -m experiments.deploy.rehearse

@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.modes import Handlers
+from clients.node import ROLE
 from clients.registry import handlers_of
 from fedrobust.cores import pin_from_environment
 from fedrobust.flower import UpdateMatrix, serve_cohort
@@ -31,7 +32,9 @@ def make_app(handlers: Callable[[Context], Handlers]) -> ClientApp:
     def train(message: Message, context: Context) -> Message | None:
         """Train one client, or every client of a cohort."""
         own = handlers(context)
-        return serve_cohort(own.train, message, context, together=own.together)
+        # A real node's owner gives it a role; no server makes such a node open a file.
+        shares = ROLE not in context.node_config
+        return serve_cohort(own.train, message, context, together=own.together, shares=shares)
 
     @made.query("hello")  # type: ignore[arg-type]
     def hello(message: Message, context: Context) -> Message | None:

@@ -2,7 +2,7 @@
 
 Who sees every update and chooses the others' knows what a rule with memory remembers: it has seen
 all that the rule has seen. What the rule draws, and data of the server's own, it can only guess;
-client weights it takes for equal.
+client weights it takes for equal. Who sees fewer updates asks the rule with imagined ones.
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
+import torch
 from flwr.app import Context
 from torch import Tensor
 
-from fedrobust.aggregation import build
+from clients.cohorts import imagined
+from fedrobust.aggregation import build, follows_rotation
 from fedrobust.aggregation.outcome import Outcome
 from fedrobust.aggregation.tables import is_built_in, rule_record
-from fedrobust.attacks import impact, spread, threat_model
+from fedrobust.attacks import attack_record, impact, spread, threat_model
 from fedrobust.attacks.probe import joined
+from fedrobust.attacks.reduction import Reducible
 from fedrobust.experiment.schema import Experiment
 from fedrobust.failures import REFUSALS
 from fedrobust.flower import array_of
@@ -56,6 +60,9 @@ class Foresight:
         The global model (d,) of the round.
     layers
         Name and shape of its tensors.
+    cohort
+        The honest rows that the rule is asked with in the place of the view (n - f, d), where the
+        colluders see fewer; None where the view is all of them.
     """
 
     experiment: Experiment
@@ -67,19 +74,26 @@ class Foresight:
     start: Tensor
     layers: Layers
     room: Tensor | None = None
+    cohort: Tensor | None = None
 
     def seen(self, rows: Tensor) -> Tensor:
         """Return rows (m, d) as the rule is shown them."""
         return rows if self.form is None else self.form.seen(rows, self.start)
 
-    def outcome(self, rows: Tensor) -> Outcome:
+    def outcome(self, rows: Tensor, *, as_sent: bool = False) -> Outcome:
         """Run the rule on rows (m, d), honest ones first, in the order of their clients.
 
+        ``as_sent`` brings them into the server's order whatever the rule: the last digits of
+        distances depend on it, and with them which of two all but equally near rows is the nearer.
         The root update of the server is taken for the mean of the view, its loss for the linear
         part along it.
         """
-        e, middle, rows = self.experiment, self.seen(self.view).mean(0), self.seen(rows)
-        ids, order = self._order(len(rows))
+        if self.cohort is not None:
+            rows = torch.cat([self.cohort, rows[len(self.view) :].to(self.cohort)])
+        e, rows = self.experiment, self.seen(rows)
+        # Worked out when asked: it reads the whole view, and few rules want it.
+        middle = cache(lambda: self.seen(self.view).mean(0))
+        ids, order = self._order(len(rows), always=as_sent)
         known = {"layers": lambda: self.layers, "model": lambda: self.start}
         rule = build(e.rule, pre=e.pre)
         with self._ordered(rows, order) as asked:
@@ -91,8 +105,8 @@ class Foresight:
                 generator(e.seed, "probe", round=self.server_round),
                 clients=ids,
                 server={
-                    "root": lambda: middle,
-                    "loss": lambda: lambda step: -float(step.to(middle) @ middle),
+                    "root": middle,
+                    "loss": lambda: lambda step: -float(step.to(middle()) @ middle()),
                     **(known if self.form is None else self.form.offered(known, self.start)),
                 },
             )
@@ -103,6 +117,27 @@ class Foresight:
         """Return the rule's output alone, (d,)."""
         found = self.outcome(rows).aggregate
         return found if self.form is None else self.form.sent(found, self.start)
+
+    def reducible(self) -> Reducible | None:
+        """Return how it is asked in coordinates; None where that would not be exact."""
+        e, table = self.experiment, _table(self.memory)
+        width = self.view.shape[1]
+        vectors = {key: value for key, value in table.items() if value.is_floating_point()}
+        alike = all(value.shape[-1:] == (width,) for value in vectors.values())
+        if self.form is not None or not alike or not follows_rotation(e.rule, e.pre):
+            return None
+
+        imagined = () if self.cohort is None else (self.cohort,)
+
+        def placed(view: Tensor, given: list[Tensor]) -> Foresight:
+            cohort, matrices = (given[0], given[1:]) if imagined else (None, given)
+            shapes = [value.shape[:-1] for value in vectors.values()]
+            moved = [m.reshape(*k, view.shape[1]) for m, k in zip(matrices, shapes, strict=True)]
+            memory = _untabled(table | dict(zip(vectors, moved, strict=True)))
+            return replace(self, view=view, memory=memory, room=None, cohort=cohort)
+
+        remembers = (v.reshape(-1, width) for v in vectors.values())
+        return Reducible((*imagined, *remembers), placed)
 
     @contextmanager
     def _ordered(self, rows: Tensor, order: list[int] | None) -> Iterator[Tensor]:
@@ -118,12 +153,12 @@ class Foresight:
             finally:
                 permute_rows(rows, sorted(order, key=order.__getitem__))
 
-    def _order(self, rows: int) -> tuple[Sequence[int] | None, list[int] | None]:
+    def _order(self, rows: int, *, always: bool) -> tuple[Sequence[int] | None, list[int] | None]:
         """Return the rows' clients, and the order in which the server has them, where it counts."""
         name = self.experiment.rule["name"]
         record = rule_record(name)
         plain = is_built_in(name) and not record.order_matters and not record.remembers
-        if plain or self.clients is None or rows > len(self.clients):
+        if (plain and not always) or self.clients is None or rows > len(self.clients):
             return None, None
         ids = self.clients[:rows]
         order = sorted(range(rows), key=ids.__getitem__)
@@ -150,8 +185,11 @@ def foresee(
     ids = (*honest, *(c for c in asked if c in bad)) if known else None
     memory = _recalled(context) if known else None
     ours = all(is_built_in(split(one)[0]) for one in (experiment.rule, *experiment.pre))
-    mine = room if ours else None
-    return Foresight(experiment, server_round, view, ids, memory, form, start, layers, mine)
+    mine, cohort = (room if ours else None), None
+    if not sees_all(experiment) and attack_record(experiment.attack["name"]).asks_the_rule:
+        draws = generator(experiment.seed, "imagined", round=server_round)
+        mine, cohort = None, imagined(view, len(honest), draws)
+    return Foresight(experiment, server_round, view, ids, memory, form, start, layers, mine, cohort)
 
 
 def sees_all(experiment: Experiment) -> bool:
@@ -172,7 +210,7 @@ def foreseen(rule: Foresight, sent: Tensor, context: Context) -> dict[str, float
         return {}
     rows = joined(rule.room, rule.view, sent.to(rule.view))
     try:
-        outcome = rule.outcome(rows)
+        outcome = rule.outcome(rows, as_sent=True)
     except REFUSALS:
         return {}
     _keep(outcome.state, rows, context)
@@ -192,5 +230,18 @@ def _recalled(context: Context) -> Any:
     """Return the memory that the rule had after the last round; None at first."""
     if MEMORY not in context.state:
         return None
-    table = {key: tensor_in(array) for key, array in context.state[MEMORY].items()}
+    return _untabled({key: tensor_in(array) for key, array in context.state[MEMORY].items()})
+
+
+def _table(memory: Any) -> dict[str, Tensor]:
+    """Return a memory as a table of tensors; an empty one where there is none."""
+    if memory is None:
+        return {}
+    return {ALONE: memory} if isinstance(memory, Tensor) else memory
+
+
+def _untabled(table: dict[str, Tensor]) -> Any:
+    """Return the memory that ``_table`` made a table of."""
+    if not table:
+        return None
     return table[ALONE] if list(table) == [ALONE] else table

@@ -205,9 +205,13 @@ def _crafted_from(
 
 
 def _same_clients_momentum(experiment: Experiment) -> float:
-    """Return worker momentum where one cohort answers each round: else means cannot be compared."""
+    """Return worker momentum where one cohort answers each round: else means cannot be compared.
+
+    Who is alone has gradients of its data's parts, which no momentum was mixed into.
+    """
+    alone = threat_model.knowledge(experiment.attack) == "own"
     changes = experiment.participation < 1 or stragglers.simulates_time(experiment)
-    return 0.0 if changes else experiment.worker_momentum
+    return 0.0 if changes or alone else experiment.worker_momentum
 
 
 def _recalled(context: Context) -> dict[str, Tensor] | None:

@@ -15,9 +15,10 @@ from clients.node import Host, Node, make_node
 from clients.redundancy import worker
 from fedrobust.experiment.schema import Experiment
 from fedrobust.flower import UpdateMatrix
-from fedrobust.flower.cohort_grid import Handler
+from fedrobust.flower.cohort_host import Handler
 from fedrobust.flower.in_process import Together, answer
 from fedrobust.training import one_thread
+from fedrobust.training.precision import switched
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,14 @@ class Handlers:
 
 
 def handlers_for(experiment: Experiment, host: Host | None = None) -> Handlers:
-    """Set an experiment up on one node: load its data, build its model, make its handlers."""
-    return MODES[experiment.mode](experiment, host or Host())
+    """Set an experiment up on one node: load its data, build its model, make its handlers.
+
+    A node that computes on a GPU switches TF32 off, which PyTorch has on for convolutions.
+    """
+    host = host or Host()
+    if host.device.startswith("cuda"):
+        switched(False, False)
+    return MODES[experiment.mode](experiment, host)
 
 
 def one_by_one(handler: Handler) -> Together:

@@ -25,7 +25,7 @@ def aggregate(
     output: Annotated[Path, typer.Option(help="The aggregate, a file of the same kind.")],
     seed: Annotated[int, typer.Option(help="For rules that draw.")] = 0,
 ) -> None:
-    """Aggregate updates, checkpoints or adapters in files; each is read twice, never whole.
+    """Aggregate updates, checkpoints or adapters in files; each is read once or twice, never whole.
 
     Every file holds tensors of the same names, types and shapes. What was found goes to standard
     output as one JSON object.
@@ -54,7 +54,9 @@ def aggregate_files(paths: list[Path], rule: str, output: Path, *, seed: int = 0
     check_output(output, files)
     draws = generator(seed, "rule")
     try:
-        parts = aggregate_streamed(files, spec, pre=pre, generator=draws, found=found)
+        parts = aggregate_streamed(
+            files, spec, pre=pre, generator=draws, found=found, voidable=True
+        )
         write_update(output, files, parts)
     except Refusal as error:
         raise InputError(str(error)) from error

@@ -27,11 +27,14 @@ from experiments.cli_options import (
     File,
     Fresh,
     Grid,
+    Hosts,
     Insecure,
     Json,
+    On,
     Output,
     Overrides,
     Quiet,
+    RayAddress,
     Resume,
     Seeds,
     Strict,
@@ -39,12 +42,12 @@ from experiments.cli_options import (
     TableFormat,
     Track,
     Use,
+    Version,
     Workers,
-)
+)  # fmt: skip
 from fedrobust.failures import PluginError
 from fedrobust.packages import check_packages
 from fedrobust.spec import InputError
-from fedrobust.version import __version__
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a run failed; 2 the configuration or the call is wrong; 130 interrupted."
@@ -64,10 +67,13 @@ def run(
     data_root: DataRoot = None,
     download: Download = False,
     grid: Grid = "in_process",
+    hosts: Hosts = "auto",
     device: Device = "cpu",
     output: Output = Path("results"),
     seeds: Seeds = 1,
     workers: Workers = 0,
+    on: On = "processes",
+    ray_address: RayAddress = "local",
     resume: Resume = False,
     fresh: Fresh = False,
     track: Track = None,
@@ -82,9 +88,10 @@ def run(
     from experiments import commands
 
     commands.run(
-        file, override, data_root=data_root, download=download, grid=grid, device=device,
-        output=output, seeds=seeds, workers=workers, resume=resume, fresh=fresh, track=track,
-        strict=strict, models=save_model, secret=secret, use=use, as_json=as_json, quiet=quiet,
+        file, override, data_root=data_root, download=download, grid=grid, hosts=hosts,
+        device=device, output=output, seeds=seeds, workers=workers, on=on, ray_address=ray_address,
+        resume=resume, fresh=fresh, track=track, strict=strict, models=save_model, secret=secret,
+        use=use, as_json=as_json, quiet=quiet,
     )  # fmt: skip
 
 
@@ -96,9 +103,13 @@ def sweep_over(
     data_root: DataRoot = None,
     download: Download = False,
     device: Device = "cpu",
+    grid: Grid = "in_process",
+    hosts: Hosts = "auto",
     output: Output = Path("results"),
     seeds: Seeds = 1,
     workers: Workers = 0,
+    on: On = "processes",
+    ray_address: RayAddress = "local",
     resume: Resume = False,
     fresh: Fresh = False,
     track: Track = None,
@@ -116,9 +127,10 @@ def sweep_over(
     from experiments import commands
 
     commands.sweep_over(
-        file, override, over, data_root=data_root, download=download, device=device,
-        output=output, seeds=seeds, workers=workers, resume=resume, fresh=fresh, track=track,
-        strict=strict, table=table, use=use, as_json=as_json, quiet=quiet,
+        file, override, over, data_root=data_root, download=download, grid=grid, hosts=hosts,
+        device=device, output=output, seeds=seeds, workers=workers, on=on, ray_address=ray_address,
+        resume=resume, fresh=fresh, track=track, strict=strict, table=table, use=use,
+        as_json=as_json, quiet=quiet,
     )  # fmt: skip
 
 
@@ -252,21 +264,8 @@ def distortion(
     )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"fedrobust {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
-def about(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Print the version.", is_eager=True, callback=_print_version
-        ),
-    ] = False,
-) -> None:
+def about(version: Version = False) -> None:
     """What happens to federated training when clients are Byzantine, and which defence holds."""
 
 

@@ -8,6 +8,20 @@ from typing import Annotated
 import typer
 
 from experiments import completion
+from fedrobust.version import __version__
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and end, where that is asked for."""
+    if wanted:
+        typer.echo(f"fedrobust {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version),
+]
 
 File = Annotated[
     Path,
@@ -32,7 +46,9 @@ DataRoot = Annotated[
 Download = Annotated[bool, typer.Option(help="Fetch a missing data set.")]
 Output = Annotated[Path, typer.Option(help="Parent folder of the results.")]
 Seeds = Annotated[int, typer.Option(help="Repeat with this many seeds.", min=1)]
-Workers = Annotated[int, typer.Option(help="Processes; 0: one a core, or one a GPU.", min=0)]
+Workers = Annotated[
+    int, typer.Option(help="Processes or Ray workers; 0: one a core or GPU.", min=0)
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -61,7 +77,29 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress: the tab
 Grid = Annotated[
     str,
     typer.Option(
-        help="in_process or flower (Ray).", autocompletion=completion.words("in_process", "flower")
+        help="in_process, ray (workers of ours) or flower (Flower's engine, on Ray).",
+        autocompletion=completion.words("in_process", "ray", "flower"),
+    ),
+]
+On = Annotated[
+    str,
+    typer.Option(
+        help="Where runs go: processes of this machine, or ray: a cluster's workers.",
+        autocompletion=completion.words("processes", "ray"),
+    ),
+]
+RayAddress = Annotated[
+    str,
+    typer.Option(
+        help="The Ray cluster: local (its own), auto, HOST:PORT, or env (RAY_ADDRESS).",
+        autocompletion=completion.words("local", "auto", "env"),
+    ),
+]
+Hosts = Annotated[
+    str,
+    typer.Option(
+        help="Host processes of grid flower: a number, or auto (one a core or GPU).",
+        autocompletion=completion.words("auto"),
     ),
 ]
 Axes = Annotated[

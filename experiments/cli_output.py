@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.table import Table
 
 from experiments import tables, worst_case
 from experiments.labels import spelt
 from experiments.results import Results
-from experiments.sweep import Sweep
 from experiments.worst_case import WorstCase
 from fedrobust.experiment.schema import Experiment
 
@@ -78,7 +81,7 @@ def defence(experiment: Experiment) -> str:
     return spelt(*experiment.stages)
 
 
-def as_json(results: Results, sweep: Sweep) -> dict[str, Any]:
+def as_json(results: Results, folders: Sequence[Path]) -> dict[str, Any]:
     """Return the table, its intervals and each run's folder, for machines."""
     return {
         # Through pandas, which writes null for NaN: JSON has no NaN.
@@ -90,6 +93,24 @@ def as_json(results: Results, sweep: Sweep) -> dict[str, Any]:
         ],
         "runs": [
             {"run": e.run_id, "name": e.name, "seed": e.seed, "folder": str(path)}
-            for (e, _), path in zip(results.runs, sweep.folders(), strict=True)
+            for (e, _), path in zip(results.runs, folders, strict=True)
         ],
     }
+
+
+@contextmanager
+def telling_workers(terminal: Console, *, quiet: bool) -> Iterator[None]:
+    """Say inside the block on which machines the workers of a Ray cluster are."""
+    if quiet:
+        yield
+        return
+    log = logging.getLogger("fedrobust.cluster")
+    handler = RichHandler(console=terminal, show_time=False, show_level=False, show_path=False)
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)

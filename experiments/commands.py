@@ -21,6 +21,8 @@ from experiments import (
 )
 from experiments.cli_inputs import experiments_of
 from experiments.coefficients import published, vectors
+from experiments.failed_runs import FailedRunsError
+from experiments.hosts import check_hosts, hosts_of
 from experiments.outcomes import expecting_steps
 from experiments.papers.transfer import node_tables, study
 from experiments.progress import Live
@@ -63,27 +65,31 @@ def run(
     strict: bool,
     output: Path,
     grid: str,
+    hosts: str,
     secret: Path | None,
     use: list[Path] | None,
     **settings: Any,
 ) -> None:
     """Run an experiment, or every run of its sweep; ``settings`` are the sweep's."""
     load_files(use)
+    settings["hosts"] = hosts_of(hosts)
     check_grid(grid)
-    check_device(settings["device"])
+    check_hosts(settings["hosts"], grid)
+    check_device(settings["device"], "ray" if settings["on"] == "ray" else grid)
     experiments = experiments_of(file, overrides, seeds=seeds)
     check_against_data(experiments, data_root=data_root, download=download)
     _announce(experiments, errors, quiet=quiet)
     settings["secret"] = hidden.read(secret) if secret is not None else None
     sweep = Sweep(experiments, output / file.stem, grid, data_root, **settings)
     # With --json standard output is the object's alone.
-    results = _run(sweep, errors if as_json else console, track, quiet=quiet, strict=strict)
-    with expecting_steps(results, errors):
+    screen = errors if as_json else console
+    results, failed = _run(sweep, screen, track, quiet=quiet, strict=strict)
+    with expecting_steps(results, errors, failed):
         written = keeping.write_tables(results, sweep.output)
         if study.applies(results):
             written += study.write(results, sweep.output)
         if as_json:
-            typer.echo(json.dumps(cli_output.as_json(results, sweep)))
+            typer.echo(json.dumps(cli_output.as_json(results, sweep.folders(but=failed))))
             return
         cli_output.show(results, console)
         if study.applies(results):
@@ -109,26 +115,33 @@ def sweep_over(
     track: list[str] | None,
     strict: bool,
     output: Path,
+    grid: str,
+    hosts: str,
     use: list[Path] | None,
     **settings: Any,
 ) -> None:
     """Run every combination of some settings; print the table, write the report."""
     load_files(use)
-    check_device(settings["device"])
+    settings["hosts"] = hosts_of(hosts)
+    check_grid(grid)
+    check_hosts(settings["hosts"], grid)
+    check_device(settings["device"], "ray" if settings["on"] == "ray" else grid)
     experiments = experiments_of(file, overrides, seeds=seeds, over=over)
     check_against_data(experiments, data_root=data_root, download=download)
     _announce(experiments, errors, quiet=quiet)
-    sweep = Sweep(experiments, output / file.stem, "in_process", data_root, **settings)
+    sweep = Sweep(experiments, output / file.stem, grid, data_root, **settings)
     # Before the runs: a misspelt format is no reason to lose their table hours later.
     resolve_one(table, list(tables.FORMATS), "format")
-    results = _run(sweep, errors, track, quiet=quiet, strict=strict)  # only a table on stdout
+    # Only a table goes to standard output.
+    results, failed = _run(sweep, errors, track, quiet=quiet, strict=strict)
     written = keeping.write_tables(results, sweep.output)
     from experiments.report import write as write_report  # matplotlib takes its time
 
-    page = write_report(sweep.folders(), sweep.output / "report.html", data_root=data_root)
-    with expecting_steps(results, errors):
+    folders = sweep.folders(but=failed)
+    page = write_report(folders, sweep.output / "report.html", data_root=data_root)
+    with expecting_steps(results, errors, failed):
         if as_json:
-            typer.echo(json.dumps(cli_output.as_json(results, sweep) | {"report": str(page)}))
+            typer.echo(json.dumps(cli_output.as_json(results, folders) | {"report": str(page)}))
             return
         typer.echo(results.table(table), nl=False)
         cli_output.show_worst_cases(results.worst_cases, errors)
@@ -230,8 +243,15 @@ def resolve_one(name: str, allowed: list[str], kind: str) -> str:
 
 def _run(
     sweep: Sweep, terminal: Console, trackers: list[str] | None, *, quiet: bool, strict: bool
-) -> Results:
-    waiting = sweep.waiting()
+) -> tuple[Results, FailedRunsError | None]:
+    """Run what is not finished; return all that is, and what failed.
+
+    Raises
+    ------
+    FailedRunsError
+        If every run failed: there is nothing to show.
+    """
+    waiting, failed = sweep.waiting(), None
     if (done := len(sweep.experiments) - len(waiting)) and not quiet:
         terminal.print(
             f"{done} of {len(sweep.experiments)} runs are already finished in {sweep.output}"
@@ -242,10 +262,16 @@ def _run(
         Live(
             terminal, waiting, quiet=quiet or not waiting, sent=sweep.grid != "in_process"
         ) as live,
+        cli_output.telling_workers(terminal, quiet=quiet),
         tracking(trackers or [], sweep.output, live.row, strict=strict) as on_row,
     ):
-        sweep.run(on_row)
-    return load(sweep.folders())
+        try:
+            sweep.run(on_row)
+        except FailedRunsError as error:
+            failed = error
+    if failed is not None and len(failed.experiments) == len(sweep.experiments):
+        raise failed
+    return load(sweep.folders(but=failed)), failed
 
 
 def _spec(spec: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from experiments import tables
 from fedrobust.experiment.schema import ConfigError, Experiment
+from fedrobust.runs.folder import timeless
 from fedrobust.spec import suggest
 
 if TYPE_CHECKING:
@@ -20,13 +21,11 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Run = tuple[Experiment, list[Row]]
 End = tuple[dict[str, Any], pd.Series]  # attack, defence and seed of a run; measured, by round
-CLOCK = ("seconds", "times")  # beginnings of the keys that hold durations
 
 
-def timeless(rows: list[dict[str, Any]]) -> str:
-    """Return rows without what the clock alone decides, as text: in it NaN is equal to itself."""
-    told = [{k: v for k, v in row.items() if not k.startswith(CLOCK)} for row in rows]
-    return json.dumps(told, sort_keys=True, default=str)
+def as_text(rows: list[dict[str, Any]]) -> str:
+    """Return rows without what the clock decides, as text: in it NaN is equal to itself."""
+    return json.dumps(timeless(rows), sort_keys=True, default=str)
 
 
 @dataclass
@@ -41,7 +40,7 @@ class Merged:
         """Take in a run unless it is there; of equal settings with other rows both, and say so."""
         experiment, rows = run
         namesakes = [past for e, past in self.runs if e.run_id == experiment.run_id]
-        if any(timeless(past) == timeless(rows) for past in namesakes):
+        if any(as_text(past) == as_text(rows) for past in namesakes):
             return
         if namesakes:
             text = f"{experiment.name} (seed {experiment.seed}) ran twice, to other rows"

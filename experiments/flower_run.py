@@ -14,7 +14,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ import torch
 
 import clients
 import strategies
+from experiments.cluster.connection import ENVIRONMENT as RAY_ADDRESS
+from experiments.cluster.connection import LOCAL, address_of
 from experiments.flower_processes import (
     POLL,
     FlowerRunError,
@@ -33,9 +35,11 @@ from experiments.flower_processes import (
     refusal,
     wait_for_port,
 )
+from experiments.hosts import usual_hosts
 from fedrobust import plugins
 from fedrobust.cores import VARIABLE
 from fedrobust.experiment.schema import Experiment
+from fedrobust.flower.shared_rows import FOLDER, own_folder
 from fedrobust.plugins import Part
 from fedrobust.runs.folder import ROWS, RunFolder
 from fedrobust.runs.rows import GrowingRows
@@ -61,23 +65,29 @@ def run_on_flower(
     data_root: str | None = None,
     folder: RunFolder | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
-    hosts: int = 2,
+    hosts: int = 0,
     resume: bool = False,
     device: str = "cpu",
     parts: Sequence[Part] = (),
+    ray_address: str = LOCAL,
+    stock: bool = False,
 ) -> list[Row]:
     """Run one experiment on Flower's simulation engine (Ray) and return its rows.
 
     Parameters
     ----------
     hosts
-        Cohort hosts: nodes of the simulation, one CPU each.
+        Cohort hosts: nodes of the simulation, one CPU each; 0: ``usual_hosts``.
     resume
         Continue from the folder's checkpoint, if it has one.
     device
         "cuda" shares all GPUs out among the hosts, "cuda:N" one of them.
     parts
         Objects of the user's, for the tables of the hosts.
+    ray_address
+        Which Ray cluster the engine uses: see ``experiments.cluster.connection.address_of``.
+    stock
+        Carry messages as Flower does by itself, for comparisons: no shared memory, its intervals.
 
     Raises
     ------
@@ -88,6 +98,7 @@ def run_on_flower(
         home = Path(temporary)
         output = folder.path.parent if folder is not None else home / "results"
         target = RunFolder(output.resolve(), experiment)
+        hosts = hosts or usual_hosts(experiment, device)
         config = {
             "experiment": experiment.to_toml(),
             "output": str(output.resolve()),
@@ -96,11 +107,15 @@ def run_on_flower(
             "resume": resume,
             "device": "" if device == "cpu" else "cuda",  # Ray shows each host its own
             "use": plugins.used(),
+            **({"poll": 0.0} if stock else {}),
         }
         app = write_app(home / "app", config)
         if parts:
             plugins.write_parts(home / "parts", parts)
-        with _superlink(home, str(home / "parts") if parts else "") as environment:
+        own, address = str(home / "parts") if parts else "", address_of(ray_address)
+        # Workers of a cluster may be on other machines: there is nothing to share with them.
+        memory = nullcontext("") if stock or address != LOCAL else own_folder()
+        with memory as rows, _superlink(home, own, address, rows) as environment:
             run_id = _submit(app, environment, hosts, device)
             seen = follow(run_id, environment, target, on_row)
     return seen
@@ -133,7 +148,9 @@ def write_app(path: Path, config: Mapping[str, Any], *, server: str = SERVER) ->
 
 
 @contextmanager
-def _superlink(home: Path, parts: str = "") -> Iterator[dict[str, str]]:
+def _superlink(
+    home: Path, parts: str = "", ray_address: str = LOCAL, rows: str = ""
+) -> Iterator[dict[str, str]]:
     """Start a SuperLink of this run's own; yield the environment in which ``flwr`` finds it."""
     port = free_port()
     environment = os.environ | QUIET | {"FLWR_HOME": str(home)}
@@ -141,7 +158,9 @@ def _superlink(home: Path, parts: str = "") -> Iterator[dict[str, str]]:
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment.pop("OMP_NUM_THREADS", None)
     environment[plugins.VARIABLE] = parts
-    environment.setdefault("RAY_ADDRESS", "local")  # another user's cluster is not joined
+    # Whatever stood there: a cluster is joined where its address is given, and nowhere else.
+    environment[RAY_ADDRESS] = ray_address
+    environment[FOLDER] = rows
     environment.setdefault(VARIABLE, "1")  # Ray gives each of its workers one core
     connection = {"address": f"127.0.0.1:{port}", "insecure": True}
     settings = {"superlink": {"default": "own", "own": connection}}

@@ -36,11 +36,18 @@ def stuck(experiment: Experiment, rows: list[Row]) -> str:
 
 
 @contextmanager
-def expecting_steps(results: Any, terminal: Console) -> Iterator[None]:
-    """End the command with exit code 1, after its output, if a run of ``Results`` took no step."""
+def expecting_steps(
+    results: Any, terminal: Console, failed: Exception | None = None
+) -> Iterator[None]:
+    """End the command with exit code 1, after its output, if a run of ``Results`` took no step.
+
+    ``failed`` says which runs gave no result at all.
+    """
     yield
+    for line in str(failed or "").splitlines():
+        terminal.print("[bold red]failed:[/]", line, highlight=False, soft_wrap=True)
     lines = [line for experiment, rows in results.runs if (line := stuck(experiment, rows))]
     for line in lines:
         terminal.print("[bold red]no step:[/]", line, highlight=False, soft_wrap=True)
-    if lines:
+    if lines or failed is not None:
         raise typer.Exit(1)

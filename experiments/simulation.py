@@ -1,4 +1,4 @@
-"""Run an experiment: in this process, or through Flower's own engine."""
+"""Run an experiment: from this process, or through Flower's own engine."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from clients.client_app import make_app
-from clients.modes import handlers_for
 from clients.node import Host
+from experiments.grids import CARRIERS, FLOWER, Cluster, check_grid, servers_device
+from experiments.hosts import check_hosts
 from experiments.observers import guarded
 from experiments.outcomes import NoStepWarning, stuck
 from experiments.progress import following
@@ -29,10 +29,10 @@ from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.honoured import MODEL, RESUME, STOCK, refused_feature
 from fedrobust.experiment.load import expand, names_a_file, override, read
 from fedrobust.experiment.schema import ConfigError, Experiment
-from fedrobust.flower import InProcessGrid, tensor_of
+from fedrobust.flower import tensor_of
 from fedrobust.plugins import Part
 from fedrobust.runs.folder import RunFolder
-from fedrobust.spec import suggest
+from fedrobust.training.precision import tf32
 from strategies.checkpointing import Checkpoints
 from strategies.flower_strategy import StockStrategy
 from strategies.session import run
@@ -41,31 +41,34 @@ if TYPE_CHECKING:
     from experiments.results import Results
 
 Row = dict[str, Any]
-ON_RAY = ("flower", "ray")  # two names of one: Flower's simulation engine is Ray's
-GRIDS = ("in_process", *ON_RAY)
+LOCAL = Cluster()
 
 
 def simulate(
     experiment: str | Path | Mapping[str, Any] | Experiment,
     *,
     grid: str = "in_process",
+    hosts: int = 0,
     device: str = "cpu",
     data_root: str | None = None,
     on_row: Callable[[Experiment, Row], None] = lambda experiment, row: None,
     keep_models: bool = False,
     strict: bool = False,
     progress: bool = False,
+    workers: int = 0,
+    ray_address: str = "local",
     **overrides: Any,
 ) -> Results:
     """Run one experiment (or each of its sweep) and return the results; see ``fedrobust``."""
     check_grid(grid)
-    check_device(device)
+    check_hosts(hosts, grid)
+    check_device(device, grid)
     if isinstance(experiment, Mapping):
         own = own_objects(experiment)
         experiment = {key: value for key, value in experiment.items() if key not in own}
         overrides = own | overrides
-    if grid != "in_process" and isinstance(overrides.get("rule"), Strategy):
-        raise ConfigError(["a Flower strategy of yours runs in process only"])
+    if grid == FLOWER and isinstance(overrides.get("rule"), Strategy):
+        raise ConfigError(["a Flower strategy of yours runs in process, or on grid 'ray'"])
     watch = guarded(on_row, "on_row", strict=strict)
     runs: list[tuple[Experiment, list[Row]]] = []
     models: list[tuple[Tensor, Tensor | None]] = []
@@ -78,12 +81,14 @@ def simulate(
                 rows = run_one(
                     e,
                     grid=grid,
+                    hosts=hosts,
                     device=device,
                     data_root=data_root,
                     on_row=lambda row, e=e: told(e, row),  # type: ignore[misc]
                     on_model=(lambda *model: models.append(model)) if keep_models else None,
                     stock=own_parts.stock,
                     parts=own_parts.parts,
+                    cluster=Cluster(address=ray_address, workers=workers),
                 )
                 runs.append((e, rows))
                 if line := stuck(e, rows):
@@ -106,20 +111,8 @@ def resolve(
     return expand(override(document, overrides))
 
 
-def check_grid(grid: str) -> None:
-    """Refuse an unknown grid.
-
-    Raises
-    ------
-    ConfigError
-        With what is allowed.
-    """
-    if grid not in GRIDS:
-        raise ConfigError([f"unknown grid {grid!r}; {suggest(grid, list(GRIDS))}"])
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is unknown or not here.
+def check_device(device: str, grid: str = "in_process") -> None:
+    """Refuse a device that is unknown or not here; a Ray cluster is asked itself what it has.
 
     Raises
     ------
@@ -130,6 +123,8 @@ def check_device(device: str) -> None:
         raise ConfigError(
             [f"unknown device {device!r}; choose from cpu, cuda, cuda:0, cuda:1, ..."]
         )
+    if grid == "ray":
+        return
     have = torch.cuda.device_count()
     if device != "cpu" and int(device.partition(":")[2] or 0) >= have:
         raise ConfigError([f"device {device!r} is not here: PyTorch sees {have} GPU(s)"])
@@ -153,6 +148,7 @@ def run_one(
     experiment: Experiment,
     *,
     grid: str = "in_process",
+    hosts: int = 0,
     device: str = "cpu",
     data_root: str | None = None,
     folder: RunFolder | None = None,
@@ -162,14 +158,15 @@ def run_one(
     resume: bool = False,
     secret: int | None = None,
     parts: Sequence[Part] = (),
+    cluster: Cluster = LOCAL,
 ) -> list[Row]:
     """Run one resolved experiment and return its rows; ``folder`` records them as they come.
 
     ``on_model`` is called with the final model, a vector (d,), and BatchNorm's running statistics
-    (b,), None without; in process only. With ``resume`` the run continues from the folder's
-    checkpoint, if it has one. ``secret`` repeats the draws of a server that kept one; in process
-    only. ``parts`` are objects of the user's, for the processes of Flower's engine; in this one
-    they stand in the tables already.
+    (b,), None without; not through Flower. With ``resume`` the run continues from the folder's
+    checkpoint, if it has one. ``secret`` repeats the draws of a server that kept one; not
+    through Flower. ``parts`` are objects of the user's, for other processes; in this one they stand
+    in the tables already. ``cluster`` is for grid "ray".
 
     Raises
     ------
@@ -180,20 +177,22 @@ def run_one(
     check_features([experiment], *(name for name, given in wanted.items() if given))
     if resume and stock is not None:
         raise ConfigError([StockStrategy.unresumable])
-    if grid in ON_RAY:
-        _check_in_process_only(model=on_model, secret=secret)
+    if grid == FLOWER:
+        _check_not_through_flower(model=on_model, secret=secret)
         from experiments.flower_run import run_on_flower
 
         return run_on_flower(
             experiment,
+            hosts=hosts,
             device=device,
             data_root=data_root,
             folder=folder,
             on_row=on_row,
             resume=resume,
             parts=parts,
+            ray_address=cluster.address,
         )
-    with _recorded(experiment, folder, data_root, resume=resume, secret=secret) as (rows, points):
+    with recorded(experiment, folder, data_root, resume=resume, secret=secret) as (rows, points):
         # Of a run that continues: progress and trackers begin anew, and are shown what was before.
         for row in rows:
             on_row(row)
@@ -204,7 +203,7 @@ def run_one(
                 folder.append(row)
             on_row(row)
 
-        final = _in_process(
+        final = carried(
             experiment,
             kept=folder.path.parent if folder is not None else None,
             data_root=data_root,
@@ -213,6 +212,9 @@ def run_one(
             stock=stock,
             checkpoints=points,
             secret=secret,
+            grid=grid,
+            parts=parts,
+            cluster=cluster,
         )
     if on_model is not None:
         running = final.get("statistics")
@@ -221,18 +223,18 @@ def run_one(
     return rows
 
 
-def _check_in_process_only(**wanted: object) -> None:
+def _check_not_through_flower(**wanted: object) -> None:
     """Refuse what a run in Flower's processes cannot hand back or take."""
     sentences = {
-        "model": "the final model is kept in process only",
-        "secret": "a server's secret is taken in process only",
+        "model": "the final model is kept in process, or on grid 'ray'",
+        "secret": "a server's secret is taken in process, or on grid 'ray'",
     }
     if wrong := [sentences[name] for name, given in wanted.items() if given is not None]:
         raise ConfigError(wrong)
 
 
 @contextmanager
-def _recorded(
+def recorded(
     experiment: Experiment,
     folder: RunFolder | None,
     data_root: str | None,
@@ -252,22 +254,33 @@ def _recorded(
         yield folder.rows(), points
 
 
-def _in_process(
-    experiment: Experiment, *, kept: Path | None, device: str, data_root: str | None, **given: Any
+def carried(
+    experiment: Experiment,
+    *,
+    grid: str,
+    kept: Path | None,
+    device: str,
+    data_root: str | None,
+    parts: Sequence[Part] = (),
+    cluster: Cluster = LOCAL,
+    **given: Any,
 ) -> Mapping[str, Any]:
-    """Run an experiment's server and clients in this process; return the final model's arrays.
+    """Run an experiment's server in this process; return the final model's arrays.
 
     ``kept`` is the folder for what a run leaves beside its rows: tuning, images of attacks.
     """
     output = str(kept) if kept and experiment.ensemble.tunes else ""
     host = Host(data_root=data_root or "", device=device, output=output)
-    with own_torch_state(), quiet("flwr"):
-        # Not the client app of ``clients.client_app``: that one keeps its nodes in the process.
-        own = handlers_for(experiment, host)  # this run's: nothing is shared with another one
-        nodes = InProcessGrid(
-            make_app(lambda context: own), clients=experiment.clients, together=own.together
-        )
-        return run(nodes, experiment, data_root=data_root, device=device, attacks=kept, **given)
+    servers = servers_device(device, grid)
+    given |= {"data_root": data_root, "device": servers, "attacks": kept}
+    exact = tf32(on=False, device=torch.device(servers))  # evaluation and rules, not training alone
+    with (
+        own_torch_state(),
+        exact,
+        quiet("flwr"),
+        CARRIERS[grid](experiment, host, parts, cluster) as nodes,
+    ):
+        return run(nodes, experiment, **given)
 
 
 @contextmanager

@@ -1,22 +1,20 @@
-"""Many runs at once: one process a core, finished runs skipped, rows reported as they come."""
+"""Many runs at once: one process a core of one machine or many; finished runs are skipped."""
 
 from __future__ import annotations
 
 import os
-import queue
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from multiprocessing import active_children, get_context
-from multiprocessing.process import BaseProcess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments import export
+from experiments import export, run_processes
+from experiments.failed_runs import FailedRunsError, Failures, Listener
+from experiments.grids import Cluster
 from experiments.simulation import check_features, run_one
 from fedrobust import plugins
 from fedrobust import secret as hidden
@@ -24,9 +22,11 @@ from fedrobust.experiment.honoured import MODEL as MODEL_KEPT
 from fedrobust.experiment.honoured import RESUME
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.runs.folder import RunFolder
+from fedrobust.spec import suggest
 
 Row = dict[str, Any]
 MODEL = "model.safetensors"
+PLACES = ["processes", "ray"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,12 @@ class Sweep:
         Files with plug-ins of the user's, for the processes: ``plugins.used``.
     fresh
         Run the finished ones too.
+    hosts
+        Host processes of each run on Flower's grid; 0: one a core, or one a GPU.
+    on
+        "processes" of this machine, or "ray": the workers of a cluster, each with a run at a time.
+    ray_address
+        Which cluster, for ``on`` and for grid "ray"; see ``experiments.grids.Cluster``.
 
     A run that was made with another version of a plug-in is not finished either.
     """
@@ -64,62 +70,116 @@ class Sweep:
     secret: int | None = None
     use: str = ""
     fresh: bool = False
+    hosts: int = 0
+    on: str = "processes"
+    ray_address: str = "local"
 
-    def folders(self) -> list[Path]:
-        """Return each run's folder, in order."""
-        return [RunFolder(self.output, e).path for e in self.experiments]
+    def folders(self, *, but: FailedRunsError | None = None) -> list[Path]:
+        """Return each run's folder, in order; not of those that failed."""
+        failed = [] if but is None else but.experiments
+        return [RunFolder(self.output, e).path for e in self.experiments if e not in failed]
 
     def run(self, on_row: Callable[[Experiment, Row], None]) -> None:
         """Run what is not finished; ``on_row`` is called in this process.
+
+        One run that fails costs no other one.
 
         Raises
         ------
         ConfigError
             If a run's mode does not honour ``models`` or ``resume``; then nothing was run.
+        FailedRunsError
+            At the end, if several were to be run and some failed; a single run's own error.
         """
+        self._check()
+        waiting = self.waiting()
+        failures = Failures() if not waiting else self._each(waiting, Listener(on_row))
+        failures.settle(waiting)
+
+    def _check(self) -> None:
         if self.fresh and self.resume:
             raise ConfigError(["--fresh starts every run anew, --resume continues: give one"])
+        if self.on not in PLACES:
+            raise ConfigError([f"unknown place {self.on!r} for runs; {suggest(self.on, PLACES)}"])
+        if self.on == "ray" and self.grid != "in_process":
+            raise ConfigError(
+                [f"--on ray gives each worker whole runs, --grid {self.grid} shares one run out:"
+                 " give one"]
+            )  # fmt: skip
         wanted = {RESUME: self.resume, MODEL_KEPT: self.models}
         check_features(self.experiments, *(name for name, given in wanted.items() if given))
-        waiting = self.waiting()
-        usual = os.cpu_count() or 1 if self.device == "cpu" else len(self._by_gpu())
+
+    def _each(self, waiting: list[Experiment], listener: Listener) -> Failures:
+        if self.on == "ray":
+            return self._on_ray(waiting, listener)
+        usual = os.cpu_count() or 1 if self.device == "cpu" else len(self.devices())
         workers = min(self.workers or usual, len(waiting))
         if workers <= 1 or self.grid != "in_process":
-            for experiment in waiting:
-                self._run_here(experiment, lambda row, e=experiment: on_row(e, row))  # type: ignore[misc]
-        else:
-            self._run_parallel(waiting, workers, on_row)
+            return self._in_turn(waiting, listener)
+        tasks = [(replace(self, use=plugins.used()), e) for e in waiting]
+        return run_processes.spread(tasks, workers, listener, devices=self.devices())
+
+    def _in_turn(self, waiting: list[Experiment], listener: Listener) -> Failures:
+        failures = Failures()
+        for experiment in waiting:
+            with failures.of(experiment, but=listener.raised):
+                self.run_here(experiment, partial(listener, experiment))
+        return failures
+
+    def _on_ray(self, waiting: list[Experiment], listener: Listener) -> Failures:
+        from experiments.cluster.runner import Use
+        from experiments.cluster.runs import spread
+
+        use = Use(
+            data_root=self.data_root, device=self.device, files=plugins.used(),
+            output=self.output.resolve(), secret=self.secret, models=self.models,
+        )  # fmt: skip
+        return spread(
+            waiting, use, self._cluster, resume=self.resume, on_row=listener,
+            on_model=self._write_model,
+        )  # fmt: skip
+
+    @property
+    def _cluster(self) -> Cluster:
+        return Cluster(address=self.ray_address, workers=self.workers)
 
     def waiting(self) -> list[Experiment]:
         """Return the runs that are not finished; with ``fresh`` all."""
         return [e for e in self.experiments if self.fresh or not self._done(e)]
 
-    def _run_here(self, experiment: Experiment, on_row: Callable[[Row], None]) -> None:
-        folder = RunFolder(self.output, experiment)
-
-        def write_model(vector: Tensor, statistics: Tensor | None) -> None:
-            state = export.state_dict(
-                experiment, vector, statistics=statistics, data_root=self.data_root
-            )
-            export.write(folder.path / MODEL, experiment, state)
-
+    def run_here(self, experiment: Experiment, on_row: Callable[[Row], None]) -> None:
+        """Run one experiment of the sweep in this process, into its folder."""
         run_one(
             experiment,
             grid=self.grid,
+            hosts=self.hosts,
             device=self.device,
             data_root=self.data_root,
-            folder=folder,
+            folder=RunFolder(self.output, experiment),
             on_row=on_row,
-            on_model=write_model if self.models else None,
+            on_model=partial(self._write_model, experiment) if self.models else None,
             resume=self.resume,
             secret=self.secret,
+            cluster=self._cluster,
         )
 
-    def _by_gpu(self) -> list[Sweep]:
-        """Return the same sweep on each of its GPUs."""
+    def _write_model(
+        self, experiment: Experiment, vector: Tensor, statistics: Tensor | None
+    ) -> None:
+        state = export.state_dict(
+            experiment, vector, statistics=statistics, data_root=self.data_root
+        )
+        export.write(RunFolder(self.output, experiment).path / MODEL, experiment, state)
+
+    def devices(self) -> list[str]:
+        """Return the devices that runs take in turn."""
         if self.device != "cuda":
-            return [self]
-        return [replace(self, device=f"cuda:{i}") for i in range(torch.cuda.device_count())]
+            return [self.device]
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+
+    def on_device(self, device: str) -> Sweep:
+        """Return the same sweep on one device."""
+        return replace(self, device=device)
 
     def _done(self, experiment: Experiment) -> bool:
         folder = RunFolder(self.output, experiment)
@@ -128,82 +188,3 @@ class Sweep:
         if not folder.finished or (self.models and not (folder.path / MODEL).is_file()):
             return False
         return folder.own == plugins.identities(experiment.to_dict(), root=self.data_root)
-
-    def _run_parallel(
-        self, waiting: list[Experiment], workers: int, on_row: Callable[[Experiment, Row], None]
-    ) -> None:
-        # No fork: it copies locks that torch's threads hold at the time, and CUDA does not survive
-        # it.
-        context = get_context("spawn")
-        with context.Manager() as manager, one_thread_per_process():
-            # The manager's: a plain queue cannot be handed to a pool that is running.
-            rows = manager.Queue()
-            with (
-                ProcessPoolExecutor(workers, context, initializer=_pin) as pool,
-                # The children so far, the manager among them, have to outlive the pool.
-                _ended_by_interrupt(pool, spared=active_children()),
-            ):
-                each = [replace(one, use=plugins.used()) for one in self._by_gpu()]
-                tasks = [
-                    pool.submit(_work, each[i % len(each)], i, e, rows)
-                    for i, e in enumerate(waiting)
-                ]
-                # A task may be done while its last rows are still in the queue.
-                while not all(task.done() for task in tasks) or not rows.empty():
-                    try:
-                        index, row = rows.get(timeout=0.2)
-                        on_row(waiting[index], row)
-                    except queue.Empty:
-                        _raise_first(tasks)
-                _raise_first(tasks)
-
-
-@contextmanager
-def _ended_by_interrupt(
-    pool: ProcessPoolExecutor, *, spared: Sequence[BaseProcess]
-) -> Iterator[None]:
-    """End a pool's workers when the user interrupts, instead of waiting for their runs."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in active_children():
-            if child not in spared:
-                child.terminate()
-        raise
-
-
-def _raise_first(tasks: list) -> None:
-    """Raise a worker's error at once instead of after the whole sweep."""
-    for task in tasks:
-        if task.done() and (error := task.exception()):
-            for other in tasks:
-                other.cancel()
-            raise error
-
-
-def _work(sweep: Sweep, index: int, experiment: Experiment, rows: Any) -> None:
-    plugins.at_hand(sweep.use)
-    plugins.provide(experiment.to_dict())
-    sweep._run_here(experiment, lambda row: rows.put((index, row)))
-
-
-def _pin() -> None:
-    torch.set_num_threads(1)
-
-
-@contextmanager
-def one_thread_per_process() -> Iterator[None]:
-    """Give child processes one BLAS, OpenMP and numba thread each."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    # Before children start: each library reads its variable once, when it is loaded.
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value

@@ -113,10 +113,10 @@ class UpdateFiles:
             into = into[read:]
 
 
-def write_update(path: Path, like: UpdateFiles, parts: Iterable[Tensor]) -> None:
+def write_update(path: Path, like: UpdateFiles, parts: Iterable[Tensor | None]) -> None:
     """Write an aggregate, part by part, as a file of the kind, names, types and shapes of ``like``.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all. After a part that is None all parts come anew.
 
     Raises
     ------
@@ -127,8 +127,12 @@ def write_update(path: Path, like: UpdateFiles, parts: Iterable[Tensor]) -> None
     temporary = path.with_name(path.name + ".part")
     try:
         with temporary.open("wb") as file:
-            file.write(_npy_head(like.parts[0]) if like.kind == ".npy" else _table(like.parts))
+            head = _npy_head(like.parts[0]) if like.kind == ".npy" else _table(like.parts)
+            file.write(head)
             for part in parts:
+                if part is None:
+                    file.seek(len(head))
+                    continue
                 file.write(part.contiguous().view(torch.uint8).numpy().data)
         os.replace(temporary, path)
     finally:

@@ -16,7 +16,7 @@ from experiments import flags, tables
 from experiments.flags import Run, label
 from experiments.tables import final
 from fedrobust import data
-from fedrobust.attacks.members import is_searched
+from fedrobust.attacks.members import KNOWLEDGE, SEES_ALL, is_searched, members
 from fedrobust.data import DataError
 from fedrobust.experiment import auto
 
@@ -37,6 +37,8 @@ class WorstCase:
         That member.
     fixed, fixed_accuracy
         The most harmful published attack, and what it leaves.
+    knowledge
+        What its attackers know.
     runs, seconds
         How many runs this is, and the sum of their rounds' time.
     """
@@ -52,6 +54,7 @@ class WorstCase:
     runs: int
     seconds: float
     flags: tuple[str, ...]
+    knowledge: str = SEES_ALL
 
 
 def worst_cases(runs: Sequence[Run], defences: Sequence[str]) -> list[WorstCase]:
@@ -69,18 +72,23 @@ def worst_cases(runs: Sequence[Run], defences: Sequence[str]) -> list[WorstCase]
         groups.setdefault(key, []).append((run, defence))
     found = []
     for group in groups.values():
-        mine = [run for run, _ in group]
-        if whole(mine):
-            found.append(_worst(mine, group[0][1]))
+        for level in reversed(KNOWLEDGE):
+            mine = [run for run, _ in group if _belongs(run[0].attack, level)]
+            if mine and whole(mine, level):
+                found.append(_worst(mine, group[0][1], level))
     return found
 
 
-def whole(runs: Sequence[Run]) -> bool:
+def _belongs(attack: Any, level: str) -> bool:
+    return attack["name"] == "none" or dict(attack) in members(level)
+
+
+def whole(runs: Sequence[Run], level: str = SEES_ALL) -> bool:
     """Whether the runs of one defence hold every member that applies, for every attacked seed."""
     first = runs[0][0]
     if first.mode != "federated" or not first.byzantine:
         return False
-    wanted = {_key(spec) for spec in auto.applicable(first)}
+    wanted = {_key(spec) for spec in auto.applicable(first, level)}
     seeds: dict[int, set[str]] = {}
     for experiment, rows in runs:
         if experiment.attack["name"] != "none" and not math.isnan(final(rows)):
@@ -88,10 +96,10 @@ def whole(runs: Sequence[Run]) -> bool:
     return bool(seeds) and all(wanted <= found for found in seeds.values())
 
 
-def _worst(runs: Sequence[Run], defence: str) -> WorstCase:
-    members = {_key(spec) for spec in auto.applicable(runs[0][0])}
+def _worst(runs: Sequence[Run], defence: str, level: str) -> WorstCase:
+    known = {_key(spec) for spec in auto.applicable(runs[0][0], level)}
     clean = [run for run in runs if run[0].attack["name"] == "none"]
-    attacked = [run for run in runs if _key(run[0].attack) in members]
+    attacked = [run for run in runs if _key(run[0].attack) in known]
     finals: dict[str, list[float]] = {}
     for experiment, rows in attacked:
         finals.setdefault(label(experiment.attack), []).append(final(rows))
@@ -100,7 +108,8 @@ def _worst(runs: Sequence[Run], defence: str) -> WorstCase:
     winner = min(means, key=means.__getitem__)
     fixed = min((name for name in means if name not in searched), key=means.__getitem__)
     return WorstCase(
-        defence=defence,
+        defence=defence if level == SEES_ALL else f"{defence} ({level})",
+        knowledge=level,
         clean=statistics.fmean([final(rows) for _, rows in clean]) if clean else math.nan,
         accuracy=means[winner],
         interval=tables.half_width(finals[winner]),

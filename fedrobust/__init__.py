@@ -25,7 +25,8 @@ def simulate(experiment: Any, *, grid: str = "in_process", **overrides: Any) -> 
     experiment
         A TOML file, TOML text, a plain table, or an ``Experiment``.
     grid
-        ``"in_process"``, or ``"flower"`` (or ``"ray"``) for Flower's own simulation engine on Ray.
+        ``"in_process"``; ``"ray"`` for workers of ours on a Ray cluster, one a core or GPU, and
+        ``"flower"`` for Flower's own simulation engine, on Ray, too: the same rows on each.
     **overrides
         Keys of the configuration set on top; ``__`` stands for the dot: ``server__lr=0.05``.
         ``model`` may be an ``nn.Module``, or a function that returns one and may take ``shape``, of
@@ -35,7 +36,9 @@ def simulate(experiment: Any, *, grid: str = "in_process", **overrides: Any) -> 
         show where the accuracy is not measured; ``partition`` a function ``(labels, *, clients,
         seed)`` that returns index tensors; ``rule`` a function ``(updates, *, f) -> (d,)``, or a
         Flower strategy; ``attack`` a function ``(honest, *, n, f) -> (f, d)``. Further:
-        ``data_root``; ``device``, "cpu" or "cuda";
+        ``data_root``; ``device``, "cpu" or "cuda"; ``hosts``, processes of grid "flower", 0 for
+        one a core or GPU; with grid "ray" ``workers``, how many, and
+        ``ray_address``, which cluster: "local" (its own), "auto", HOST:PORT, "env" (RAY_ADDRESS);
         ``on_row(experiment, row)``, called as the rounds end (an error in it is a warning, unless
         ``strict=True``); ``progress=True``, a bar and a line as each run ends, in a notebook too;
         ``keep_models=True`` for ``Results.state_dict``.

@@ -13,6 +13,13 @@ from fedrobust.failures import Refusal
 
 EXACT = (torch.float32, torch.float64)  # what is computed in; narrower types go through float32
 
+ON_GPU = 1 << 25  # values of a block there: launching its operations takes less than they do
+
+
+def block_values(device: torch.device, on_cpu: int) -> int:
+    """Return how many values a block of columns holds: on a GPU more than in a CPU's cache."""
+    return max(on_cpu, ON_GPU) if device.type == "cuda" else on_cpu
+
 
 def matrix(given: Any, what: str = "updates") -> Tensor:
     """Return the (n, d) tensor that was given, detached; nothing is copied where it is one already.

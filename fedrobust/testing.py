@@ -167,6 +167,21 @@ def _check_invariance(record: Rule, rows: Tensor, given: Given) -> None:
             f"{record.name} does not follow a translation of all rows"
             f" (off by {gap(plain, moved):.2g})",
         )
+    if record.follows_rotation(given):
+        _check_rotation(record, rows, given, plain)
+
+
+def _check_rotation(record: Rule, rows: Tensor, given: Given, plain: Tensor) -> None:
+    """Turn the rows into more coordinates than they have: their products stay what they are."""
+    width = rows.shape[1]
+    drawn = torch.randn(2 * width, width, generator=seeded(2, "conformance"), dtype=torch.float64)
+    turn = torch.linalg.qr(drawn).Q.T.to(rows)
+    turned = aggregate_of(record, rows @ turn, given)
+    require(
+        near(plain, turned @ turn.T),
+        f"{record.name} does not follow a rotation of all rows"
+        f" (off by {gap(plain, turned @ turn.T):.2g})",
+    )
 
 
 def _check_without_attackers(record: Rule, rows: Tensor, given: Given) -> None:

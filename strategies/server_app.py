@@ -22,12 +22,17 @@ from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.failures import PluginError
 from fedrobust.flower import CohortGrid, GuardedGrid
 from fedrobust.flower._compat import superlink_address
-from fedrobust.flower.cohort_grid import MISTAKE
+from fedrobust.flower._compat_apps import hurry
+from fedrobust.flower.cohort_host import MISTAKE
+from fedrobust.flower.shared_rows import FOLDER, RowsFile
 from fedrobust.runs.folder import RunFolder
+from fedrobust.simulation import stragglers
 from fedrobust.text import FAILED, printable
 from strategies.base import Row
 from strategies.checkpointing import Checkpoints
 from strategies.session import run
+
+POLL = 0.01  # seconds between two looks for replies in Flower's simulation; 0: its own intervals
 
 app = ServerApp()
 
@@ -141,7 +146,26 @@ def carry(grid: Grid, experiment: Experiment, config: Mapping[str, Any]) -> Grid
     count = hosts or max(1, len(list(grid.get_node_ids())))
     # Rounded up: the fullest host answers for so many clients in one message.
     guarded = GuardedGrid(grid, clients=-(-experiment.clients // count))
-    return CohortGrid(guarded, clients=experiment.clients, hosts=hosts)
+    if poll := float(config.get("poll", POLL)):
+        hurry(grid, poll)
+    return CohortGrid(
+        guarded,
+        clients=experiment.clients,
+        hosts=hosts,
+        shared=shared_rows(experiment),
+        asked=stragglers.sample_size(experiment),
+    )
+
+
+def shared_rows(experiment: Experiment) -> RowsFile | None:
+    """Return what makes rows that hosts on this machine write; None where updates are bytes.
+
+    The run's launcher says where; of a quantised update the bytes are what is measured.
+    """
+    folder = os.environ.get(FOLDER, "")
+    if not folder or experiment.mode != "federated" or experiment.compression.on:
+        return None
+    return RowsFile(Path(folder))
 
 
 def sentence(row: Row) -> str:

@@ -23,6 +23,7 @@ from fedrobust.aggregation import PREAGGREGATORS, RULES, aggregate, preaggregate
 from fedrobust.experiment.load import from_dict
 from fedrobust.flower import tensor_of
 from fedrobust.redundancy import distortion
+from fedrobust.runs import folder
 from fedrobust.training import quantize
 from strategies.session import run
 
@@ -78,8 +79,9 @@ def over(grid, name):
 
 
 def timeless(rows):
-    kept = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
-    return json.loads(json.dumps(kept))  # as a row is read from a file: keys are text
+    return json.loads(
+        json.dumps(folder.timeless(rows))
+    )  # as a row is read from a file: keys are text
 
 
 def bits(*models):

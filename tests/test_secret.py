@@ -13,7 +13,7 @@ from fedrobust.experiment.load import from_dict
 from fedrobust.flower import Robust
 from fedrobust.runs import checkpoint
 from fedrobust.runs.checkpoint import CheckpointError
-from fedrobust.runs.folder import CHECKPOINT, RunFolder
+from fedrobust.runs.folder import CHECKPOINT, RunFolder, timeless
 from fedrobust.secret import SecretError
 from fedrobust.seeds import generator
 from strategies.server_app import server_secret
@@ -68,10 +68,6 @@ def test_a_file_that_holds_no_secret_is_refused(tmp_path, text):
 
 def drawing(small):
     return from_dict(small | {"rule": DNC, "attack": "alie", "rounds": 3})
-
-
-def timeless(rows):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 def test_the_secret_is_in_the_folder_and_the_checkpoint_and_a_run_can_be_repeated(small, tmp_path):

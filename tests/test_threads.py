@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedrobust import threads
-from fedrobust.aggregation import kernels
+from fedrobust.aggregation import gram, kernels, reads
 from fedrobust.threads import LEAST_WORK, in_parts, kernel_threads, one_thread
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +126,9 @@ def test_kernels_give_equal_bits_on_any_number_of_threads(monkeypatch, count):
             kernels.nearest_mean(finite, rows, 7, 8, 11),
             kernels.row_distances(finite, finite[0] * 0.5),
             kernels.largest_values(matrix).isfinite(),
-            kernels.sign_sums(finite),
+            reads.signs_and_largest(finite)[0],
+            reads.lengths_and_largest(finite)[0],
+            gram.gram(finite, three=(0, 1, 2))[0],
         ]
 
     monkeypatch.setattr(threads, "LEAST_WORK", 1)

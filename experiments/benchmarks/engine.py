@@ -33,7 +33,7 @@ import torch
 from clients.client_app import make_app
 from clients.modes import federated
 from clients.node import Host, Node, make_node
-from experiments.benchmarks.measuring import Row, peak_of
+from experiments.benchmarks.measuring import Row, peak_of, settle
 from experiments.benchmarks.user_models import USER_MODELS
 from experiments.flower_run import run_on_flower
 from experiments.simulation import quiet
@@ -109,9 +109,7 @@ class Stopwatch:
 
     def row(self, row: Row) -> None:
         """Take the time since the last bare round, then run the next one."""
-        if self.device != "cpu":
-            # A device works behind the calls: without this its time would be the next one's.
-            torch.cuda.synchronize()
+        settle(self.device)
         now = self.clock()
         if 1 < row["round"] < self.case.rounds:  # the first warms up, the last evaluates as well
             self.engine.append(now - self.mark)
@@ -141,8 +139,7 @@ class Stopwatch:
                 )
                 total += update
         self.vector = self.vector - self.case.server.lr * total / self.case.clients
-        if self.device != "cpu":
-            torch.cuda.synchronize()
+        settle(self.device)
         # The first warms up, here as in the engine.
         if number > 1:
             self.bare.append(self.clock() - start)
@@ -172,7 +169,7 @@ def through_flower(model: str, clients: int, settings: Settings, grid: str) -> R
     case = experiment(model, clients, settings)
     root = settings.data_root
     hosts = clients if grid == "stock" else 2
-    rows = run_on_flower(case, data_root=root, hosts=hosts, parts=PARTS)
+    rows = run_on_flower(case, data_root=root, hosts=hosts, parts=PARTS, stock=grid == "stock")
     if lost := sum(clients - row["replies"] for row in rows[1:]):
         raise RuntimeError(
             f"{grid} {model} N={clients}: {lost} replies lost, the rounds say nothing"

@@ -2,6 +2,9 @@
 
 ``python -m experiments.benchmarks.kills --kills 100`` prints one JSON line per case. Every run is a
 fork of this process, which itself never trains: OpenMP's threads do not survive a fork.
+
+``--workers`` kills worker processes of runs through Flower's engine instead, and nothing else: the
+run goes on by itself, and its rows are compared with a run in one process.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -22,6 +26,7 @@ from typing import Any
 import torch
 import typer
 
+from experiments.benchmarks.processes import workers_of
 from experiments.simulation import run_one
 from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import Experiment
@@ -40,6 +45,7 @@ BASE: dict[str, Any] = {
     "attack": "alie",
     "server": {"lr": 0.2, "evaluate_every": 3},
 }
+HOSTS = 2
 HEAVY = ("flwr_datasets.partitioner", "sklearn.cluster", "sklearn.datasets")  # once, not per fork
 # Each remembers something else: velocity only, clients' momentum, rules' tables, attackers.
 CASES: dict[str, dict[str, Any]] = {
@@ -149,9 +155,55 @@ def flat(tree: Any) -> str:
     return json.dumps(tree, default=lambda tensor: tensor.numpy().tobytes().hex())
 
 
-def main(kills: int = 20, seed: int = 0, case: list[str] | None = None) -> None:
+def strike_workers(case: str, *, kills: int, seed: int = 0) -> Row:
+    """Kill workers of one run through Flower, each after a random time; return what was seen.
+
+    Raises
+    ------
+    Different
+        If its rows are not those of a run in one process.
+    """
+    from experiments.flower_run import run_on_flower
+
+    experiment = from_dict(BASE | CASES[case] | {"rounds": 400})
+    source = random.Random(f"{seed}/{case}")
+    struck: list[int] = []
+    seen: list[Row] = []
+    over, started = threading.Event(), threading.Event()
+
+    def strike() -> None:
+        while not over.wait(source.uniform(0.5, 3.0)) and len(struck) < kills:
+            found = workers_of(os.getpid())
+            if started.is_set() and len(found) >= HOSTS:
+                os.kill(source.choice(found), signal.SIGKILL)
+                struck.append(len(seen))
+
+    def on_row(row: Row) -> None:
+        seen.append(row)
+        started.set()
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        rows = run_on_flower(experiment, hosts=HOSTS, on_row=on_row)
+    finally:
+        over.set()
+        thread.join()
+    if timeless(rows) != timeless(run_one(experiment)):
+        raise Different(f"{case}: after {len(struck)} killed workers")
+    lost = sum(len(row.get("rejected", [])) for row in rows)
+    return {"case": f"workers, {case}", "kills": len(struck), "runs": 1, "replies lost": lost}
+
+
+def main(
+    kills: int = 20, seed: int = 0, case: list[str] | None = None, workers: bool = False
+) -> None:
     """Kill every case and print what was seen."""
     torch.set_num_threads(1)
+    if workers:
+        for name in case or CASES:
+            typer.echo(json.dumps(strike_workers(name, kills=kills, seed=seed)))
+        return
     for module in HEAVY:
         importlib.import_module(module)
     for name in case or CASES:

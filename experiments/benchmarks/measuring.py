@@ -38,9 +38,14 @@ def seconds_of(
     """
     begin = clock()
     call()
-    if device != "cpu":
-        torch.cuda.synchronize()
+    settle(device)
     return clock() - begin
+
+
+def settle(device: str) -> None:
+    """Wait until a GPU has done what it was given: its time would be the next call's."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def median_of(call: Call, *, times: int = 7) -> float:
@@ -71,11 +76,11 @@ def side_by_side(
 
 def peak_of(call: Call, *, device: str = "cpu") -> int | None:
     """Return how far the memory in use rises during a call; None where the system does not tell."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         call()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(device) - before
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what an earlier case freed must not hide this one's need
         # 5 sets the peak, VmHWM, back to what is in use now (Linux, proc(5)).

@@ -2,13 +2,16 @@
 
 ``python -m experiments.benchmarks.out_of_core --clients 20 --millions 250`` writes 20 GB of float32
 into ``--folder``, aggregates them by one rule after the other, prints one JSON line each, and
-deletes them. A pass's time on a disk of its own follows from the bytes.
+deletes them. The process may not have more than ``--limit`` of memory, so that no rule can hold the
+matrix. A pass's time on a disk of its own follows from the bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import shutil
 import tempfile
 import time
@@ -35,6 +38,8 @@ def write(folder: Path, clients: int, d: int) -> list[Path]:
             for first in range(0, d, PIECE):
                 piece = source.standard_normal(min(PIECE, d - first), dtype=np.float32)
                 file.write(piece.data)
+            file.flush()
+            os.fdatasync(file.fileno())  # written pages may then leave the memory
         paths.append(path)
     return paths
 
@@ -61,8 +66,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--millions", type=float, default=250.0, help="of numbers in a file")
     parser.add_argument("--rules", nargs="+", default=list(RULES))
+    parser.add_argument("--limit", type=float, default=4.0, help="GB of memory for the process")
     parser.add_argument("--folder", type=Path, default=None, help="on a disk with room for all")
     given = parser.parse_args()
+    limit = round(given.limit * 1e9)
+    # What it allocates; code and files that are mapped do not count.
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     folder = Path(tempfile.mkdtemp(prefix="fedrobust-files-", dir=given.folder))
     try:
         warm = write(folder, given.clients, 1000)

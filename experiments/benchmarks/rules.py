@@ -20,7 +20,6 @@ from torch import Tensor
 
 from experiments.benchmarks.measuring import Call, Row, peak_of, show, side_by_side
 from fedrobust.aggregation import PREAGGREGATORS, RULES, aggregate, preaggregate
-from fedrobust.flower._compat_apps import older_averages
 from fedrobust.model_layers import Layers
 from fedrobust.spec import parameters
 
@@ -149,6 +148,8 @@ def flower(function_name: str, *more: Callable[[int, int], Any]) -> Peer:
     """Return a function of ``flwr.server.strategy.aggregate`` as a peer."""
 
     def prepare(updates: Tensor, f: int) -> Call:
+        from fedrobust.flower._compat_apps import older_averages  # our own rules need no Flower
+
         module = older_averages()
         rows = [([row.numpy()], 1) for row in updates]
         rest = [value(len(updates), f) for value in more]
@@ -158,6 +159,8 @@ def flower(function_name: str, *more: Callable[[int, int], Any]) -> Peer:
 
 
 def _flower_bulyan(updates: Tensor, f: int) -> Call:
+    from fedrobust.flower._compat_apps import older_averages
+
     module = older_averages()
     rows = [([row.numpy()], 1) for row in updates]
     return lambda: module.aggregate_bulyan(rows, f, module.aggregate_krum, to_keep=0)

@@ -4,78 +4,34 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from experiments.board.protocol import PROTOCOL, Budget, Cell, document
-from experiments.board.score import rounded, score, stability
-from experiments.results import load
-from experiments.sweep import Sweep
+from experiments.board import cells
+from experiments.board.bench import Bench, Row
+from experiments.board.cells import Planned
+from experiments.board.protocol import PROTOCOL, Cell, document
+from experiments.board.score import score
 from experiments.tables import final
-from experiments.worst_case import WorstCase
-from fedrobust import aggregation, plugins
+from fedrobust import aggregation
 from fedrobust.attacks.members import VERSION as MEMBERS
 from fedrobust.data.sets import VALIDATION
 from fedrobust.experiment.load import expand, override
 from fedrobust.experiment.schema import ConfigError, Experiment
-from fedrobust.runs.folder import RunFolder, read_rows
+from fedrobust.runs.folder import RunFolder
 from fedrobust.seeds import generator
-from fedrobust.spec import parse_spec
 from fedrobust.version import __version__
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from experiments.expected_time import RoundTime
+
 Say = Callable[[str], None]
 TIMED = (20, 100_000)  # n, d of the aggregation time
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One measurement: what, how much of it, where its runs go.
-
-    Attributes
-    ----------
-    rule
-        As a configuration writes it: ``krum``, ``nnm+krum``, or a function of a file in use.
-    origin
-        "fedrobust", or the file's name and digest.
-    """
-
-    rule: str
-    budget: Budget
-    output: Path
-    origin: str = "fedrobust"
-    workers: int = 0
-    data_root: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def spec(self) -> dict[str, Any]:
-        """Return the rule's spec with its settings."""
-        return {"name": self.rule, **dict(self.settings)}
-
-    def run(self, experiments: Sequence[Experiment], on_row: Callable[..., None]) -> None:
-        """Run what is not finished."""
-        Sweep(list(experiments), self.output, "in_process", self.data_root, self.workers).run(
-            on_row
-        )
-
-    def rows_of(self, experiment: Experiment) -> list[Row]:
-        """Read a finished run."""
-        return read_rows(RunFolder(self.output, experiment).path / "rounds.jsonl")
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A cell's runs, or why the rule refuses it."""
-
-    cell: Cell
-    experiments: tuple[Experiment, ...] = ()
-    refused: str = ""
 
 
 def measure(bench: Bench, *, say: Say = lambda line: None) -> Row:
@@ -86,16 +42,14 @@ def measure(bench: Bench, *, say: Say = lambda line: None) -> Row:
     say
         Is told what comes next, and how long it will take.
     """
-    began = time.monotonic()
+    began, used = time.monotonic(), _processor_seconds()
     tuned = tune(bench, say=say)
     planned = plan(bench, tuned)
-    runs = [e for one in planned for e in one.experiments]
-    if not runs:
-        reasons = "; ".join(dict.fromkeys(one.refused for one in planned))
-        raise ConfigError([f"rule {bench.rule!r} runs in no cell of the protocol: {reasons}"])
-    say(_forecast(bench, runs))
+    runs = runs_of(planned)
+    waiting = _waiting(bench, runs)
+    say(forecast(bench, planned))
     bench.run(runs, lambda experiment, row: None)
-    cells = [_cell(bench, one) for one in planned]
+    told = [cells.told(bench.output, one) for one in planned]
     return {
         "protocol": PROTOCOL,
         "budget": bench.budget.name,
@@ -104,16 +58,42 @@ def measure(bench: Bench, *, say: Say = lambda line: None) -> Row:
         "origin": bench.origin,
         "fedrobust": __version__,
         "members": MEMBERS,
+        "external": [bench.external] if bench.external else [],
         "seeds": list(bench.budget.seeds),
         "tuned": tuned,
-        "cells": cells,
-        "score": score(cells),
+        "cells": told,
+        "score": score(told),
         "aggregation_ms": aggregation_time(bench.spec()),
         "runs": len(runs),
         "seconds": round(time.monotonic() - began, 1),
+        # Of a row that was gone on with nobody knows it.
+        "processor_seconds": round(_processor_seconds() - used, 1)
+        if len(waiting) == len(runs)
+        else None,
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
         "left_out": list(bench.budget.left_out),
     }
+
+
+def runs_of(planned: Sequence[Planned]) -> list[Experiment]:
+    """Return all runs of a plan.
+
+    Raises
+    ------
+    ConfigError
+        If there are none: the rule refuses every cell.
+    """
+    runs = [e for one in planned for e in one.experiments]
+    if not runs:
+        reasons = "; ".join(dict.fromkeys(one.refused for one in planned if one.refused))
+        raise ConfigError([f"the rule runs in no cell of the protocol: {reasons}"])
+    return runs
+
+
+def _processor_seconds() -> float:
+    """Return what this process and the children that have ended have computed so far."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in spent)
 
 
 def tune(bench: Bench, *, say: Say) -> Row:
@@ -125,7 +105,7 @@ def tune(bench: Bench, *, say: Say) -> Row:
     rule is told of as many attackers as in the federation's first attacked cell.
     """
     chosen: Row = {}
-    todo = {name: _candidates(bench, cell) for name, cell in _firsts(bench.budget).items()}
+    todo = {name: _candidates(bench, cell) for name, cell in _firsts(bench).items()}
     runs = [e for pairs in todo.values() for _, e in pairs]
     say(f"tuning: {len(runs)} runs without an attack, on a validation split")
     bench.run(runs, lambda experiment, row: None)
@@ -141,11 +121,11 @@ def tune(bench: Bench, *, say: Say) -> Row:
     return chosen
 
 
-def _firsts(budget: Budget) -> dict[str, Cell]:
+def _firsts(bench: Bench) -> dict[str, Cell]:
     """Return the first attacked cell of each federation."""
     firsts: dict[str, Cell] = {}
-    for cell in budget.cells:
-        if cell.byzantine:
+    for cell in bench.budget.cells:
+        if cell.byzantine and not cells.unmeasured(cell, bench.device):
             firsts.setdefault(cell.federation.name, cell)
     return firsts
 
@@ -154,18 +134,19 @@ def _candidates(bench: Bench, cell: Cell) -> list[tuple[float, Experiment]]:
     """Return a run for each value of the tuned key; none where the rule refuses the cell."""
     # One seed: the tuning budget is one run a value.
     base = document(cell, bench.budget, bench.rule, seed=bench.budget.seeds[0])
-    # A split of the training set stands for the test set, which must choose nothing.
-    base |= {"rule": bench.spec(), "data": base["data"] + VALIDATION}
+    base |= {"rule": bench.spec()}
     try:
-        return [
-            # Without an attack ``expand`` gives one run; the tuned key goes over what the cell
-            # sets.
-            (value, expand(override(base, {cell.federation.tuned: value}))[0])
-            for value in cell.federation.grid
-        ]
+        expand(base)
     # The rule refuses this cell: ``_planned`` says why in the row.
     except ConfigError:
         return []
+    # A split of the training set stands for the test set, which must choose nothing.
+    base |= {"data": base["data"] + VALIDATION}
+    return [
+        # Without an attack ``expand`` gives one run; the tuned key goes over what the cell sets.
+        (value, expand(override(base, {cell.federation.tuned: value}))[0])
+        for value in cell.federation.grid
+    ]
 
 
 def plan(bench: Bench, tuned: Mapping[str, Any]) -> list[Planned]:
@@ -174,12 +155,15 @@ def plan(bench: Bench, tuned: Mapping[str, Any]) -> list[Planned]:
 
 
 def _planned(bench: Bench, cell: Cell, tuned: Mapping[str, Any]) -> Planned:
+    if reason := cells.unmeasured(cell, bench.device):
+        return Planned(cell, unmeasured=reason)
     found: list[Experiment] = []
     chosen = tuned.get(cell.federation.name)
     tuned = {chosen["key"]: chosen["value"]} if chosen else {}
     for seed in bench.budget.seeds:
         base = override(document(cell, bench.budget, bench.rule, seed=seed), tuned)
-        attacks = ["none", "auto"] if cell.byzantine else ["none"]
+        more = ["auto", *filter(None, [bench.against])]
+        attacks = ["none", *more] if cell.byzantine else ["none"]
         try:
             found += expand(base | {"rule": bench.spec(), "sweep": {"attack": attacks}})
         except ConfigError as error:
@@ -187,54 +171,32 @@ def _planned(bench: Bench, cell: Cell, tuned: Mapping[str, Any]) -> Planned:
     return Planned(cell, tuple(found))
 
 
-def _forecast(bench: Bench, runs: Sequence[Experiment]) -> str:
-    from experiments.expected_time import expected
+def forecast(bench: Bench, planned: Sequence[Planned]) -> str:
+    """Say how many runs are left, and how long they will take, a few rounds measured for each.
 
-    waiting = [e for e in runs if not RunFolder(bench.output, e).finished]
-    if not waiting:
+    Each federation is measured by itself: what a round costs differs between them.
+    """
+    from experiments.expected_time import measured, spoken
+
+    runs, seconds, left = runs_of(planned), 0.0, 0
+    times: dict[str, RoundTime] = {}
+    for one in planned:
+        for experiment in _waiting(bench, one.experiments):
+            name = one.cell.federation.name
+            if name not in times:
+                times[name] = measured(one.experiments[-1], data_root=bench.data_root)
+            seconds, left = seconds + times[name].of(experiment), left + 1
+    if not left:
         return f"all {len(runs)} runs are there already"
-    said = expected(waiting, workers=bench.workers, data_root=bench.data_root)
-    return f"{said} ({len(runs) - len(waiting)} of {len(runs)} are there already)"
+    processes = min(bench.workers or os.cpu_count() or 1, left)
+    return (
+        f"{left} runs, about {spoken(seconds / processes)} on {processes} process(es), by a few"
+        f" rounds in each federation ({len(runs) - left} of {len(runs)} are there already)"
+    )
 
 
-def _cell(bench: Bench, planned: Planned) -> Row:
-    """Return a cell's part of the row."""
-    cell, clients = planned.cell, planned.cell.federation.settings["clients"]
-    told: Row = {
-        "cell": cell.name,
-        "federation": cell.federation.name,
-        "says": cell.federation.says,
-        "heterogeneity": cell.federation.heterogeneity,
-        "clients": clients,
-        "byzantine": cell.byzantine,
-        "share": round(cell.byzantine / clients, 4),
-    }
-    if planned.refused:
-        return told | {"refused": planned.refused}
-    results = load(RunFolder(bench.output, e).path for e in planned.experiments)
-    seconds = sum(row.get("seconds", 0.0) for _, rows in results.runs for row in rows)
-    clean = [rows for e, rows in results.runs if e.attack["name"] == "none"]
-    told |= {
-        "clean": rounded(statistics.fmean(map(final, clean))),
-        "stability": rounded(statistics.fmean(map(stability, clean))),
-        "seconds": round(seconds, 2),
-    }
-    if not cell.byzantine:
-        return told
-    # Exactly one: a cell's runs differ in attack and seed alone.
-    (one,) = results.worst_cases
-    return told | _attacked(one)
-
-
-def _attacked(one: WorstCase) -> Row:
-    return {
-        "auto": rounded(one.accuracy),
-        "interval": None if one.interval != one.interval else rounded(one.interval),
-        "winner": one.winner,
-        "fixed": one.fixed,
-        "fixed_accuracy": rounded(one.fixed_accuracy),
-        "flags": list(one.flags),
-    }
+def _waiting(bench: Bench, runs: Sequence[Experiment]) -> list[Experiment]:
+    return [e for e in runs if not RunFolder(bench.output, e).finished]
 
 
 def aggregation_time(spec: Mapping[str, Any]) -> Row:
@@ -255,28 +217,3 @@ def aggregation_time(spec: Mapping[str, Any]) -> Row:
         )
         taken.append(1000 * (time.perf_counter() - began))
     return {"n": n, "d": d, "ms": round(statistics.median(taken), 2)}
-
-
-def bench_of(source: str, bench: Bench) -> Bench:
-    """Return the measurement of ``RULE`` or ``FILE.py[:NAME]``.
-
-    Raises
-    ------
-    ConfigError
-        If a file holds no function, or several and none is named.
-    """
-    path, ending, name = source.partition(".py")
-    if not ending:
-        chosen = parse_spec(source)
-        settings = {key: value for key, value in chosen.items() if key != "name"}
-        return replace(bench, rule=chosen["name"], settings=settings)
-    file = Path(path + ".py")
-    found = plugins.use(file)
-    names = [part.name for part in found if part.kind == "rule"] or plugins.functions_in(file)
-    wanted = name.removeprefix(":")
-    if wanted:
-        names = [wanted]
-    if len(names) != 1:
-        had = ", ".join(names) or "none"
-        raise ConfigError([f"{file} holds {had}: name the rule, {file}:NAME"])
-    return replace(bench, rule=names[0], origin=f"{file.name} {plugins.digest(file)}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.board.rows import Row
+from experiments.board.protocol import BUDGETS, PROTOCOL
+from experiments.board.rows import Row, named
+from experiments.board.score import counts
 from fedrobust.aggregation import check
 from fedrobust.experiment.load import resolve_f
 from fedrobust.experiment.schema import ConfigError
@@ -15,6 +17,7 @@ from fedrobust.failures import Refusal
 
 KEPT = 0.85  # of the accuracy without an attack: less is no defence that holds
 HETEROGENEITY = ("iid", "mixed")
+TRAINING = ("gradients", "local steps")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def recommend(
     clients: int,
     byzantine: int,
     heterogeneity: str = "mixed",
+    training: str | None = None,
     most_ms: float | None = None,
 ) -> list[Evidence]:
     """Return the defences that take n and f, the one that keeps most first.
@@ -67,6 +71,8 @@ def recommend(
 
     Parameters
     ----------
+    training
+        "gradients" or "local steps": cells of this kind alone; None: of both.
     most_ms
         Leave out rules whose aggregation of 20 x 100,000 takes longer.
 
@@ -75,25 +81,26 @@ def recommend(
     ConfigError
         For numbers out of range, or where no cell of the board has so many attackers.
     """
-    _check(clients, byzantine, heterogeneity)
+    _check(clients, byzantine, heterogeneity, training)
+    rows = _largest(rows)
     share = byzantine / clients
+
+    def speaks(cell: Mapping[str, Any]) -> bool:
+        kind = cell["heterogeneity"], training and cell["training"]
+        return kind == (heterogeneity, training) and counts(cell) and bool(cell["byzantine"])
+
     known = [
-        _share(c) for row in rows for c in row["cells"]
-        if c["byzantine"] and c["heterogeneity"] == heterogeneity and _share(c) >= share - 1e-9
-    ]  # fmt: skip
+        _share(c) for row in rows for c in row["cells"] if speaks(c) and _share(c) >= share - 1e-9
+    ]
     if not known:
-        raise ConfigError(
-            [f"the board measured no {heterogeneity} federation with {share:.0%} attackers or more"]
-        )
+        words = " ".join(filter(None, [heterogeneity, "federation", training and f"({training})"]))
+        raise ConfigError([f"the board measured no {words} with {share:.0%} attackers or more"])
     # The next larger share: what a defence does against fewer attackers promises nothing.
     nearest = min(known)
     found = []
     for row in rows:
-        cells = [
-            c for c in row["cells"]
-            # Quotients: equal shares of other numbers of clients may differ in their last bits.
-            if c["heterogeneity"] == heterogeneity and abs(_share(c) - nearest) < 1e-9
-        ]  # fmt: skip
+        # Quotients: equal shares of other numbers of clients may differ in their last bits.
+        cells = [c for c in row["cells"] if speaks(c) and abs(_share(c) - nearest) < 1e-9]
         cheap = most_ms is None or row["aggregation_ms"]["ms"] <= most_ms
         ran = cells and not any("refused" in c for c in cells)
         if ran and cheap and _takes(row, clients, byzantine):
@@ -101,21 +108,32 @@ def recommend(
     return sorted(found, key=lambda one: (-one.kept, one.ms))
 
 
-def _share(cell: dict[str, Any]) -> float:
+def _largest(rows: Sequence[Row]) -> list[Row]:
+    """Return one row a rule: that of the largest budget."""
+    sizes = list(BUDGETS)
+    by_size = sorted(rows, key=lambda row: sizes.index(row["budget"]))
+    return list({named(row): row for row in by_size}.values())
+
+
+def _share(cell: Mapping[str, Any]) -> float:
     """Return the share of attackers, unrounded."""
     return float(cell["byzantine"] / cell["clients"])
 
 
-def _check(clients: int, byzantine: int, heterogeneity: str) -> None:
+def _check(clients: int, byzantine: int, heterogeneity: str, training: str | None) -> None:
     if not 0 < byzantine < clients / 2:
         raise ConfigError([f"byzantine needs 1..below clients / 2, got {byzantine} of {clients}"])
     if heterogeneity not in HETEROGENEITY:
         allowed = ", ".join(HETEROGENEITY)
         raise ConfigError([f"unknown heterogeneity {heterogeneity!r}; choose from {allowed}"])
+    if training not in (None, *TRAINING):
+        raise ConfigError([f"unknown training {training!r}; choose from {', '.join(TRAINING)}"])
 
 
 def _takes(row: Row, n: int, f: int) -> bool:
-    """Whether the rule accepts n updates, f of them Byzantine."""
+    """Whether the rule accepts n updates, f of them Byzantine; of other people's nobody knows."""
+    if row["origin"] != "fedrobust":
+        return False
     *before, name = row["rule"].split("+")
     pre = [resolve_f({"name": one}, pre_needs_f(one), f) for one in before]
     try:
@@ -148,8 +166,9 @@ def spoken(found: Sequence[Evidence], *, clients: int, byzantine: int) -> list[s
         return [f"no rule of the board takes {asked}: fewer attackers, or more clients"]
     first = found[0]
     evidence = (
-        f"in the cell {first.cell} of protocol 1 ({first.budget}) it kept {first.kept:.0%} of its"
-        f" accuracy under its worst attack, {first.winner} ({100 * first.accuracy:.1f} %)"
+        f"in the cell {first.cell} of protocol {PROTOCOL} ({first.budget}) it kept"
+        f" {first.kept:.0%} of its accuracy under its worst attack, {first.winner}"
+        f" ({100 * first.accuracy:.1f} %)"
     )
     if not first.holds:
         return [

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.board.protocol import BUDGETS, PROTOCOL
+from experiments.board.protocol import BUDGETS, PROTOCOL, Cell
 from experiments.board.score import score
 from fedrobust.attacks.members import VERSION as MEMBERS
 from fedrobust.experiment.schema import ConfigError
@@ -20,10 +20,15 @@ HERE = Path(__file__).parent
 Row = dict[str, Any]
 KEYS: dict[str, type | tuple[type, ...]] = {
     "protocol": int, "budget": str, "rule": str, "settings": dict, "origin": str, "fedrobust": str,
-    "members": int, "seeds": list, "tuned": dict, "cells": list, "score": dict,
-    "aggregation_ms": dict, "runs": int, "seconds": (int, float), "machine": dict, "left_out": list,
+    "members": int, "external": list, "seeds": list, "tuned": dict, "cells": list, "score": dict,
+    "aggregation_ms": dict, "runs": int, "seconds": (int, float),
+    "processor_seconds": (int, float, type(None)), "machine": dict, "left_out": list,
 }  # fmt: skip
-ATTACKED = ("auto", "interval", "winner", "fixed", "fixed_accuracy", "flags")
+CLEAN_KEYS = ("clean", "clean_detail", "bytes_up", "bytes_down", "seconds")
+ATTACKED = (
+    "auto", "auto_detail", "interval", "winner", "fixed", "fixed_accuracy", "attacks", "flags",
+)  # fmt: skip
+DETAIL = ("stability", "by_class", "worst_class", "worst_client")
 
 
 def wrong(row: Any) -> list[str]:
@@ -55,27 +60,49 @@ def _wrong_values(row: Mapping[str, Any]) -> list[str]:
     if names != wanted:
         missing = [name for name in wanted if name not in names]
         found.append(f"cells are not those of the protocol; missing: {', '.join(missing) or '-'}")
-    for cell in row["cells"]:
-        found += _wrong_cell(cell)
+    for cell, one in zip(row["cells"], budget.cells, strict=False):
+        found += _wrong_cell(cell, one)
     # Computed again: a row whose cells somebody edits does not keep its score.
     if not found and row["score"] != score(row["cells"]):
         found.append("the score is not that of the cells")
     return found
 
 
-def _wrong_cell(cell: Mapping[str, Any]) -> list[str]:
-    name = cell.get("cell")
+def _wrong_cell(cell: Mapping[str, Any], one: Cell) -> list[str]:
+    name = one.name
+    if (cell.get("clients"), cell.get("byzantine")) != (
+        one.federation.settings["clients"],
+        one.byzantine,
+    ):
+        return [f"{name}: clients and byzantine are not those of the protocol"]
     if "refused" in cell:
         return [] if cell["refused"] else [f"{name}: refused without a reason"]
-    needed = ("clean", "stability", "seconds", *(ATTACKED if cell.get("byzantine") else ()))
+    if "not_measured" in cell:
+        allowed = cell["not_measured"] and one.federation.gpu
+        return [] if allowed else [f"{name}: every machine can measure it"]
+    needed = (*CLEAN_KEYS, *(ATTACKED if one.byzantine else ()))
     found = [f"{name}: {key!r} is missing" for key in needed if key not in cell]
-    for key in ("clean", "auto", "fixed_accuracy"):
-        value = cell.get(key)
-        if key in cell and not (isinstance(value, int | float) and 0 <= value <= 1):
-            found.append(f"{name}: {key} must be in 0..1, got {value!r}")
+    return found or [f"{name}: {sentence}" for sentence in _wrong_numbers(cell)]
+
+
+def _wrong_numbers(cell: Mapping[str, Any]) -> list[str]:
+    details = [key for key in ("clean_detail", "auto_detail") if key in cell]
+    tables = [key for key in (*details, "attacks") if key in cell]
+    if odd := [key for key in tables if not isinstance(cell[key], Mapping)]:
+        return [f"{key} must be an object, got {type(cell[key]).__name__}" for key in odd]
+    found = [f"{d}: {k!r} is missing" for d in details for k in DETAIL if k not in cell[d]]
+    shares = {k: cell[k] for k in ("clean", "auto", "fixed_accuracy") if k in cell}
+    shares |= {k: v for d in details for k, v in cell[d].items() if k.startswith("worst_")}
+    found += [
+        f"{key} must be in 0..1, got {value!r}"
+        for key, value in (shares | cell.get("attacks", {})).items()
+        if not (isinstance(value, int | float) and 0 <= value <= 1)
+    ]
     # ``auto`` is the least over its members, and the published ones are among them.
-    if not found and cell.get("byzantine") and cell["auto"] > cell["fixed_accuracy"]:
-        found.append(f"{name}: auto leaves more than its own member {cell['fixed']}")
+    if not found and "auto" in cell and cell["auto"] != min(cell["attacks"].values()):
+        found.append("auto is not the least that its attacks leave")
+    if not found and "auto" in cell and cell["attacks"].get(cell["winner"]) != cell["auto"]:
+        found.append("the winner is not the attack that leaves least")
     return found
 
 
@@ -103,6 +130,11 @@ def read(folder: Path | None = None) -> list[Row]:
     return rows
 
 
+def file_of(rule: str, budget: str, folder: Path) -> Path:
+    """Return where a rule's row stands in a folder of rows."""
+    return folder / f"{rule.replace('+', '-')}.{budget}.json"
+
+
 def write(row: Row, folder: Path) -> Path:
     """Write a row under its rule's name.
 
@@ -114,7 +146,7 @@ def write(row: Row, folder: Path) -> Path:
     if sentences := wrong(row):
         raise ConfigError(sentences)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{row['rule'].replace('+', '-')}.{row['budget']}.json"
+    path = file_of(row["rule"], row["budget"], folder)
     path.write_text(json.dumps(row, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
@@ -125,19 +157,24 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
     ``worst`` is the lowest accuracy under ``auto`` with up to 20 % attackers; then without an
     attack, each attacked cell, and what an aggregation costs.
     """
-    ordered = sorted(rows, key=lambda row: -_number(row["score"]["worst"]))
     lines = []
-    for row in ordered:
-        line = {"rule": _named(row), "worst": _percent(row["score"]["worst"])}
+    for row in in_order(rows):
+        line = {"rule": named(row), "worst": percent(row["score"]["worst"])}
         plain = [c["clean"] for c in row["cells"] if "clean" in c]
-        line["no attack, lowest"] = _percent(min(plain)) if plain else "-"
+        line["no attack, lowest"] = percent(min(plain)) if plain else "-"
         for cell in row["cells"]:
             if cell["byzantine"]:
-                line[cell["cell"]] = "refused" if "refused" in cell else _percent(cell["auto"])
+                line[cell["cell"]] = _told(cell)
         line["ms"] = f"{row['aggregation_ms']['ms']:g}"
         line["budget"] = row["budget"]
         lines.append(line)
-    return pd.DataFrame(lines).set_index("rule") if lines else pd.DataFrame()
+    # Budgets have other cells.
+    return pd.DataFrame(lines).set_index("rule").fillna("-") if lines else pd.DataFrame()
+
+
+def _told(cell: Mapping[str, Any]) -> str:
+    gap = next((word for word in ("refused", "not_measured") if word in cell), "")
+    return gap.replace("_", " ") or percent(cell["auto"])
 
 
 def doubts(rows: Sequence[Row]) -> list[str]:
@@ -146,7 +183,7 @@ def doubts(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         for cell in row["cells"]:
             for flag in cell.get("flags", ()):
-                lines.setdefault(f"{_named(row)}: {flag}", []).append(cell["cell"])
+                lines.setdefault(f"{named(row)}: {flag}", []).append(cell["cell"])
     told = [f"{line} ({', '.join(cells)})" for line, cells in lines.items()]
     return [*told, *_lost_clean(rows)]
 
@@ -157,10 +194,10 @@ def _lost_clean(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         for cell in row["cells"]:
             key = row.get("budget"), cell["cell"]
-            mine = cell.get("clean", -1.0), _named(row)
+            mine = cell.get("clean", -1.0), named(row)
             best[key] = max(best.get(key, mine), mine)
     return [
-        f"{_named(row)} loses {100 * (top - cell['clean']):.1f} points without an attack in"
+        f"{named(row)} loses {100 * (top - cell['clean']):.1f} points without an attack in"
         f" {cell['cell']}, against {name}"
         for row in rows
         for cell in row["cells"]
@@ -169,7 +206,13 @@ def _lost_clean(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _named(row: Row) -> str:
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows, the best worst case first; rows of one score by name."""
+    return sorted(rows, key=lambda row: (-_number(row["score"]["worst"]), named(row)))
+
+
+def named(row: Row) -> str:
+    """Return a rule with its settings, as a reader knows it."""
     settings = ", ".join(f"{k}={v}" for k, v in row["settings"].items())
     return f"{row['rule']} ({settings})" if settings else row["rule"]
 
@@ -179,5 +222,6 @@ def _number(value: float | None) -> float:
     return -math.inf if value is None else value
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Write an accuracy in per cent."""
     return "-" if value is None else f"{100 * value:.1f}"

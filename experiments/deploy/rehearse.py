@@ -23,6 +23,7 @@ from fedrobust import plugins
 from fedrobust.attacks import threat_model
 from fedrobust.experiment.load import expand, override, read
 from fedrobust.experiment.schema import Experiment
+from fedrobust.runs.folder import timeless
 
 FILE = Path(__file__).with_name("federation.toml")
 REFUSED = {  # what each stranger must have said, beside Flower's exit code 305 (no connection)
@@ -124,7 +125,7 @@ def rehearse(it: Federation, experiment: Experiment) -> bool:
     it.wait_for_nodes(experiment.clients)
     say("register", nodes=[(entry["node-id"], entry["status"]) for entry in it.nodes()])
     rows = told_run(it, experiment)
-    same = without_time(rows) == without_time(expected)
+    same = observed(rows) == observed(expected)
     say("same rows as in simulation", answer=same)
     refused = [was_refused(it, name, experiment.clients) for name in strangers]
     return same and all(refused)
@@ -149,10 +150,10 @@ def was_refused(it: Federation, name: str, members: int) -> bool:
     return refused
 
 
-def without_time(rows: list[dict]) -> list[dict]:
-    """Drop what depends on the machine, and what only a simulation can know."""
-    places = ("seconds", "rejected", "kappa")
-    return [{k: v for k, v in row.items() if k not in places} for row in rows]
+def observed(rows: list[dict]) -> list[dict]:
+    """Drop what the clock decides, and what only a simulation can know."""
+    known_here = ("rejected", "kappa")
+    return [{k: v for k, v in row.items() if k not in known_here} for row in timeless(rows)]
 
 
 def say(what: str, **facts: object) -> None:

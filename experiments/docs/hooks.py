@@ -15,8 +15,8 @@ import typer.main
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
-from experiments import listing, tables
-from experiments.board import rows
+from experiments import listing
+from experiments.board import page, rows
 from experiments.cli import app
 from experiments.docs import notebook_pages
 
@@ -124,12 +124,14 @@ def file(path: str) -> str:
 
 
 def board(_: str) -> str:
-    """Write the board's rows as one table, the best worst case first."""
+    """Write the board's rows, the best worst case first, with their picture and their doubts."""
     found = rows.read()
-    if not found:
-        return "No rule has been measured yet."
-    doubts = "".join(f"- {_plain(line)}\n" for line in rows.doubts(found))
-    return f"{tables.pipes(rows.table(found))}\nWhat to doubt in it:\n\n{doubts}"
+    return str(page.page(found)) if found else "No rule has been measured yet."
+
+
+def verdict(_: str) -> str:
+    """Write for each cell of the board which rule keeps most there, and whether that is enough."""
+    return page.verdict(rows.read())
 
 
 def _code(settings: str) -> str:
@@ -152,6 +154,7 @@ MAKERS: dict[str, Callable[[str], str]] = {
     "commands": commands,
     "file": file,
     "board": board,
+    "verdict": verdict,
     "notebook": notebook_pages.notebook,
     "gallery": notebook_pages.gallery,
 }

@@ -19,6 +19,7 @@ from fedrobust.experiment.schema import Experiment
 from fedrobust.version import __version__
 
 HERE = Path(__file__).parent
+SCRIPTS = ("sort.js", "page.js")  # the board's page sorts by the first one too
 
 
 def render(gathered: Gathered, *, data_root: str | None = None) -> str:
@@ -28,7 +29,7 @@ def render(gathered: Gathered, *, data_root: str | None = None) -> str:
     whatever a client may have written into a row.
     """
     order = gathered.results.order
-    script = (HERE / "page.js").read_text(encoding="utf-8")
+    script = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     shown = [section for section in contents(gathered, data_root) if section is not None]
     # Escaped, since names and reasons come from clients; strict, since a misspelt name would be
     # blank.

@@ -22,6 +22,7 @@ from fedrobust.aggregation.rehearsal import rehearse
 from fedrobust.aggregation.tables import (
     PREAGGREGATORS,
     RULES,
+    follows_rotation,
     installed,
     is_coordinate_wise,
     needs_own_data,
@@ -47,6 +48,7 @@ __all__ = [
     "check_weighable",
     "check_weights",
     "coefficient",
+    "follows_rotation",
     "installed",
     "is_coordinate_wise",
     "measured",

@@ -21,7 +21,9 @@ from fedrobust.aggregation.preconditions import (
     resolve_rule,
     with_fewer,
 )
-from fedrobust.aggregation.record import MISSING, mixed, weighted
+from fedrobust.aggregation.reads import all_finite
+from fedrobust.aggregation.record import MISSING, PreAggregator, Rule, mixed, weighted
+from fedrobust.aggregation.survey import Survey, at_hand, finite_rows, survey
 from fedrobust.aggregation.tables import is_built_in, preaggregator_record, rule_record
 from fedrobust.aggregation.weighting import shares
 from fedrobust.failures import REFUSALS, Refusal, blamed
@@ -144,13 +146,16 @@ def preaggregate(
     """
     given = matrix(updates)
     resolve_pre(spec)
-    rows, _, largest = _finite_rows(computable(given))
+    found = _surveyed(computable(given), preaggregator_record(split(spec)[0]), spec)
+    rows, _, largest = finite_rows(found)
     one = with_fewer(spec, len(given) - len(rows))
     name = split(one)[0]
     check_pre(one, len(rows))
     follows = preaggregator_record(name).follows_scale
     rows, unit = scaling.in_range(rows, largest, follows_scale=follows)
-    result = mixed(rows, _mixing(rows, one, {"generator": lambda: generator}))
+    with at_hand(found):
+        mixing = _mixing(rows, one, {"generator": lambda: generator})
+    result = mixed(rows, mixing)
     return _finished(result * unit if unit != 1 else result, given.dtype, name)
 
 
@@ -164,9 +169,11 @@ def _apply(
     if name == "mean" and not pre and len(work) and "weights" not in given:
         outcome = _rule(work, spec, given)
         # A finite mean shows that every row is finite: there is no need to read them twice.
-        if bool(torch.isfinite(outcome.aggregate).all()):
+        if all_finite(outcome.aggregate):
             return replace(outcome, aggregate=narrowed(outcome.aggregate, updates.dtype, name))
-    rows, finite, largest = _finite_rows(work)
+    first = preaggregator_record(split(pre[0])[0]) if pre else rule_record(name)
+    found = _surveyed(work, first, pre[0] if pre else spec)
+    rows, finite, largest = finite_rows(found)
     lost = len(updates) - len(rows)
     chain = [with_fewer(one, lost) for one in pre]
     rule = with_fewer(spec, lost)
@@ -176,20 +183,16 @@ def _apply(
         # Shares of those who are left: they have to add up to 1 again.
         left = given["weights"]()[finite]
         given = given | {"weights": lambda: shares(left, len(rows))}
-    outcome = _chain(rows, chain, rule, given | {"clients": lambda: clients[finite]})
+    with at_hand(found):
+        outcome = _chain(rows, chain, rule, given | {"clients": lambda: clients[finite]})
     aggregate = outcome.aggregate * unit if unit != 1 else outcome.aggregate
     weights = _spread(outcome.weights, finite)
     return Outcome(_finished(aggregate, updates.dtype, name), outcome.state, weights)
 
 
-def _finite_rows(work: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the rows whose values are all finite, which those are, and their largest values."""
-    largest = scaling.largest_values(work) if len(work) else torch.zeros(0)
-    finite = torch.isfinite(largest)
-    if not bool(finite.any()):
-        raise Refusal(f"none of the {len(work)} updates is finite")
-    rows = work if bool(finite.all()) else work[finite.to(work.device)]
-    return rows, finite, largest[finite]
+def _surveyed(work: Tensor, first: Rule | PreAggregator, spec: Spec) -> Survey:
+    """Read the updates once: for what is not finite, and for what the first step looks at."""
+    return survey(work, first.looks_at(split(spec)[1]))
 
 
 def _in_range(
@@ -207,8 +210,8 @@ def _in_range(
 def _finished(result: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """Return a result in the updates' type, or say that it is none."""
     # One read: ``isfinite`` of a matrix would make several of its size.
-    checked = result if result.dim() == 1 else scaling.largest_values(result)
-    if not bool(torch.isfinite(checked).all()):
+    checked = result if result.dim() == 1 else survey(result, "").largest
+    if not all_finite(checked):
         kind = str(result.dtype).removeprefix("torch.")
         raise Refusal(f"{name}: the result of finite updates is not finite in {kind}")
     return narrowed(result.detach(), dtype, name)

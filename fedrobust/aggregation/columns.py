@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation import kernels
+from fedrobust.aggregation import kernels, ordered_bits, reads
+from fedrobust.aggregation.survey import known
 from fedrobust.aggregation.weighting import bearable, weighted_median, weighted_ranks
 from fedrobust.failures import Refusal
+from fedrobust.matrix import block_values
 from fedrobust.spec import SpecError, suggest
 
 BLOCK = 1 << 22  # values per block: sorted copies stay in the cache's reach, memory stays flat
@@ -23,7 +25,8 @@ def by_blocks(updates: Tensor, column_rule: Callable[[Tensor], Tensor]) -> Tenso
 
 def blocks(updates: Tensor) -> Iterator[Tensor]:
     """Yield views of some columns at a time."""
-    yield from updates.split(max(1, BLOCK // len(updates)), dim=1)
+    size = block_values(updates.device, BLOCK)
+    yield from updates.split(max(1, size // len(updates)), dim=1)
 
 
 def chosen_variant(variants: Mapping[str, Any], variant: str, rule: str) -> Any:
@@ -50,7 +53,13 @@ def ranked_mean(updates: Tensor, first: int, last: int) -> Tensor:
         raise Refusal(f"no rank is left of {len(updates)} values after cutting {first} each side")
     if kernels.fits(updates):
         return kernels.rank_mean(updates, first, last)
-    return by_blocks(updates, lambda block: averaged(block.sort(0).values[first:last]))
+    return by_blocks(updates, lambda block: _ranked_mean(block, first, last))
+
+
+def _ranked_mean(block: Tensor, first: int, last: int) -> Tensor:
+    if ordered_bits.pays(block):
+        return ordered_bits.rank_mean(block, first, last)
+    return averaged(block.sort(0).values[first:last])
 
 
 def averaged(values: Tensor) -> Tensor:
@@ -166,7 +175,9 @@ def nearest_mean(
 
     def nearest(block: Tensor) -> Tensor:
         block = block if rows is None else block[rows]
-        centre = averaged(block.sort(0).values[first:last])
+        centre = _ranked_mean(block, first, last)
+        if ordered_bits.pays(block):
+            return ordered_bits.nearest_mean(block, centre, keep)
         order = (block - centre).abs().sort(dim=0, stable=True).indices[:keep]
         return averaged(block.gather(0, order))
 
@@ -221,8 +232,11 @@ def phocas(updates: Tensor, *, f: int) -> Tensor:
 
 def sign_sums(updates: Tensor) -> Tensor:
     """Sum the signs of each coordinate, (d,)."""
+    found = known(updates)
+    if found is not None and found.signs is not None:
+        return found.signs
     if kernels.fits(updates):
-        return kernels.sign_sums(updates)
+        return reads.signs_and_largest(updates)[0]
     return by_blocks(updates, lambda block: block.sign().sum(0))
 
 

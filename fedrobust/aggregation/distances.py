@@ -10,6 +10,10 @@ from torch import Tensor
 
 from fedrobust.aggregation import kernels
 from fedrobust.aggregation.columns import median
+from fedrobust.aggregation.gram import gram as gram_of
+from fedrobust.aggregation.gram import mixed_gram
+from fedrobust.aggregation.survey import known, three_of
+from fedrobust.matrix import block_values
 
 WIDTH = 4096  # columns per block: 100 rows of 4,096 float32 are 1.6 MB
 FAR = 16.0  # squared: rows farther from the centre than 4 times from each other lose digits
@@ -32,21 +36,33 @@ def centred_gram(updates: Tensor, mixing: Tensor | None = None) -> Tensor:
         themselves, block by block: in ``mixing @ gram @ mixing.T`` two far rows that cancel in
         their mean would leave their rounding errors behind.
     """
-    updates = updates.detach()
-    first, second, third = three_rows(updates, mixing)
-    low, high = torch.minimum(first, second), torch.maximum(first, second)
-    gram = products(updates, torch.maximum(low, torch.minimum(high, third)), mixing=mixing)
+    gram = _about_three(updates, mixing)
     if near(gram):
         return gram
+    updates = updates.detach()
     if mixing is not None:
         updates = mixing.to(updates) @ updates
     return products_of_any_size(updates, median(updates))
 
 
+def _about_three(updates: Tensor, mixing: Tensor | None) -> Tensor:
+    """Return the products about the median of three rows, which may be known already."""
+    found = known(updates)
+    if mixing is None and found is not None and found.about_three is not None:
+        return found.about_three
+    updates = updates.detach()
+    if kernels.fits(updates):
+        if mixing is not None:
+            return mixed_gram(updates, mixing, three=three_of(len(mixing)))
+        return gram_of(updates, three=three_of(len(updates)))[0]
+    first, second, third = three_rows(updates, mixing)
+    low, high = torch.minimum(first, second), torch.maximum(first, second)
+    return products(updates, torch.maximum(low, torch.minimum(high, third)), mixing=mixing)
+
+
 def three_rows(updates: Tensor, mixing: Tensor | None) -> Tensor:
     """Return the first, the middle and the last of the (mixed) rows, (3, d)."""
-    n = len(updates) if mixing is None else len(mixing)
-    chosen = torch.tensor([0, n // 2, n - 1])
+    chosen = torch.tensor(three_of(len(updates) if mixing is None else len(mixing)))
     if mixing is None:
         return updates[chosen.to(updates.device)]
     return mixing[chosen].to(updates) @ updates
@@ -63,6 +79,10 @@ def products(
     updates: Tensor, centre: Tensor, scales: Tensor | None = None, mixing: Tensor | None = None
 ) -> Tensor:
     """Return the (n, n) products of the rows minus a centre, each row times its scale, float64."""
+    if scales is None and mixing is None and kernels.fits(updates):
+        return gram_of(updates, centre=centre.contiguous())[0]
+    if scales is None and mixing is None and updates.device.type == "cuda":
+        return products_at_once(updates, centre).cpu()
     n = len(updates) if mixing is None else len(mixing)
     gram = torch.zeros(n, n, dtype=torch.float64, device=updates.device)
     mixed = None if mixing is None else mixing.to(updates)
@@ -75,6 +95,22 @@ def products(
             offsets = block * scales[:, None] - middle * scales[:, None]
         gram += offsets @ offsets.T
     return gram.cpu()
+
+
+def products_at_once(updates: Tensor, centre: Tensor) -> Tensor:
+    """Return the same, many blocks in one batched product: a launch a block costs a GPU more."""
+    n = len(updates)
+    gram = torch.zeros(n, n, dtype=torch.float64, device=updates.device)
+    step = max(1, block_values(updates.device, 1 << 20) // (n * WIDTH)) * WIDTH
+    for rows, middle in zip(updates.split(step, 1), centre.split(step), strict=True):
+        offsets = rows - middle
+        whole = offsets.shape[1] // WIDTH * WIDTH
+        if whole:
+            parts = offsets[:, :whole].unflatten(1, (-1, WIDTH)).transpose(0, 1)
+            gram += (parts @ parts.mT).sum(0, dtype=torch.float64)
+        rest = offsets[:, whole:]
+        gram += rest @ rest.T
+    return gram
 
 
 def products_of_any_size(updates: Tensor, centre: Tensor) -> Tensor:
@@ -137,7 +173,7 @@ def norms_from(updates: Tensor, centre: Tensor) -> Tensor:
 def _lengths(updates: Tensor, centre: Tensor, factor: float) -> Tensor:
     """Return the lengths of ``factor`` times the rows minus the centre, (n,)."""
     squared = torch.zeros(len(updates), dtype=torch.float64, device=updates.device)
-    width = max(1, (1 << 20) // len(updates))
+    width = max(1, block_values(updates.device, 1 << 20) // len(updates))
     for rows, part in zip(updates.split(width, 1), centre.split(width), strict=True):
         offsets = rows.double() - part.double()
         if factor != 1:
@@ -156,6 +192,9 @@ def products_with(updates: Tensor, vector: Tensor) -> Tensor:
 
 def norms(updates: Tensor) -> Tensor:
     """Return the length of each row, (n,), float64."""
+    found = known(updates)
+    if found is not None and found.lengths is not None:
+        return found.lengths
     return norms_from(updates, torch.zeros_like(updates[0]))
 
 
@@ -171,9 +210,11 @@ def cosine_distances(updates: Tensor) -> Tensor:
 
 def cosines(updates: Tensor) -> Tensor:
     """Return the cosine of each pair of rows, (n, n) float64; 0 with a row of zeros."""
+    found = known(updates)
     updates = updates.detach()
     origin = torch.zeros_like(updates[0])
-    gram = products(updates, origin)
+    have = None if found is None else found.about_origin
+    gram = products(updates, origin) if have is None else have
     if not bool(torch.isfinite(gram).all()) or float(gram.diagonal().min()) < SMALLEST:
         # Squares overflow or lose digits: rows of any size keep their cosines at length 1.
         largest = torch.maximum(updates.amax(1), -updates.amin(1)).double()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation.networks import MOST, lanes, tiles
+from fedrobust.aggregation.networks import lanes, tiles
 from fedrobust.threads import in_parts
 
 
@@ -82,13 +82,6 @@ def largest_values(updates: Tensor) -> Tensor:
     matrix = updates.detach().numpy()
     in_parts(_largest_bits, matrix, out, parts=len(matrix), work=matrix.size)
     return torch.from_numpy(out.view(np.float32))
-
-
-def sign_sums(updates: Tensor) -> Tensor:
-    """Count positive minus negative values of each column: (n, d) -> (d,) float32."""
-    out = torch.empty(updates.shape[1], dtype=torch.float32)
-    _in_blocks(_sign_sums, updates, 2 * MOST, out.numpy())
-    return out
 
 
 def _in_blocks(kernel: Callable[..., None], updates: Tensor, wide: int, *arguments: Any) -> None:
@@ -279,20 +272,3 @@ def _largest_bits(
         for k in range(d):
             most = max(most, np.uint32(bits[i, np.uint64(k)] & magnitude))
         out[i] = most
-
-
-@numba.njit(nogil=True, cache=True)
-def _sign_sums(
-    x: np.ndarray, wide: int, out: np.ndarray, first_strip: int, last_strip: int
-) -> None:  # pragma: no cover - compiled
-    n, d = x.shape
-    total = np.zeros(wide, dtype=np.float32)
-    for b in range(first_strip, last_strip):
-        start, width = np.uint64(b * wide), np.uint64(min(wide, d - b * wide))
-        total[:] = 0
-        for i in range(n):
-            for k in range(width):
-                value = x[i, start + k]
-                total[k] += np.float32(value > 0) - np.float32(value < 0)
-        for k in range(width):
-            out[start + k] = total[k]

@@ -57,9 +57,49 @@ def one(settings: Settings) -> int:
     return 1
 
 
+def always(settings: Settings) -> bool:
+    """Say yes whatever the settings are."""
+    return True
+
+
+def never(settings: Settings) -> bool:
+    """Say no whatever the settings are: what nobody has said."""
+    return False
+
+
 def majority(settings: Settings) -> int:
     """Return 2 f + 1."""
     return 2 * int(settings["f"]) + 1
+
+
+def from_the_rows(settings: Settings) -> bool:
+    """Whether an iteration starts from products of the rows, not from a coordinate-wise median."""
+    return settings.get("start") != "median"
+
+
+def nothing(settings: Settings) -> str:
+    """Return what a rule looks at that asks nothing of the read which guards it."""
+    return ""
+
+
+def distances(settings: Settings) -> str:
+    """Return "distances": the rule looks at the distances of all pairs of rows."""
+    return "distances"
+
+
+def angles(settings: Settings) -> str:
+    """Return "angles": the rule looks at the angles of all pairs of rows."""
+    return "angles"
+
+
+def lengths(settings: Settings) -> str:
+    """Return "lengths": the rule looks at the length of each row."""
+    return "lengths"
+
+
+def signs(settings: Settings) -> str:
+    """Return "signs": the rule looks at the sum of each column's signs."""
+    return "signs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +121,11 @@ class Rule:
         Whether each coordinate is treated by itself: such a rule runs block by block.
     follows_scale, follows_shift
         Whether rule(c x) = c rule(x) for c > 0, and rule(x + b) = rule(x) + b.
+    follows_rotation
+        Settings -> whether rule(x Q) = rule(x) Q for every Q with orthonormal rows, into more
+        coordinates too: it reads the rows, and what it remembers of them, through their products
+        alone, and sums rows. Vectors that it remembers are floating tensors of d columns, and it
+        remembers no others. Attackers then ask it in as few coordinates as there are vectors.
     bounded
         Whether f far rows (fewer than half where it takes no f) cannot carry the result beyond the
         honest ones, whatever their size.
@@ -92,6 +137,10 @@ class Rule:
         ``kappa_source``; None where it is not.
     no_weights
         Why a rule without a weighted form has none.
+    looks_at
+        Settings -> what it takes from all rows as they come: "distances", "angles", "lengths",
+        "signs", or "". The read that looks for values that are not finite finds that as well; it
+        changes no result, see ``survey``.
     """
 
     name: str
@@ -101,11 +150,13 @@ class Rule:
     coordinate_wise: bool = False
     follows_scale: bool = False
     follows_shift: bool = False
+    follows_rotation: Callable[[Settings], bool] = never
     bounded: bool = False
     order_matters: bool = False
     kappa: Callable[[int, int], float] | None = None
     kappa_source: str = ""
     no_weights: str = "it counts updates, whatever they weigh"
+    looks_at: Callable[[Settings], str] = nothing
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:
@@ -169,10 +220,14 @@ class PreAggregator:
         ``(n, settings) -> m``, how many rows remain.
     follows_scale
         Whether mixing c x gives c times the mixed x, c > 0.
+    follows_rotation
+        Whether it reads the rows through their products alone.
     keeps_weights
         Whether row i of the result is client i's still, so that its weight holds behind it.
     kappa
         ``(n, f, kappa of the rule) -> kappa`` of both together, where published.
+    looks_at
+        As a rule's.
     """
 
     name: str
@@ -180,9 +235,11 @@ class PreAggregator:
     minimum: Callable[[Settings], int] = one
     leaves: Callable[[int, Settings], int] = lambda n, settings: n
     follows_scale: bool = True
+    follows_rotation: bool = False
     keeps_weights: bool = False
     kappa: Callable[[int, int, float], float] | None = None
     kappa_source: str = ""
+    looks_at: Callable[[Settings], str] = nothing
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:

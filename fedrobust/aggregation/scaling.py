@@ -12,22 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-from fedrobust.aggregation import kernels
-
 # Between these, squares and their sums over 1e9 coordinates keep their digits.
 SAFE = {torch.float32: (1e-12, 1e15), torch.float64: (1e-120, 1e120)}
 FARTHEST = {torch.float32: 1e30, torch.float64: 1e140}
-
-
-def largest_values(updates: Tensor) -> Tensor:
-    """Return the largest magnitude of each row, (n,) float64 on the CPU, in one read.
-
-    A row with a value that is not finite gives infinity or NaN.
-    """
-    if kernels.fits(updates):
-        return kernels.largest_values(updates).double()
-    low, high = updates.aminmax(dim=1)  # NaN propagates
-    return torch.maximum(-low, high).double().cpu()
 
 
 def common_unit(largest: Tensor, dtype: torch.dtype) -> float:
@@ -52,7 +39,7 @@ def in_range(updates: Tensor, largest: Tensor, *, follows_scale: bool) -> tuple[
     updates
         (n, d), finite, float32 or float64; returned as they are where they are in range already.
     largest
-        See ``largest_values``.
+        Largest magnitude of each row, (n,) float64, on the CPU: see ``survey``.
     follows_scale
         Whether the rule follows a common unit; otherwise only far rows are pulled back.
     """

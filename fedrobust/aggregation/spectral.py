@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +47,11 @@ def _size(centred: Tensor) -> float:
     if largest == 0 or 1e-100 < largest < 1e100:
         return 1.0
     return 2.0 ** round(math.log2(largest))
+
+
+def looks_at(settings: dict[str, Any]) -> str:
+    """Return what ``dnc`` looks at: the distances, unless it takes some coordinates only."""
+    return "" if settings.get("coordinates") is not None else "distances"
 
 
 def dnc_weights(

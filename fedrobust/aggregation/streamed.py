@@ -20,6 +20,7 @@ from fedrobust.aggregation.aggregator import aggregate, build
 from fedrobust.aggregation.distances import three_rows
 from fedrobust.aggregation.preconditions import check, resolve_pre, resolve_rule, with_fewer
 from fedrobust.aggregation.record import mixed, weighted
+from fedrobust.aggregation.survey import survey
 from fedrobust.aggregation.tables import is_built_in, is_coordinate_wise
 from fedrobust.failures import Refusal
 from fedrobust.matrix import computable, narrowed
@@ -127,15 +128,21 @@ def aggregate_streamed(
     pre: Sequence[Spec] = (),
     generator: torch.Generator | None = None,
     found: Streamed | None = None,
-) -> Iterator[Tensor]:
+    voidable: bool = False,
+) -> Iterator[Tensor | None]:
     """Aggregate as ``aggregate`` does, block by block: yields the aggregate's parts in order.
 
     Parameters
     ----------
     updates
-        Read once or twice. Rows with a value that is not finite are set aside, and count against f.
+        Read once or twice (see ``voidable``). Rows with a value that is not finite are set aside,
+        and count against f.
     found
         Is told what there is to tell; complete when the last part has been taken.
+    voidable
+        Whether a part may be None: all parts before it are void, and come anew. A rule that treats
+        each coordinate by itself then reads the updates once, and again only where a row turned out
+        not to be finite; otherwise it looks for such rows first.
 
     Raises
     ------
@@ -148,7 +155,7 @@ def aggregate_streamed(
     check(spec, n=updates.n, pre=pre)
     told = Streamed() if found is None else found
     if is_coordinate_wise(split(spec)[0]) and not pre:
-        return _by_columns(updates, spec, generator, told)
+        return _by_columns(updates, spec, generator, told, voidable)
     return _by_products(updates, spec, tuple(pre), generator, told)
 
 
@@ -157,14 +164,23 @@ def _width(updates: Matrix) -> int:
 
 
 def _by_columns(
-    updates: Matrix, spec: Spec, generator: torch.Generator | None, told: Streamed
-) -> Iterator[Tensor]:
-    """One pass, after one that looks for rows with values that are not finite."""
+    updates: Matrix, spec: Spec, generator: torch.Generator | None, told: Streamed, voidable: bool
+) -> Iterator[Tensor | None]:
+    """One pass, and one more before it (or after it, where ``voidable``) for rows to set aside."""
     finite = torch.ones(updates.n, dtype=torch.bool)
+    drawn = None if generator is None else generator.get_state()
     told.passes += 1
     for block in updates.blocks(_width(updates)):
-        finite &= torch.isfinite(block).all(1)
+        finite &= torch.isfinite(survey(computable(block), "").largest)
+        if voidable and bool(finite.all()):
+            yield aggregate(block, spec, generator=generator)
+    if voidable and bool(finite.all()):
+        return
     rule = _fewer(spec, (), finite, told)[0]
+    if generator is not None and drawn is not None:
+        generator.set_state(drawn)
+    if voidable:
+        yield None
     told.passes += 1
     for block in updates.blocks(_width(updates)):
         yield aggregate(_kept(block, finite), rule, generator=generator)
@@ -176,7 +192,7 @@ def _by_products(
     pre: tuple[Spec, ...],
     generator: torch.Generator | None,
     told: Streamed,
-) -> Iterator[Tensor]:
+) -> Iterator[Tensor | None]:
     """Two passes: the products of the rows, then their mixture by what the rule says of them."""
     told.passes += 1
     gram, finite = _products(updates)

@@ -38,8 +38,10 @@ def spread(updates: Tensor, rows: Tensor | None = None) -> float:
         Which of the rows are honest, (h,); all unless given. No matrix of them is made.
     """
     h = updates.shape[0] if rows is None else len(rows)
-    total = sum(float(b.sub_(b.mean(dim=0)).square_().sum()) for _, b in own_blocks(updates, rows))
-    return (total / h) ** 0.5
+    total = torch.zeros((), dtype=torch.float64, device=updates.device)
+    for _, block in own_blocks(updates, rows):
+        total += block.sub_(block.mean(dim=0)).square_().sum()
+    return (float(total) / h) ** 0.5
 
 
 def mean_of(updates: Tensor, rows: Tensor) -> Tensor:

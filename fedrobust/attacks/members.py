@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fedrobust.spec import SpecError, split
+from fedrobust.attacks.record import KNOWLEDGE
+from fedrobust.attacks.tables import attack_record
+from fedrobust.spec import SpecError, split, suggest
 
 AUTO = "auto"
+SEES_ALL = "omniscient"  # what ``auto`` knows unless it is told otherwise
+KEY = "knowledge"
 VERSION = 1  # of the list below: a result names it
 
 SEARCHED: tuple[dict[str, Any], ...] = (
@@ -46,40 +50,63 @@ def questions(spec: dict[str, Any]) -> int:
     return QUESTIONS.get(spec["name"], 0) - (COARSE if spec.get("refinements") == 0 else 0)
 
 
-def members() -> list[dict[str, Any]]:
-    """Return the attacks that ``auto`` stands for, the searched ones first."""
-    return [dict(spec) for spec in SEARCHED + FIXED]
+def members(level: str = SEES_ALL) -> list[dict[str, Any]]:
+    """Return the attacks that ``auto`` stands for, the searched ones first.
+
+    Parameters
+    ----------
+    level
+        What the attackers know: "omniscient"; "colluding", where each member works with the
+        attackers' own honest updates; or "own", where each attacker is alone with its data.
+    """
+    if level == SEES_ALL:
+        return [dict(spec) for spec in SEARCHED + FIXED]
+    return [
+        # An attack that looks at nobody else's update is the same at every level.
+        dict(spec) if attack_record(spec["name"]).knowledge == "own" else spec | {KEY: level}
+        for spec in SEARCHED + FIXED
+    ]
 
 
 def members_among(experiments: Iterable[Any]) -> int:
-    """Return how many different members the attacks of some experiments are."""
+    """Return how many different members, of the level with most, some experiments' attacks are."""
     attacks = [experiment.attack for experiment in experiments]
-    return sum(spec in attacks for spec in members())
+    return max(sum(spec in attacks for spec in members(level)) for level in KNOWLEDGE)
 
 
 def is_auto(spec: Any) -> bool:
-    """Whether an attack's spec, in any notation, is ``auto``.
+    """Whether an attack's spec, in any notation, is ``auto``; raises as ``level_of``."""
+    return level_of(spec) is not None
+
+
+def level_of(spec: Any) -> str | None:
+    """Return what the attackers of ``auto`` know; None where a spec is another attack's.
 
     Raises
     ------
     SpecError
-        If it is, and has settings.
+        If it is ``auto`` and has other settings than ``knowledge``, or an unknown one.
     """
     name, _, text = spec.partition(":") if isinstance(spec, str) else (None, "", "")
-    # Text after the colon is a setting, whatever it says; it is refused below, not parsed.
-    given: dict[str, Any] = {text: ""} if text else {}
+    key, equals, value = text.partition("=")
+    # Text after the colon is a setting, whatever it says.
+    given: dict[str, Any] = {(key if equals else text): value} if text else {}
     if not isinstance(spec, str):
         try:
             name, given = split(spec)
         except SpecError:
-            return False  # what is no spec at all has its own sentence
+            return None  # what is no spec at all has its own sentence
     if name != AUTO:
-        return False
-    if given:
-        raise SpecError(f"attack 'auto' has no parameters, got {', '.join(given)}")
-    return True
+        return None
+    if others := [f"{k}={v}" if equals else str(k) for k, v in given.items() if k != KEY]:
+        raise SpecError(f"attack 'auto' has no parameters but {KEY}, got {', '.join(others)}")
+    level = given.get(KEY, SEES_ALL)
+    if level not in KNOWLEDGE:
+        hint = suggest(str(level), list(KNOWLEDGE))
+        raise SpecError(f"unknown {KEY} {level!r} of attack 'auto'; {hint}")
+    return str(level)
 
 
 def is_searched(spec: dict[str, Any]) -> bool:
     """Whether a member searches or looks through momentum: it is no published attack."""
-    return spec in SEARCHED
+    return {k: v for k, v in spec.items() if k != KEY} in SEARCHED

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedrobust.matrix import block_values
+
 # Of a float64 block: 8 MiB.
 ENTRIES = 1 << 20
 
@@ -19,7 +21,7 @@ ENTRIES = 1 << 20
 def blocks(updates: Tensor, rows: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
     """Yield (columns, the (h, width) float64 block of these columns); ``rows`` (h,) picks rows."""
     h = updates.shape[0] if rows is None else len(rows)
-    width = max(1, ENTRIES // max(1, h))
+    width = max(1, block_values(updates.device, ENTRIES) // max(1, h))
     for start in range(0, updates.shape[1], width):
         columns = slice(start, min(start + width, updates.shape[1]))
         block = updates[:, columns]

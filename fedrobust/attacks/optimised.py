@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fedrobust.attacks.moments import mean, moments, repeat
 from fedrobust.attacks.probe import Rule, alone, callable_rule, line_search, prober
+from fedrobust.attacks.reduction import in_span
 
 
 def tuned(
@@ -23,6 +24,8 @@ def tuned(
     """Return (factor, ||rule's output - mean||) for the best origin + factor * direction."""
     if evaluations < 1:
         raise ValueError(f"{attack} needs evaluations >= 1, got {evaluations}")
+    # Lengths are the same in coordinates, where the rule can be asked there.
+    rule, honest, (direction, origin, centre) = in_span(rule, honest, [direction, origin, centre])
     probe = prober(rule, honest, f, attack)
 
     def value(factor: float) -> float:

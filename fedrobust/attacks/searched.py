@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,17 +18,20 @@ from torch import Tensor
 from fedrobust.attacks.moments import moments, repeat, unit
 from fedrobust.attacks.probe import Rule, prober
 from fedrobust.attacks.record import Crafted
+from fedrobust.attacks.scene import (
+    FARTHEST,
+    SIZES,
+    Scene,
+    State,
+    in_coordinates,
+    instantaneous,
+    scene_of,
+)
 from fedrobust.failures import Refusal
-from fedrobust.ranges import whole
 from fedrobust.spec import SpecError
 
-SIZES = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0, 64.0, 256.0)  # of sigma
-FARTHEST = 1e9  # a value beyond this is refused by most servers: such a vector does no harm
 BETTER = 1e-6  # relative: a gain below this is rounding, and the smaller vector is kept
 REFINED = 2  # directions whose best size is refined
-
-State = dict[str, Tensor] | None
-Directions = dict[str, Callable[[], Tensor]]  # worked out when asked: each is as large as a row
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,12 @@ def gradient_search(
     ----------
     A design of this project; see the page on the adversary.
     """
-    centre, std = moments(honest)
-    gradient = instantaneous(centre, state, momentum)
-    directions = downhill(centre, std, gradient)
-    search = _searcher(honest, f, rule, "gradient_search", refinements)
-    best, calls = search(centre, directions, lambda output: -float(output @ gradient))
+    scene = scene_of(honest, rule, state, momentum, "gradient_search", refinements)
+    asked = in_coordinates(scene)
+    best, calls = _search(asked, f, refinements, lambda output: -float(output @ asked.gradient))
     return Crafted(
-        repeat(vector_of(best, centre, directions), f, honest),
-        {"mean": centre.float()},
+        repeat(vector_of(best, scene), f, honest),
+        {"mean": scene.centre.float()},
         notes(best, calls),
     )
 
@@ -111,7 +112,8 @@ def drift_search(
     Parameters
     ----------
     refinements, momentum
-        As in ``gradient_search``: 52 questions a round by default, 44 in the first.
+        As in ``gradient_search``: 52 questions a round by default, 44 in the first; one more where
+        they are asked in coordinates.
 
     Raises
     ------
@@ -122,23 +124,24 @@ def drift_search(
     ----------
     As ``gradient_search``.
     """
-    centre, std = moments(honest)
-    gradient = instantaneous(centre, state, momentum)
-    drift = torch.zeros_like(centre) if state is None else state["drift"].to(centre)
-    directions = downhill(centre, std, gradient) | {"-std": lambda: -std}
-    if state is not None:
-        # In the first round there is no drift, and a direction of length 0 would waste its calls.
-        directions["drift"] = lambda: unit(drift) * torch.linalg.vector_norm(std)
+    scene = scene_of(honest, rule, state, momentum, "drift_search", refinements)
+    drift = torch.zeros_like(scene.centre) if state is None else state["drift"].to(scene.centre)
+    scene = replace(scene, drift=drift)
+    asked = in_coordinates(scene)
     # B - mean, so that goal + R is B + (R - mean).
-    goal = drift - centre
-    search = _searcher(honest, f, rule, "drift_search", refinements)
-    best, calls = search(
-        centre, directions, lambda output: float(torch.linalg.vector_norm(goal + output))
+    goal = asked.drift - asked.centre
+    best, calls = _search(
+        asked, f, refinements, lambda output: float(torch.linalg.vector_norm(goal + output))
     )
-    moved = drift if best.output is None else goal + best.output
+    sent = vector_of(best, scene)
+    output = best.output
+    if output is not None and asked is not scene:
+        # Once more in full: what is remembered of many rounds is what the rule itself said.
+        output, calls = _asked(prober(rule, honest, f, "drift_search"), sent), calls + 1
+    moved = drift if output is None else drift - scene.centre + output
     return Crafted(
-        repeat(vector_of(best, centre, directions), f, honest),
-        {"mean": centre.float(), "drift": moved.float()},
+        repeat(sent, f, honest),
+        {"mean": scene.centre.float(), "drift": moved.float()},
         notes(best, calls),
     )
 
@@ -167,25 +170,11 @@ def gradient_shift(
     return Crafted(repeat(sent, f, honest), {"mean": centre.float()})
 
 
-def downhill(centre: Tensor, std: Tensor, gradient: Tensor) -> Directions:
-    """Return directions (d,) against the gradient and the mean, each as long as ``std``."""
-    sigma = torch.linalg.vector_norm(std)
-    return {
-        "-gradient": lambda: -unit(gradient) * sigma,
-        "-sign(gradient) std": lambda: -gradient.sign() * std,
-        "-mean": lambda: -unit(centre) * sigma,
-    }
-
-
-def instantaneous(centre: Tensor, state: State, momentum: float) -> Tensor:
-    """Return g = (m_t - beta m_(t-1)) / (1 - beta), (d,); before the first round m is 0."""
-    before = torch.zeros_like(centre) if state is None else state["mean"].to(centre)
-    return (centre - momentum * before) / (1 - momentum)
-
-
-def vector_of(best: Trial, centre: Tensor, directions: Directions) -> Tensor:
+def vector_of(best: Trial, scene: Scene) -> Tensor:
     """Return the chosen candidate, (d,); the honest mean where the rule refused every one."""
-    return centre if best.output is None else centre + best.size * directions[best.direction]()
+    if best.output is None:
+        return scene.centre
+    return scene.centre + best.size * scene.directions()[best.direction]()
 
 
 def notes(best: Trial, calls: int) -> dict[str, float | str]:
@@ -193,33 +182,24 @@ def notes(best: Trial, calls: int) -> dict[str, float | str]:
     return {"calls": calls, "size": round(best.size, 6), "direction": best.direction}
 
 
-Search = Callable[[Tensor, Directions, Callable[[Tensor], float]], tuple[Trial, int]]
+def _search(
+    scene: Scene, f: int, refinements: int, worth: Callable[[Tensor], float]
+) -> tuple[Trial, int]:
+    """Search for the candidate whose output is worth most; return it and the number of calls."""
+    probe, directions, calls = prober(scene.rule, scene.honest, f, "search"), scene.directions(), 0
 
+    def tried(direction: str, size: float) -> Trial:
+        nonlocal calls
+        calls += 1
+        output = _asked(probe, directions[direction]().mul_(size).add_(scene.centre))
+        value = -math.inf if output is None else worth(output)
+        # The rule's own precision holds all of its answer in less memory.
+        kept = None if output is None else output.to(scene.honest.dtype)
+        return Trial(direction, size, -math.inf if math.isnan(value) else value, kept)
 
-def _searcher(honest: Tensor, f: int, rule: Rule | None, attack: str, refinements: int) -> Search:
-    """Return the search (origin, directions, worth of an output) -> best trial, calls."""
-    whole(refinements, attack, "refinements", low=0)
-    probe = prober(rule, honest, f, attack)
-
-    def search(
-        origin: Tensor, directions: Directions, worth: Callable[[Tensor], float]
-    ) -> tuple[Trial, int]:
-        calls = 0
-
-        def tried(direction: str, size: float) -> Trial:
-            nonlocal calls
-            calls += 1
-            output = _asked(probe, directions[direction]().mul_(size).add_(origin))
-            value = -math.inf if output is None else worth(output)
-            # The rule's own precision holds all of its answer in less memory.
-            kept = None if output is None else output.to(honest.dtype)
-            return Trial(direction, size, -math.inf if math.isnan(value) else value, kept)
-
-        firsts = [best_of(tried(name, size) for size in SIZES) for name in directions]
-        ranked = _ranked(firsts)[:REFINED]
-        return best_of(_refined(trial, tried, refinements) for trial in ranked), calls
-
-    return search
+    firsts = [best_of(tried(name, size) for size in SIZES) for name in directions]
+    ranked = _ranked(firsts)[:REFINED]
+    return best_of(_refined(trial, tried, refinements) for trial in ranked), calls
 
 
 def _asked(probe: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor | None:

@@ -9,6 +9,7 @@ from fedrobust.evaluation import pixels
 from fedrobust.vector import FlatModel
 
 ON_CPU = 256 * 2**20
+SHARE = 4  # of a GPU's memory: data, the matrix of updates and the rule's blocks have the rest
 PER_PARAMETER = 6 * 4  # parameters, gradient, its copy, and up to three tensors of the optimizer
 
 
@@ -24,17 +25,20 @@ def chunk_of(model: FlatModel, image: Tensor, batch_size: int, budget: int | Non
     batch_size
         Images of the largest mini-batch.
     budget
-        Bytes; None: half of the GPU's free memory, 256 MiB on a CPU.
+        Bytes; None: a quarter of the GPU's memory, 256 MiB on a CPU.
     """
     each = model.d * PER_PARAMETER + batch_size * activations(model, image)
     return max(1, (available(model.vector.device) if budget is None else budget) // each)
 
 
 def available(device: torch.device) -> int:
-    """Return the bytes that one stack may take on a device."""
+    """Return the bytes that one stack may take on a device.
+
+    Of all of a GPU's memory, not of what is free: what PyTorch keeps from earlier rounds is not,
+    and other chunks are other sums.
+    """
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free // 2
+        return torch.cuda.get_device_properties(device).total_memory // SHARE
     return ON_CPU
 
 

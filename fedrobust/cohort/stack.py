@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from fedrobust.cohort.schedule import whole
 from fedrobust.vector import FlatModel, trainable
 
 
@@ -42,11 +43,11 @@ class Stack:
 
     def keep(self, places: Sequence[int], gradients: Sequence[Tensor]) -> None:
         """Put gradients of ``leaves`` into their clients' rows."""
-        flat = torch.cat([g.reshape(len(places), -1) for g in gradients], dim=1)
-        if _whole(places):
-            self.gradient[: len(places)] = flat
+        parts = [g.reshape(len(places), -1) for g in gradients]
+        if whole(places):
+            torch.cat(parts, dim=1, out=self.gradient[: len(places)])
         else:
-            self.gradient[list(places)] = flat
+            self.gradient[list(places)] = torch.cat(parts, dim=1)
 
     def networks(self, leaves: Sequence[Tensor]) -> StackedNetworks:
         """Return the clients' networks with these parameters, in the order of ``leaves``."""
@@ -56,7 +57,7 @@ class Stack:
     @staticmethod
     def _rows(matrix: Tensor, places: Sequence[int]) -> Tensor:
         # A slice is a view; a list of places copies the rows.
-        return matrix[: len(places)] if _whole(places) else matrix[list(places)]
+        return matrix[: len(places)] if whole(places) else matrix[list(places)]
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,3 @@ class StackedNetworks:
     def detached(self) -> StackedNetworks:
         """Return the same networks with parameters that collect no gradient."""
         return replace(self, leaves=tuple(leaf.detach() for leaf in self.leaves))
-
-
-def _whole(places: Sequence[int]) -> bool:
-    """Whether the places are the first ones, without a gap."""
-    return list(places) == list(range(len(places)))

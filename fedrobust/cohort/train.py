@@ -8,12 +8,15 @@ step those whose mini-batches have equal sizes share a pass.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from fedrobust.cohort.convolutions import as_asked
+from fedrobust.cohort.member import Member
 from fedrobust.cohort.memory import chunk_of
+from fedrobust.cohort.schedule import Batch, schedule, whole
 from fedrobust.cohort.stack import Stack
 from fedrobust.evaluation import pixels
 from fedrobust.spec import suggest
@@ -21,13 +24,12 @@ from fedrobust.training import augment
 from fedrobust.training.local import (
     Draw,
     Recipe,
-    batches,
     length,
     local_optimizer,
     shortening,
     train_local,
 )
-from fedrobust.training.losses import IGNORED, Loss, StackableLoss, cross_entropy
+from fedrobust.training.losses import Loss, StackableLoss
 from fedrobust.training.precision import precision
 from fedrobust.vector import FlatModel
 
@@ -38,19 +40,6 @@ Result = tuple[Tensor, float]
 
 class CohortError(ValueError):
     """Clients that cannot be trained as one stack."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One client of a cohort; the fields are those of ``train_local``."""
-
-    images: Tensor
-    labels: Tensor
-    recipe: Recipe
-    generator: torch.Generator
-    loss: Loss = cross_entropy
-    out: Tensor | None = None
-    draw: Draw | None = None
 
 
 def train_cohort(
@@ -76,7 +65,7 @@ def train_cohort(
         "off": one by one, bit for bit ``train_local``. "vmap": as stacks. "auto": as stacks where
         that is possible and pays (``worthwhile``), the others one by one.
     budget
-        Bytes that one stack may take; None: half of the GPU's free memory, 256 MiB on a CPU.
+        Bytes that one stack may take; None: a quarter of the GPU's memory, 256 MiB on a CPU.
 
     Raises
     ------
@@ -202,18 +191,16 @@ def _length(member: Member) -> int:
 def _train_stack(model: FlatModel, start: Tensor, members: list[Member]) -> list[Result]:
     """Train members, sorted by falling length, with one stack of parameters."""
     recipe, lengths = members[0].recipe, [_length(member) for member in members]
-    stack = Stack(model, start, len(members))
+    stack, plan = Stack(model, start, len(members)), schedule(members)
     optimizer = local_optimizer(stack.vector, stack.gradient, recipe)
-    plans = [batches(len(m.labels), m.recipe, m.generator) for m in members]
-    losses, updates = [0.0] * len(members), [torch.empty(0)] * len(members)
+    losses, updates = start.new_zeros(len(members), dtype=torch.float64), [start] * len(members)
     for step in range(lengths[0]):
         # Sorted by falling length: those who still train are the first ones.
         active = sum(length > step for length in lengths)
-        taken = [_take(m, next(p)) for m, p in zip(members[:active], plans, strict=False)]
-        for places in _parts(model.module, _stackable(members[0]), taken):
-            values = _backward(stack, places, members, [taken[i] for i in places])
-            for i, value in zip(places, values.tolist(), strict=True):
-                losses[i] += value
+        sizes = [own[step] for own in plan.sizes[:active]]
+        for places in _parts(model.module, _stackable(members[0]), sizes):
+            values = _backward(stack, places, members, plan.batch(places, step))
+            _add(losses, places, values)
         if recipe.clip:
             stack.gradient.mul_(shortening(stack.gradient, recipe.clip))
         if recipe.mode == "update":
@@ -221,8 +208,17 @@ def _train_stack(model: FlatModel, start: Tensor, members: list[Member]) -> list
         for i in (i for i in range(active) if lengths[i] == step + 1):
             # At once: the optimizer goes on to move the rows of those who have finished, too.
             updates[i] = _update(stack, start, members[i], i)
-    means = (loss / length for loss, length in zip(losses, lengths, strict=True))
+    # The one wait for the device: until here nothing has asked for a value.
+    means = (loss / length for loss, length in zip(losses.tolist(), lengths, strict=True))
     return list(zip(updates, means, strict=True))
+
+
+def _add(losses: Tensor, places: Sequence[int], values: Tensor) -> None:
+    """Add some clients' losses to their sums, on the device."""
+    if whole(places):
+        losses[: len(places)] += values.double()
+    else:
+        losses[list(places)] += values.double()
 
 
 def _update(stack: Stack, start: Tensor, member: Member, place: int) -> Tensor:
@@ -233,50 +229,31 @@ def _update(stack: Stack, start: Tensor, member: Member, place: int) -> Tensor:
     return torch.add(stack.gradient[place], start, alpha=member.recipe.weight_decay, out=out)
 
 
-def _take(member: Member, batch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gather one mini-batch and draw its augmentation, in the order of ``train_local``."""
-    name = member.recipe.augment
-    draws = augment.draw(name, len(batch), member.generator) if name != augment.NONE else None
-    chosen = batch.to(member.images.device)
-    return member.images[chosen], member.labels[chosen], draws
-
-
-def _parts(
-    module: nn.Module, loss: StackableLoss, taken: list[tuple[Tensor, Tensor, Tensor | None]]
-) -> Iterator[list[int]]:
-    """Group the clients that share a pass.
+def _parts(module: nn.Module, loss: StackableLoss, sizes: list[int]) -> Iterator[list[int]]:
+    """Group the clients that share a pass, by the sizes of their mini-batches.
 
     Mini-batches of different sizes are filled up where that changes nothing: where the loss leaves
     out the rows that are added, and no BatchNorm sees them.
     """
     if loss.pads and not has_batch_statistics(module):
-        yield list(range(len(taken)))
+        yield list(range(len(sizes)))
         return
-    sizes = [len(labels) for _, labels, _ in taken]
     for size in sorted(set(sizes)):
         yield [i for i, own in enumerate(sizes) if own == size]
 
 
-def _backward(
-    stack: Stack,
-    places: list[int],
-    members: list[Member],
-    taken: list[tuple[Tensor, Tensor, Tensor | None]],
-) -> Tensor:
+def _backward(stack: Stack, places: list[int], members: list[Member], batch: Batch) -> Tensor:
     """Put the clients' mini-batch gradients into the stack; return their losses."""
     recipe, loss = members[places[0]].recipe, _stackable(members[places[0]])
     sources = [_stackable(members[i]).generator for i in places]
-    images = _padded([chosen for chosen, _, _ in taken], 0)
-    labels = _padded([targets for _, targets, _ in taken], IGNORED)
-    if recipe.augment != augment.NONE:
-        # Transposed, since draws have one column an image and filling up goes along the images.
-        draws = _padded([one[2].T for one in taken if one[2] is not None], 0).flatten(0, 1).T
-        flat = augment.apply(images.flatten(0, 1), recipe.augment, draws)
+    images = batch.images
+    if batch.draws is not None:
+        flat = augment.apply(images.flatten(0, 1), recipe.augment, batch.draws)
         images = flat.view(images.shape)
     leaves = stack.leaves(places)
     x = pixels(images)
-    with precision(recipe.precision, x.device):
-        losses = loss.stacked(stack.networks(leaves), x, labels, sources)
+    with precision(recipe.precision, x.device), as_asked():
+        losses = loss.stacked(stack.networks(leaves), x, batch.labels, sources)
     with precision(recipe.precision, x.device, backward=True):
         # The rows are independent: the gradient of the sum is each client's own.
         stack.keep(places, torch.autograd.grad(losses.sum(), leaves))
@@ -286,10 +263,3 @@ def _backward(
 def _stackable(member: Member) -> StackableLoss:
     assert isinstance(member.loss, StackableLoss), "obstacle() lets no other loss in"
     return member.loss
-
-
-def _padded(parts: list[Tensor], value: int) -> Tensor:
-    """Stack tensors of different lengths, filled up at the end."""
-    if len({len(part) for part in parts}) == 1:
-        return torch.stack(parts)
-    return nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=value)

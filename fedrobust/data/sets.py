@@ -213,12 +213,13 @@ TENTH = 10  # one training example in so many is for validation
 VALIDATION = "-validation"
 
 
-def _validation(source: Callable[[Path | None, bool], Dataset]) -> Callable[..., Dataset]:
+def validation(source: Callable[[Path | None, bool], Dataset]) -> Callable[..., Dataset]:
     """Return the set whose test examples are every tenth training example: to tune on."""
 
     def load(root: Path | None, download: bool) -> Dataset:
         whole = source(root, download)
         held = torch.arange(len(whole.train_labels)) % TENTH == TENTH - 1
+        owners = whole.train_clients
         return replace(
             whole,
             name=whole.name + VALIDATION,
@@ -226,15 +227,17 @@ def _validation(source: Callable[[Path | None, bool], Dataset]) -> Callable[...,
             train_labels=whole.train_labels[~held],
             test_images=whole.train_images[held],
             test_labels=whole.train_labels[held],
+            train_clients=None if owners is None else owners[~held],
+            test_clients=None if owners is None else owners[held],
         )
 
     first = (source.__doc__ or "").splitlines()[0].split(" (")[0].split(":")[0].rstrip(".")
-    load.__doc__ = f"Nine tenths of the training images, tested on the rest, of: {first}."
+    load.__doc__ = f"Nine tenths of the training examples, tested on the rest, of: {first}."
     return load
 
 
 # Over a copy of the table, which grows meanwhile.
-DATASETS |= {name + VALIDATION: _validation(source) for name, source in [*DATASETS.items()]}
+DATASETS |= {name + VALIDATION: validation(source) for name, source in [*DATASETS.items()]}
 
 
 def load(name: str, *, root: str | Path | None = None, download: bool = False) -> Dataset:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedrobust.attacks import settings, strength, threat_model
-from fedrobust.attacks.members import is_auto, members
+from fedrobust.attacks.members import SEES_ALL, level_of, members
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.simulation import stragglers
 from fedrobust.spec import SpecError
@@ -25,10 +25,10 @@ def expanded(document: Mapping[str, Any], build: Build) -> list[Experiment]:
         Where ``auto`` has settings, no attackers, or is not supported: it is for federated runs.
     """
     try:
-        auto = is_auto(document.get("attack"))
+        level = level_of(document.get("attack"))
     except SpecError as error:
         raise ConfigError([str(error)]) from error
-    if not auto:
+    if level is None:
         return [build(document)]
     if "redundancy" in document:
         raise _unsupported("redundancy")
@@ -40,7 +40,7 @@ def expanded(document: Mapping[str, Any], build: Build) -> list[Experiment]:
         raise ConfigError([f"attack 'auto' compares accuracies, this task has {shown.column}"])
     if not plain.byzantine:
         raise ConfigError(["attack 'auto' needs byzantine of at least 1, got 0"])
-    return [build({**document, "attack": spec}) for spec in applicable(plain)]
+    return [build({**document, "attack": spec}) for spec in applicable(plain, level)]
 
 
 def _unsupported(mode: str) -> ConfigError:
@@ -49,13 +49,13 @@ def _unsupported(mode: str) -> ConfigError:
     )
 
 
-def applicable(experiment: Experiment) -> list[dict[str, Any]]:
-    """Return the members that can be computed in every round of an experiment.
+def applicable(experiment: Experiment, level: str = SEES_ALL) -> list[dict[str, Any]]:
+    """Return the members, of a level of knowledge, that can be computed in every round.
 
     ALIE's own z, for one, is not defined where half of those who are asked are Byzantine.
     """
     counts = cohorts(experiment)
-    return [spec for spec in members() if all(_computes(spec, n, f) for n, f in counts)]
+    return [spec for spec in members(level) if all(_computes(spec, n, f) for n, f in counts)]
 
 
 def _computes(spec: dict[str, Any], n: int, f: int) -> bool:

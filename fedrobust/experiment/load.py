@@ -296,4 +296,6 @@ def document_of(run_config: Mapping[str, Any]) -> dict[str, Any]:
     return override(document, given)
 
 
-RUNTIME_KEYS = ("device", "hosts", "data-root", "output", "resume", "nodes", "use", "secret-file")
+RUNTIME_KEYS = (
+    "device", "hosts", "poll", "data-root", "output", "resume", "nodes", "use", "secret-file",
+)  # fmt: skip

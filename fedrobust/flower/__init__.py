@@ -3,7 +3,8 @@
 from fedrobust.flower import commit_reveal
 from fedrobust.flower.adversary_grid import AdversaryGrid
 from fedrobust.flower.attackers import Attackers
-from fedrobust.flower.cohort_grid import CohortGrid, serve_cohort
+from fedrobust.flower.cohort_grid import CohortGrid
+from fedrobust.flower.cohort_host import serve_cohort
 from fedrobust.flower.guarded_grid import GuardedGrid
 from fedrobust.flower.in_process import InProcessGrid, matrix_of
 from fedrobust.flower.legacy import whole_rounds

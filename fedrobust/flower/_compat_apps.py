@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
+from threading import Condition, Lock
 from typing import Any
 
 from flwr.common.config import flatten_dict, fuse_dicts, get_project_config
@@ -21,11 +22,13 @@ from fedrobust.flower._compat import DoorError, version
 
 __all__ = [
     "DOORS", "check_doors", "engine", "fit_to_record", "fitted", "flatten_dict", "fuse_dicts",
-    "get_project_config", "older_averages", "replaced_fit_clients", "simulate_app",
+    "get_project_config", "hurry", "older_averages", "replaced_fit_clients", "simulate_app",
 ]  # fmt: skip
 
 ENGINE, OLDER = "flwr.simulation.run_simulation", "flwr.server.server"
 RECORDS, AVERAGES = "flwr.compat.common.recorddict_compat", "flwr.server.strategy.aggregate"
+IN_MEMORY = "flwr.superlink.grid.inmemory_grid"
+WORKERS = "flwr.simulation.ray_transport.ray_actor"
 # Module -> function -> the parameters that it is called with.
 DOORS: dict[str, dict[str, tuple[str, ...]]] = {
     ENGINE: {
@@ -39,6 +42,7 @@ DOORS: dict[str, dict[str, tuple[str, ...]]] = {
         "recorddict_to_fitres": ("recorddict", "keep_input"),
     },
 }  # fmt: skip
+IDLE = 0.5  # seconds after which the engine looks whether the run has ended
 _patching = Lock()
 
 
@@ -132,3 +136,84 @@ def fitted(content: Any) -> Any:
 def older_averages() -> Any:
     """Return the module of the older API's averages and rules, for comparisons."""
     return importlib.import_module(AVERAGES)
+
+
+def hurry(grid: Any, interval: float) -> bool:
+    """Let Flower's simulation engine carry messages when they come, and replace workers that died.
+
+    The engine looks for messages every 0.1 s, for replies as often, and puts a worker that died
+    back among the living ones.
+
+    Parameters
+    ----------
+    grid
+        The grid that the engine gave to the server app; any other is left as it is.
+    interval
+        Seconds between two looks for replies.
+
+    Returns
+    -------
+    Whether the grid was the engine's.
+    """
+    module = sys.modules.get(IN_MEMORY)
+    if module is None or not isinstance(grid, module.InMemoryGrid):
+        return False
+    grid.pull_interval = interval
+    Doorbell(grid)
+    _replace_dead_workers()
+    return True
+
+
+class Doorbell:
+    """Wake the engine's thread that hands messages out, which else sleeps between two looks.
+
+    It asks for each node's messages in turn: where it asks for the first node's, it is kept until
+    there is something to hand out.
+    """
+
+    def __init__(self, grid: Any) -> None:
+        self._changed = Condition()
+        self._waiting = 0
+        self._first: int | None = None
+        self._push, self._look = grid.push_messages, grid.state.get_message_ins
+        grid.push_messages, grid.state.get_message_ins = self.push, self.look
+
+    def push(self, messages: Any) -> Any:
+        """Push messages and ring."""
+        listed = list(messages)
+        pushed = list(self._push(listed))
+        with self._changed:  # only now: all messages of a round are handed out in one turn
+            self._waiting += len(pushed)
+            self._changed.notify_all()
+        return pushed
+
+    def look(self, node_id: int, *args: Any, **kwargs: Any) -> Any:
+        """Wait until there is something, at the first node; then look."""
+        with self._changed:
+            self._first = node_id if self._first is None else self._first
+            if node_id == self._first and not self._waiting:
+                self._changed.wait(IDLE)
+        found = self._look(node_id, *args, **kwargs)
+        with self._changed:
+            self._waiting = max(0, self._waiting - len(found))
+        return found
+
+
+def _replace_dead_workers() -> None:
+    """Let the engine's pool take a new worker in the place of one that died."""
+    workers: Any = importlib.import_module(WORKERS)
+    pool, gone = workers.BasicActorPool, workers.ray.exceptions.RayActorError
+    fetch = pool.fetch_result_and_return_actor_to_pool
+    if getattr(fetch, "replaces", False):
+        return
+
+    def fetching(self: Any, future: Any) -> Any:
+        try:
+            return fetch(self, future)
+        except gone:
+            # The engine puts back whoever stands here.
+            self._future_to_actor[future] = self.create_actor_fn()
+            raise
+
+    fetching.replaces = True  # type: ignore[attr-defined]
+    pool.fetch_result_and_return_actor_to_pool = fetching

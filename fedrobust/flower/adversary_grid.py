@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedrobust.flower.in_process import RAISED, matrix_of, stamp
+from fedrobust.flower.in_process import RAISED, in_this_process, matrix_of, stamp
 from fedrobust.flower.serialization import (
     TensorArray,
     array_of,
@@ -69,6 +69,7 @@ class AdversaryGrid(WrappedGrid):
         super().__init__(inner)
         self._read = read
         self._matrix = matrix_of(inner)
+        self._by_reference = in_this_process(inner)
         self._write = write or self._as_row
         self._clients = clients
         self._members = members
@@ -121,7 +122,9 @@ class AdversaryGrid(WrappedGrid):
         content = RecordDict(dict(leader.content.items()))
         content[ADVERSARY] = ConfigRecord({"task": "craft", "colluders": len(colluders)})
         content[VIEW] = array_of(view=rows)
-        room = None if self._matrix is None else self._matrix.room(rows, len(colluders))
+        room = None
+        if self._matrix is not None and self._by_reference:  # else who crafts would write a copy
+            room = self._matrix.room(rows, len(colluders))
         if room is not None:
             content[ROOM] = array_of(room=room)
         server_round = int(read_setting(leader.content, "config", "round"))

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
+from logging import WARNING
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common import log
 from flwr.serverapp import Grid
+from torch import Tensor
 
-from fedrobust.failures import PluginError
-from fedrobust.flower.in_process import RAISED, Together, answer, stamp
+from fedrobust.flower import blocks
+from fedrobust.flower.adversary_grid import ADVERSARY
+from fedrobust.flower.cohort_host import COHORT, REMEMBERS, ROWS, STATUS
+from fedrobust.flower.in_process import RAISED, stamp
 from fedrobust.flower.quantized_arrays import payload
-from fedrobust.flower.serialization import read_setting
+from fedrobust.flower.serialization import read_setting, tensor_of
+from fedrobust.flower.shared_rows import Handle, RowsFile
+from fedrobust.flower.update_matrix import UpdateMatrix
 from fedrobust.flower.wrapping import WrappedGrid
+from fedrobust.text import printable
 
-COHORT = "fedrobust.cohort"
 AT_ONCE = 2**29  # bytes of replies that a host may have to hold in one message
-MISTAKE = "PluginError: "  # begins the reason of a reply that an attack's own mistake cost
+DIED = 0  # Flower's ErrorCode.UNKNOWN: the engine's word for a worker that is gone
+LIVES = 2  # so many times a host may die
 UNMENTIONED = "error: the host did not mention this client"
-Handler = Callable[[Message, Context], Message | None]
+Group = tuple[int, list[Message]]  # a host, and the messages of its clients that go as one
+
+
+class HostsLostError(RuntimeError):
+    """Too many hosts of a simulation died for the run to go on."""
 
 
 class CohortGrid(WrappedGrid):
@@ -40,15 +53,31 @@ class CohortGrid(WrappedGrid):
         Bytes that one host's reply should not exceed, counting each client's as large as what it
         was sent. Larger cohorts travel in parts, a host's next part after its last came back:
         a message is held whole, several times over, on its way.
+    shared
+        Makes rows that hosts on this machine write their clients' updates into; None: updates
+        travel as bytes.
+    asked
+        How many clients are asked in a round, at most: so many rows are shared.
 
     Notes
     -----
     Hosts are trusted to keep their clients apart: this grid is for simulation. A client that
     raises, or does not answer, costs its own reply only.
+
+    The work of a host that died is asked for again in the same round: what it remembered is kept
+    by Flower's engine, which gives it to another worker. All draws have an address, so the numbers
+    are the same. A host that died twice is out, and its clients move to the others.
     """
 
     def __init__(
-        self, inner: Grid, *, clients: int, hosts: int = 0, at_once: int = AT_ONCE
+        self,
+        inner: Grid,
+        *,
+        clients: int,
+        hosts: int = 0,
+        at_once: int = AT_ONCE,
+        shared: RowsFile | None = None,
+        asked: int = 0,
     ) -> None:
         super().__init__(inner)
         self._clients = clients
@@ -58,6 +87,11 @@ class CohortGrid(WrappedGrid):
         self._hosts = nodes[: hosts or None]
         self._at_once = at_once
         self._ids = count(1)
+        self._shared = shared
+        self.updates = UpdateMatrix(asked, shared) if shared else UpdateMatrix()
+        self._like = torch.empty(0)
+        self._deaths: Counter[int] = Counter()
+        self._remembering: set[int] = set()
 
     def get_node_ids(self) -> list[int]:
         """Return the logical nodes 1..clients."""
@@ -70,129 +104,188 @@ class CohortGrid(WrappedGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        """Pack the messages by host, send, and unpack one reply a logical client."""
+        """Pack the messages by host, send, and unpack one reply a logical client.
+
+        Raises
+        ------
+        HostsLostError
+            If fewer than half of the hosts are left, or one is lost that remembers its clients.
+        """
         end = None if timeout is None else time.monotonic() + timeout
+        stamped = [stamp(m, f"cohort-{next(self._ids)}") for m in messages]
+        self._deal(stamped)
         result: list[Message] = []
-        for wave in self._pack([stamp(m, f"cohort-{next(self._ids)}") for m in messages]):
+        waves = list(self._pack(stamped))
+        while waves:
             # All waves share the caller's time: a slow host leaves the others' next parts less of
             # it.
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 break
-            outer = {id(message): members for message, members in wave}
-            sent = [message for message, _ in wave]
-            replies = list(self._inner.send_and_receive(sent, timeout=left))
-            # Only now: the inner grid gives messages their ids when it sends them.
-            by_id = {m.metadata.message_id: outer[id(m)] for m in sent}
-            for reply in replies:
-                result += _unpack(reply, by_id.get(reply.metadata.reply_to_message_id, []))
+            lost = self._exchange(waves.pop(0), left, result)
+            waves[:0] = self._pack(lost) if lost else []
         return result
 
-    def _pack(self, messages: list[Message]) -> Iterator[list[tuple[Message, list[Message]]]]:
+    def _exchange(
+        self, wave: Sequence[Group], left: float | None, result: list[Message]
+    ) -> list[Message]:
+        """Send one message a group, unpack what comes; return the messages whose host died."""
+        sent = [(self._host_message(*group), group) for group in wave]
+        replies = list(self._inner.send_and_receive([m for m, _ in sent], timeout=left))
+        # Only now: the inner grid gives messages their ids when it sends them.
+        groups = {message.metadata.message_id: group for message, group in sent}
+        lost: list[Message] = []
+        for reply in replies:
+            host, members = groups.pop(reply.metadata.reply_to_message_id, (0, []))
+            if members and reply.has_error() and reply.error.code == DIED:
+                self._lost(host, printable(reply.error.reason, limit=300))
+                lost += members
+            else:
+                result += self._unpack(reply, host, members)
+        if lost or groups:
+            # Whoever is late, or is only thought to be dead, may still write into its rows.
+            self.updates.withdraw()
+            if self._shared is not None:
+                self._shared.release()
+        return lost
+
+    def _lost(self, host: int, reason: str) -> None:
+        """Count a host's death; out with one that died too often."""
+        self._deaths[host] += 1
+        out = [node for node in self._hosts if self._deaths[node] >= LIVES]
+        alive = len(self._hosts) - len(out)
+        log(WARNING, "host %s died (%s of %s alive): %s", host, alive, len(self._hosts), reason)
+        if 2 * alive < len(self._hosts) or not alive:
+            raise HostsLostError(
+                f"{len(out)} of {len(self._hosts)} hosts died {LIVES} times each, fewer than half "
+                f"are left; the last one: {reason}"
+            )
+        if host in out and host in self._remembering:
+            raise HostsLostError(
+                f"a host died {LIVES} times, and with it what its clients remember: {reason}"
+            )
+
+    def _host_of(self, message: Message) -> int:
+        """Return the host of a logical client; where it is out, one of the others."""
+        client = message.metadata.dst_node_id - 1
+        host = self._hosts[client % len(self._hosts)]
+        if self._deaths[host] < LIVES:
+            return host
+        alive = [node for node in self._hosts if self._deaths[node] < LIVES]
+        return alive[client % len(alive)]
+
+    def _deal(self, messages: Sequence[Message]) -> None:
+        """Give clients that are to train their rows, in the order in which they were asked."""
+        models: dict[int, Tensor | None] = {}  # many messages share one content
+        for message in messages if self._shared is not None else ():
+            content = id(message.content)
+            if content not in models:
+                models[content] = _trained_model(message)
+            model, client = models[content], message.metadata.dst_node_id - 1
+            if model is not None and self.updates.free_for(client):
+                if self._like.shape != model.shape:
+                    self._like = torch.empty(model.shape)  # rows are in this machine's memory
+                self.updates.row(client, self._like)
+
+    def _slots(self, group: Sequence[Message]) -> list[int] | None:
+        """Return the shared rows of a group's clients; None where updates travel as bytes."""
+        if self._shared is None or self._shared.handle is None:
+            return None
+        if _trained_model(group[0]) is None:
+            return None
+        clients = [m.metadata.dst_node_id - 1 for m in group]
+        known = all(self.updates.has(client) for client in clients)
+        return [self.updates.slot(client) for client in clients] if known else None
+
+    def _pack(self, messages: Iterable[Message]) -> Iterator[list[Group]]:
         """Group messages that carry the same content to the same host; yield what may go at once.
 
         Groups of the same host with other contents go along: they are few and small.
         """
         groups: dict[tuple[int, int, str], list[Message]] = defaultdict(list)
         for message in messages:
-            host = self._hosts[(message.metadata.dst_node_id - 1) % len(self._hosts)]
+            host = self._host_of(message)
             groups[host, id(message.content), message.metadata.message_type].append(message)
-        parts: dict[int, list[tuple[int, list[Message]]]] = defaultdict(list)
+        parts: dict[int, list[Group]] = defaultdict(list)
         for (host, _, _), group in groups.items():
             size = max(1, self._at_once // max(1, payload(group[0].content)))
+            if self._slots(group) is not None:
+                size = len(group)  # the updates stay where they are
             for number, first in enumerate(range(0, len(group), size)):
                 parts[number].append((host, group[first : first + size]))
-        for wave in parts.values():
-            yield [(self._host_message(host, group), group) for host, group in wave]
+        yield from parts.values()
 
-    def _host_message(self, host: int, group: list[Message]) -> Message:
+    def _host_message(self, host: int, group: Sequence[Message]) -> Message:
         first = group[0]
         content = RecordDict(dict(first.content.items()))
         clients = [m.metadata.dst_node_id - 1 for m in group]
         content[COHORT] = ConfigRecord({"clients": clients, "of": self._clients})
+        slots = self._slots(group)
+        if slots is not None and self._shared is not None and self._shared.handle is not None:
+            content[ROWS] = ConfigRecord(self._shared.handle.settings(slots))
         ttl = first.metadata.ttl
         kind, label = first.metadata.message_type, first.metadata.group_id
         return Message(content, host, kind, ttl=ttl, group_id=label)
 
+    def _unpack(self, reply: Message, host: int, members: Sequence[Message]) -> list[Message]:
+        """Return the logical clients' own replies; an error of their host is that of each."""
+        if reply.has_error():
+            return [Message(reply.error, reply_to=member) for member in members]
+        if read_setting(reply.content, STATUS, REMEMBERS) is True:
+            self._remembering.add(host)
+        handle = self._shared.handle if self._shared is not None else None
+        return unpack(reply.content, members, self.updates, handle)
 
-def serve_cohort(
-    handler: Handler, message: Message, context: Context, *, together: Together | None = None
-) -> Message | None:
-    """Answer a host's message by calling ``handler`` once for each logical client in it.
 
-    ``together``, where given, answers for all of them instead: (messages, contexts, None) ->
-    replies. There is no matrix to write into: the replies leave this process as bytes.
+def unpack(
+    content: RecordDict,
+    members: Sequence[Message],
+    matrix: UpdateMatrix | None = None,
+    handle: Handle | None = None,
+) -> list[Message]:
+    """Return the logical clients' own replies out of what ``serve_cohort`` answered for them.
 
-    A message without a cohort goes to the handler as it is.
+    Parameters
+    ----------
+    content
+        The host's reply.
+    members
+        The messages of its clients; who is silent has no reply.
+    matrix, handle
+        Of the rows that the host was told to write; None: all travelled as bytes.
     """
-    if COHORT not in message.content:
-        return handler(message, context)
-    clients = list(read_setting(message.content, COHORT, "clients"))
-    of = int(read_setting(message.content, COHORT, "of"))
-    shared = {key: record for key, record in message.content.items() if key != COHORT}
-    reply = RecordDict()
-    status: dict[str, Any] = {}
-    contexts = [_own_context(context, client, of) for client in clients]
-    asked = [Message(RecordDict(dict(shared)), reply_to=message) for _ in clients]
-    for client, inner in zip(clients, asked, strict=True):
-        stamp(inner, f"{message.metadata.message_id}/{client}")
-    one_by_one = (answer(handler, m, c) for m, c in zip(asked, contexts, strict=True))
-    answers = together(asked, contexts, None) if together else one_by_one
     try:
-        for client, own, answered in zip(clients, contexts, answers, strict=True):
-            status[str(client)] = _collect(reply, client, answered)
-            _keep_state(context, client, own.state)
-    except PluginError as error:  # an exception ends at the host; its server ends the run on this
-        word = f"error: {MISTAKE}{error}"
-        status |= {str(client): word for client in clients if str(client) not in status}
-    reply["status"] = ConfigRecord(status)
-    return Message(reply, reply_to=message)
-
-
-def _own_context(context: Context, client: int, clients: int) -> Context:
-    prefix = f"{client}/"
-    state = {k.removeprefix(prefix): v for k, v in context.state.items() if k.startswith(prefix)}
-    return Context(
-        run_id=context.run_id,
-        node_id=client + 1,
-        node_config={**context.node_config, "partition-id": client, "num-partitions": clients},
-        state=RecordDict(state),
-        run_config=context.run_config,
-    )
-
-
-def _keep_state(context: Context, client: int, state: RecordDict) -> None:
-    for key, record in state.items():
-        context.state[f"{client}/{key}"] = record
-
-
-def _collect(reply: RecordDict, client: int, answered: Message | None) -> str:
-    if answered is None:
-        return "silent"
-    if answered.has_error():
-        return f"error: {answered.error.reason}"
-    for key, record in answered.content.items():
-        reply[f"{client}/{key}"] = record
-    return "ok"
-
-
-def _unpack(reply: Message, members: list[Message]) -> list[Message]:
-    """Return the logical clients' own replies."""
-    if reply.has_error():
-        return [Message(reply.error, reply_to=member) for member in members]
-    content = reply.content
-    parts: dict[str, dict[str, Any]] = defaultdict(dict)
-    for key, record in content.items():
-        client, _, name = key.partition("/")
-        if name:
-            parts[client][name] = record
+        parts, wrong = blocks.unpack(content, matrix or UpdateMatrix(), handle)
+    except Exception as error:  # whatever is in it
+        said = f"the host's reply is unreadable ({type(error).__name__}: {printable(error)})"
+        return [_failed(member, said) for member in members]
     result = []
     for member in members:
-        client = str(member.metadata.dst_node_id - 1)
-        word = str(read_setting(content, "status", client) or UNMENTIONED)
-        if word == "ok":
+        client = member.metadata.dst_node_id - 1
+        if client in wrong:
+            result.append(_failed(member, wrong[client]))
+        elif client in parts:
             result.append(Message(RecordDict(parts[client]), reply_to=member))
-        elif word != "silent":
-            error = Error(code=RAISED, reason=word.removeprefix("error: "))
-            result.append(Message(error, reply_to=member))
+        else:
+            word = str(read_setting(content, STATUS, str(client)) or UNMENTIONED)
+            if word != "silent":
+                result.append(_failed(member, word.removeprefix("error: ")))
     return result
+
+
+def _failed(member: Message, reason: str) -> Message:
+    return Message(Error(code=RAISED, reason=reason), reply_to=member)
+
+
+def _trained_model(message: Message) -> Tensor | None:
+    """Return the model (d,) of a message that asks a client to train it; None for any other."""
+    content = message.content
+    if message.metadata.message_type != "train":
+        return None
+    if read_setting(content, ADVERSARY, "task") == "craft":
+        return None
+    arrays = content.get("arrays")
+    if not isinstance(arrays, ArrayRecord) or "model" not in arrays:
+        return None
+    model = tensor_of(arrays["model"])
+    return model if model.dim() == 1 and model.dtype == torch.float32 else None

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from fedrobust.failures import PluginError
 from fedrobust.flower._compat import TaskIdentity, set_message_id
 from fedrobust.flower.update_matrix import UpdateMatrix
-from fedrobust.flower.wrapping import innermost
+from fedrobust.flower.wrapping import WrappedGrid, innermost
 
 Together = Callable[
     [Sequence[Message], Sequence[Context], UpdateMatrix | None], Iterable[Message | None]
@@ -137,10 +137,18 @@ class InProcessGrid(Grid):
 def matrix_of(grid: Grid) -> UpdateMatrix | None:
     """Return the matrix that the clients of a grid write their updates into.
 
-    None where they live in other processes, and their updates arrive as bytes.
+    None where they live in processes that share no memory, and their updates arrive as bytes.
     """
-    inner = innermost(grid)
-    return inner.updates if isinstance(inner, InProcessGrid) else None
+    while not isinstance(found := getattr(grid, "updates", None), UpdateMatrix):
+        if not isinstance(grid, WrappedGrid):
+            return None
+        grid = grid.inner
+    return found
+
+
+def in_this_process(grid: Grid) -> bool:
+    """Whether what is sent to the clients of a grid travels by reference."""
+    return isinstance(innermost(grid), InProcessGrid)
 
 
 def answer(

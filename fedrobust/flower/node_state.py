@@ -1,14 +1,13 @@
-"""What nodes remember between messages, as plain trees: for checkpoints of an in-process run."""
+"""What nodes remember between messages, as plain trees: for checkpoints of runs that hold it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedrobust.flower.in_process import InProcessGrid
 from fedrobust.flower.serialization import TensorArray, array_of
 from fedrobust.flower.wrapping import innermost
 
@@ -21,19 +20,24 @@ def snapshot(grid: Grid) -> Tree | None:
 
     Tensors are handed out by reference, as everywhere in process: nobody writes into them.
     """
-    inner = innermost(grid)
-    if not isinstance(inner, InProcessGrid):
+    contexts = _contexts(grid)
+    if contexts is None:
         return None
-    return {node: _tree(context.state) for node, context in inner.contexts.items()}
+    return {node: _tree(context.state) for node, context in contexts.items()}
 
 
 def restore(grid: Grid, states: Tree) -> None:
-    """Put a snapshot back into the nodes of an in-process grid of the same size."""
-    inner = innermost(grid)
-    if not isinstance(inner, InProcessGrid) or set(states) != set(inner.contexts):
+    """Put a snapshot back into the nodes of a grid of the same size that holds their states."""
+    contexts = _contexts(grid)
+    if contexts is None or set(states) != set(contexts):
         raise ValueError("the nodes' states belong to a grid of another kind or size")
-    for node, context in inner.contexts.items():
+    for node, context in contexts.items():
         context.state = _records(states[node])
+
+
+def _contexts(grid: Grid) -> dict[int, Context] | None:
+    """Return the contexts that a grid's server holds, by node; None where the nodes hold them."""
+    return getattr(innermost(grid), "contexts", None)
 
 
 def _tree(state: RecordDict) -> Tree:

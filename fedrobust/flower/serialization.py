@@ -24,6 +24,7 @@ ALIGNED = 16  # bytes: what vector instructions may rely on
 with warnings.catch_warnings():  # torch says once a process that such memory is not to be written
     warnings.simplefilter("ignore")
     torch.frombuffer(bytes(4), dtype=torch.float32)
+    torch.from_numpy(np.frombuffer(bytes(4), np.float32))
 
 
 class TensorArray(Array):
@@ -34,9 +35,9 @@ class TensorArray(Array):
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor.detach()
-        self.dtype = str(tensor.dtype).removeprefix("torch.")
-        self.shape = tuple(tensor.shape)
-        self.stype = NPY
+        # Past ``Array.__setattr__``, which forgets at each what it has made of the bytes so far.
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        vars(self).update(dtype=dtype, shape=tuple(tensor.shape), stype=NPY)
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
@@ -58,8 +59,17 @@ class TensorArray(Array):
         return plain.deflate()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel between processes as a plain array of bytes."""
-        return Array, (self.dtype, self.shape, self.stype, self.data)
+        """Travel between processes of one simulation as numpy's own buffer.
+
+        Carriers that take buffers apart from the rest, as Ray does, then copy it once into shared
+        memory, where the receiver reads it in place.
+        """
+        return _received, (np.ascontiguousarray(self.numpy()),)
+
+
+def _received(values: np.ndarray) -> TensorArray:
+    """Take an array that came from another process; it is not to be written."""
+    return TensorArray(torch.from_numpy(values))
 
 
 def array_of(**tensors: Tensor) -> ArrayRecord:

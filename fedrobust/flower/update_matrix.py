@@ -7,7 +7,7 @@ owns one matrix, hands each client its row to write into, and shows the server t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from flwr.app import Array
@@ -16,6 +16,14 @@ from torch import Tensor
 from fedrobust.failures import Refusal
 from fedrobust.flower.serialization import TensorArray
 from fedrobust.matrix import permute_rows
+
+Memory = Callable[[int, Tensor], Tensor]  # (places, a vector (d,)) -> rows (places, d)
+
+
+def own_memory(places: int, like: Tensor) -> Tensor:
+    """Return memory of this process's own, on a vector's device."""
+    # Memory of rows that nobody ever writes is never mapped, so all places cost nothing.
+    return like.new_empty(places, like.numel())
 
 
 class RowArray(TensorArray):
@@ -42,6 +50,8 @@ class UpdateMatrix:
     ----------
     places
         How many clients may have a row; 0 for a matrix that only gathers updates from elsewhere.
+    memory
+        Makes the rows, where they shall be somewhere else than in this process's own memory.
 
     Notes
     -----
@@ -51,16 +61,48 @@ class UpdateMatrix:
     or the next round begins. One matrix serves one run at a time.
     """
 
-    def __init__(self, places: int = 0) -> None:
+    def __init__(self, places: int = 0, memory: Memory = own_memory) -> None:
         self._places = places
+        self._memory = memory
+        self._withdrawn = False
         self._rows = torch.empty(0, 0)
         self._slots: dict[int, int] = {}  # place -> where its row is
         self._handed: dict[int, Tensor] = {}  # place -> the very tensor that was handed out
         self._spare = torch.empty(0, 0)
 
+    @classmethod
+    def over(cls, rows: Tensor, slots: Mapping[int, int]) -> UpdateMatrix:
+        """Return a matrix over rows (n, d) that somebody else has dealt out: client -> its row."""
+        made = cls(len(slots))
+        made._rows, made._slots = rows, dict(slots)
+        return made
+
     def begin(self) -> None:
         """Begin a round: all rows are void, and are handed out anew."""
         self._slots, self._handed = {}, {}
+        if self._withdrawn:  # into memory made anew
+            self._rows, self._withdrawn = torch.empty(0, 0), False
+
+    def withdraw(self) -> None:
+        """Move the rows of this round to other memory: somebody may still write where they are."""
+        if not self._slots:
+            return
+        taken = own_memory(self._places, self._rows[0])
+        taken[: len(self._slots)] = self._rows[: len(self._slots)]
+        self._rows, self._withdrawn = taken, True
+        self._handed = {place: taken[self._slots[place]] for place in self._handed}
+
+    def has(self, place: int) -> bool:
+        """Whether a client has a row in this round."""
+        return place in self._slots
+
+    def free_for(self, place: int) -> bool:
+        """Whether a client has a row, or there is one left for it."""
+        return place in self._slots or len(self._slots) < self._places
+
+    def slot(self, place: int) -> int:
+        """Return the number of a client's row."""
+        return self._slots[place]
 
     def row(self, place: int, like: Tensor) -> Tensor:
         """Return a client's row, (d,), of the shape, type and device of a model's vector.
@@ -69,11 +111,10 @@ class UpdateMatrix:
         whole matrix anew.
         """
         if not self._alike(like):
-            # Memory of rows that nobody ever writes is never mapped, so all places cost nothing.
-            self._rows = like.new_empty(self._places, like.numel())
             self.begin()
+            self._rows = self._memory(self._places, like)
         if place not in self._handed:
-            self._slots[place] = len(self._slots)
+            self._slots.setdefault(place, len(self._slots))
             self._handed[place] = self._rows[self._slots[place]]
         return self._handed[place]
 
@@ -101,8 +142,7 @@ class UpdateMatrix:
 
         An update that is in the row already is not copied.
         """
-        free = place in self._handed or len(self._slots) < self._places
-        if not free or not self._alike(update):
+        if not self.free_for(place) or not self._alike(update):
             return None
         row = self.row(place, update)
         if row.data_ptr() != update.data_ptr():

@@ -11,9 +11,10 @@ from pathlib import Path
 from fedrobust.plugins.kinds import KINDS, Part, PlugInError
 
 
-def entry_points() -> list[importlib.metadata.EntryPoint]:
-    """Return every plug-in that an installed package offers: the one place that reads them."""
-    groups = [kind.group for kind in KINDS.values()]
+def entry_points(*kinds: str) -> list[importlib.metadata.EntryPoint]:
+    """Return every plug-in (of some kinds) that an installed package offers: read here alone."""
+    groups = [KINDS[kind].group for kind in kinds or KINDS]
+    # Each call reads the files of all installed packages.
     return [point for group in groups for point in importlib.metadata.entry_points(group=group)]
 
 
@@ -25,8 +26,7 @@ def offered(kind: str, name: str) -> Part | None:
     PlugInError
         If it cannot be loaded, or two packages offer one name; with the packages' names.
     """
-    group = KINDS[kind].group
-    found = [p for p in entry_points() if p.group == group and p.name == name]
+    found = [point for point in entry_points(kind) if point.name == name]
     makers = list(dict.fromkeys(package_of(point) for point in found))
     if len(makers) > 1:
         raise PlugInError(f"{kind} {name!r} is offered by {' and '.join(makers)}: uninstall one")

@@ -21,6 +21,7 @@ from fedrobust.text import printable, slug
 CHECKPOINT = "checkpoint.npz"
 ROWS = "rounds.jsonl"
 FILES = (ROWS, CHECKPOINT, "config.toml", "environment.json", secret.FILE)
+CLOCK = ("seconds", "times")  # beginnings of the keys of a row that hold durations
 PREVIOUS = ".previous"  # where the files of the run before this one are
 
 
@@ -206,8 +207,8 @@ def _rounds_of(tree: dict[str, Any]) -> range:
 
 
 def timeless(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Drop what depends on the machine: what is left is the same wherever a run is repeated."""
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    """Drop what the clock decides: what is left is the same wherever a run is repeated."""
+    return [{k: v for k, v in row.items() if not k.startswith(CLOCK)} for row in rows]
 
 
 def _table(path: Path) -> dict[str, Any]:

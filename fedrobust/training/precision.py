@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -24,27 +23,36 @@ def precision(name: str, device: torch.device, *, backward: bool = False) -> Ite
         Where the training happens.
     backward
         Whether the block holds a backward pass. Autocast wants none inside: the operations go back
-        in the types that they came in. TF32 is a switch of the products, on for both passes.
+        in the types that they came in. TF32 is a switch of the products, the same for both passes.
     """
-    if name == "bf16" and not backward:
-        with torch.autocast(device.type, torch.bfloat16):
-            yield
-    # A CPU has none: there it stays float32.
-    elif name == "tf32" and device.type == "cuda":
-        with _tf32():
-            yield
-    else:
+    halves = name == "bf16" and not backward
+    with (
+        # A CPU has no TF32: there it stays float32.
+        tf32(on=name == "tf32", device=device),
+        torch.autocast(device.type, torch.bfloat16) if halves else nullcontext(),
+    ):
         yield
 
 
 @contextmanager
-def _tf32() -> Iterator[None]:
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
+def tf32(*, on: bool, device: torch.device) -> Iterator[None]:
+    """Switch TF32 on or off inside the block, for matrix products and convolutions alike.
+
+    PyTorch itself has it on for convolutions and off for products. Nothing is done for a CPU.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = switched(on, on)
     try:
-        for backend in backends:
-            backend.allow_tf32 = True
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        switched(*before)
+
+
+def switched(products: bool, convolutions: bool) -> tuple[bool, bool]:
+    """Set TF32 for both kinds of operations, for the whole process; return what it was."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32, cudnn.allow_tf32 = products, convolutions
+    return before

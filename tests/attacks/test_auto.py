@@ -11,7 +11,7 @@ from experiments import expected_time, flags, worst_case
 from experiments.cli_inputs import experiments_of
 from experiments.results import Results
 from experiments.simulation import simulate
-from fedrobust.attacks import ATTACKS, strength
+from fedrobust.attacks import ATTACKS, strength, threat_model
 from fedrobust.attacks.members import FIXED, QUESTIONS, SEARCHED, is_searched, members, questions
 from fedrobust.experiment import auto
 from fedrobust.experiment.load import expand, from_dict
@@ -71,9 +71,13 @@ def test_auto_goes_with_sweeps_and_other_attacks_and_repeats_none(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"attack": {"name": "auto", "z": 1}}, "attack 'auto' has no parameters, got z"),
-        ({"attack": "auto:z=1"}, "attack 'auto' has no parameters, got z=1"),
-        ({"attack": {"name": "auto", "knowledge": "own"}}, "no parameters, got knowledge"),
+        (
+            {"attack": {"name": "auto", "z": 1}},
+            "attack 'auto' has no parameters but knowledge, got z",
+        ),
+        ({"attack": "auto:z=1"}, "attack 'auto' has no parameters but knowledge, got z=1"),
+        ({"attack": {"name": "auto", "knowledge": "colludin"}}, "did you mean 'colluding'"),
+        ({"attack": "auto:knowledge=all"}, "unknown knowledge 'all' of attack 'auto'"),
         ({"byzantine": 0}, "attack 'auto' needs byzantine of at least 1, got 0"),
         ({"redundancy": {"name": "aspis", "replication": 3}}, "not for redundancy mode yet"),
         ({"metrics": ["worst_class"]}, "compares accuracies, this task has worst_class"),
@@ -84,6 +88,21 @@ def test_auto_goes_with_sweeps_and_other_attacks_and_repeats_none(tmp_path):
 def test_what_auto_cannot_do_is_said(changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         expand(SETTING | changes)
+
+
+@pytest.mark.parametrize("level", ["own", "colluding"])
+def test_auto_of_attackers_who_know_less_is_members_who_know_no_more(level):
+    runs = expand(SETTING | {"attack": {"name": "auto", "knowledge": level}})
+    assert [e.attack for e in runs] == members(level) and len(runs) == 16
+    assert runs == expand(SETTING | {"attack": f"auto:knowledge={level}"})
+    known = {threat_model.knowledge(e.attack) for e in runs}
+    assert known <= {"own", level} and level in known
+    assert all(is_searched(spec) for spec in members(level)[:4])
+    told = [run_of("none", [0.1, 0.9])] + [run_of(spec, [0.1, 0.5]) for spec in members(level)]
+    (one,) = Results(tuple(told)).worst_cases
+    assert one.knowledge == level and one.defence == f"trimmed_mean ({level})" and one.runs == 16
+    told += [run_of(spec, [0.1, 0.4]) for spec in members()]
+    assert [w.knowledge for w in Results(tuple(told)).worst_cases] == ["omniscient", level]
 
 
 def test_a_single_run_cannot_be_auto():

@@ -207,3 +207,85 @@ def test_state_is_a_value_and_settings_are_few():
     step(sample(1), "drift_search", n=N, f=F, rule=median_rule, state=state)
     assert all(torch.equal(state[key], kept[key]) for key in kept)
     assert ATTACKS["gradient_search"] is gradient_search
+
+
+def test_the_forecast_is_asked_in_the_servers_order(monkeypatch):
+    """Rounding of distances depends on the order, and may decide which of two rows is nearer."""
+    from clients import foresight
+    from fedrobust import aggregation
+
+    seen = []
+
+    def noted(spec, *, pre=()):
+        built = aggregation.build(spec, pre=pre)
+
+        def apply(rows, *given, **more):
+            seen.append(rows.clone())
+            return built.apply(rows, *given, **more)
+
+        return aggregation.Aggregator(built.init, apply)
+
+    monkeypatch.setattr(foresight, "build", noted)
+    e = from_dict(SETTING | {"rule": "nnm+krum", "rounds": 1})
+    (row,) = [row for row in run_one(e) if "search" in row]
+    asked = seen[-1]
+    alike = [i for i in range(9) if sum(torch.equal(asked[i], other) for other in asked) == 2]
+    assert alike == row["byzantine"] and alike != [7, 8], "the attackers stand where they belong"
+    assert row["search"]["deviation"] == row["impact"]["deviation"]
+
+
+def test_an_imagined_cohort_has_the_spread_and_the_distances_that_the_view_lets_expect():
+    from clients.cohorts import imagined
+
+    source = generator(1, "truth")
+    centre = torch.randn(4000, generator=source)
+    honest = centre + 0.3 * torch.randn(40, 4000, generator=source)
+    found = imagined(honest[:5], 16, generator(2, "draws"))
+    assert found.shape == (16, 4000) and found.dtype == honest.dtype
+    distances = torch.pdist(honest), torch.pdist(found)
+    assert float(distances[1].mean() / distances[0].mean()) == pytest.approx(1, abs=0.05)
+    assert torch.equal(found, imagined(honest[:5], 16, generator(2, "draws")))
+    alone = imagined(honest[:1], 3, generator(2, "draws"))
+    torch.testing.assert_close(alone, honest[:1].expand(3, -1))
+
+
+@pytest.mark.parametrize("level", ["own", "colluding"])
+@pytest.mark.parametrize("rule", ["krum", "median"])
+def test_who_sees_few_updates_asks_the_rule_with_as_many_rows_as_there_are(
+    level, rule, monkeypatch
+):
+    """None of them is an honest client's: the attackers use what they have themselves."""
+    from clients import foresight, malicious
+
+    asked, stepped = set(), []
+    build, plain = foresight.build, malicious.step
+
+    def noted(spec, *, pre=()):
+        built = build(spec, pre=pre)
+
+        def apply(rows, *given, **more):
+            asked.add(len(rows))
+            return built.apply(rows, *given, **more)
+
+        return type(built)(built.init, apply)
+
+    def seen(view, *given, **more):
+        stepped.append((len(view), more["momentum"]))
+        return plain(view, *given, **more)
+
+    monkeypatch.setattr(foresight, "build", noted)
+    monkeypatch.setattr(malicious, "step", seen)
+    attack = {"name": "gradient_search", "knowledge": level}
+    e = from_dict(SETTING | {"rule": rule, "attack": attack, "rounds": 2})
+    rows = run_one(e)
+    assert asked == {9} and rows[-1]["replies"] == 9
+    assert set(stepped) == ({(4, 0.0)} if level == "own" else {(2, 0.9)})
+    assert run_one(e)[-1]["accuracy"] == rows[-1]["accuracy"]
+
+
+def test_colluding_searchers_do_harm_with_what_they_have():
+    base = SETTING | {"model": "mlp", "clients": 20, "byzantine": 4, "rounds": 25, "rule": "krum"}
+    base |= {"server": {"lr": 0.5, "momentum": 0.0, "evaluate_every": 25}}
+    attacked = from_dict(base | {"attack": {"name": "gradient_search", "knowledge": "colluding"}})
+    clean = run_one(from_dict(base | {"attack": "none"}))[-1]["accuracy"]
+    assert run_one(attacked)[-1]["accuracy"] < clean - 0.05

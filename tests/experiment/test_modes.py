@@ -21,7 +21,7 @@ from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import ConfigError
 from fedrobust.flower import InProcessGrid
 from fedrobust.runs.checkpoint import CheckpointError
-from fedrobust.runs.folder import RunFolder
+from fedrobust.runs.folder import RunFolder, timeless
 from strategies import session
 from strategies.checkpointing import Checkpoints
 from strategies.handshake import await_clients
@@ -37,10 +37,6 @@ ENSEMBLE = {
 }  # fmt: skip
 REDUNDANCY = {"training": {}, "clients": 7, "byzantine": 2, "rule": "median", "attack": "alie",
               "redundancy": {"name": "aspis", "replication": 3, "q": 2, "batch": 70}}  # fmt: skip
-
-
-def without_time(rows):
-    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
 
 
 @pytest.fixture
@@ -62,7 +58,7 @@ def test_a_run_is_a_table_a_loop_and_a_list():
 
 def test_an_ensemble_stopped_anywhere_ends_as_if_it_had_never_stopped(tmp_path, every_round):
     e = from_dict(ENSEMBLE)
-    expected = without_time(run_one(e))
+    expected = timeless(run_one(e))
     assert [row["round"] for row in expected] == [1, 2, 3, 4]
     for last in (1, 2, 3):
         folder = RunFolder(tmp_path / str(last), e)
@@ -70,7 +66,7 @@ def test_an_ensemble_stopped_anywhere_ends_as_if_it_had_never_stopped(tmp_path, 
             run_one(e, folder=folder, on_row=stop_after(last + 1))
         trained = []
         rows = run_one(e, folder=folder, resume=True, on_row=trained.append)
-        assert without_time(rows) == without_time(folder.rows()) == expected
+        assert timeless(rows) == timeless(folder.rows()) == expected
         told = json.loads((folder.path / "environment.json").read_text())
         assert told["resumed"][0]["after"] == last, "and it did not start again"
 
@@ -152,12 +148,12 @@ def test_a_stock_strategys_run_writes_no_checkpoint_and_takes_none(small):
 def test_two_threads_of_one_table_share_nothing(small, changes):
     """A scratch model shared by both made each train the other's parameters."""
     e, seen = from_dict(small | changes), {}
-    alone = without_time(run_one(e))
+    alone = timeless(run_one(e))
     ready = threading.Barrier(3)
 
     def work(number):
         ready.wait()
-        seen[number] = without_time(simulate(e).runs[0][1])
+        seen[number] = timeless(simulate(e).runs[0][1])
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
     for thread in threads:

@@ -54,6 +54,19 @@ def test_each_streamed_rule_gives_the_numbers_of_memory(name, damaged, updates, 
     assert found.passes <= 2 and found.set_aside == ([4, 9] if damaged else [])
 
 
+@pytest.mark.parametrize("name", ["median", "trimmed_mean"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_rule_by_columns_reads_once_where_parts_may_be_void(name, damaged, updates, monkeypatch):
+    monkeypatch.setattr(streamed, "BLOCK", 7001)
+    if damaged:
+        updates[4, 4000] = float("nan")
+    whole, found = aggregate(updates, spec_of(name)), Streamed()
+    parts = list(aggregate_streamed(Dense(updates), spec_of(name), found=found, voidable=True))
+    valid = parts[parts.index(None) + 1 :] if damaged else parts
+    assert torch.allclose(torch.cat(valid), whole, rtol=1e-5, atol=1e-5)
+    assert found.passes == 1 + damaged and parts.count(None) == damaged
+
+
 def test_there_are_streamed_rules_and_the_others_are_refused_by_name(updates):
     assert len(STREAMED) >= 18
     for name in set(RULE_RECORDS) - set(STREAMED):

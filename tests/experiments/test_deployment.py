@@ -221,6 +221,7 @@ def test_the_server_can_read_every_key_that_a_run_is_sent(monkeypatch, tmp_path,
         lambda: flower_run.run_on_flower(
             e, folder=folder, data_root=str(tmp_path), resume=True, device="cuda"
         ),
+        lambda: flower_run.run_on_flower(e, folder=folder, stock=True),
     ]
     plugin = tmp_path / "part.py"
     plugin.write_text("")

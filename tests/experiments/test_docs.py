@@ -23,11 +23,12 @@ PAGES = sorted((DOCS / "pages").rglob("*.md"))
 README = ROOT / "README.md"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
-# Lines of shell that a test cannot run here: they install, build, take minutes or start Flower's
-# own engine, and have tests or a rehearsal of their own.
+# Lines of shell that a test cannot run here: they install, build, take minutes or start Ray, and
+# have tests or a rehearsal of their own.
 ELSEWHERE = re.compile(
     r"make( \w+)?|python3? -m venv .*|pip install .*|git clone .*|cd \w+|flwr run .*|docker .*"
-    r"|fedrobust run \S+ --grid flower|fedrobust run experiments/(fleet|papers/\S+)\.toml.*"
+    r"|fedrobust run \S+ --grid (flower|ray)|fedrobust sweep .*--on ray.*|ray .*"
+    r"|fedrobust run experiments/(fleet|papers/\S+)\.toml.*"
     r"|fedrobust (node|attack|benchmark) .*|python -m experiments.*"
 )
 # On top of each `fedrobust run` and `sweep`: the same command on something small.

@@ -1,16 +1,19 @@
 """Flower's own engine (SuperLink, Ray) gives the same rounds as the in-process grid."""
 
 import contextlib
+import os
+import signal
 import socket
 import threading
 
 import pytest
 
+from experiments.benchmarks.processes import workers_of
 from experiments.flower_processes import FlowerRunError
 from experiments.flower_run import run_on_flower
 from experiments.simulation import run_one
 from fedrobust.experiment.load import from_dict
-from fedrobust.runs.folder import RunFolder
+from fedrobust.runs.folder import RunFolder, timeless
 
 pytestmark = pytest.mark.slow
 
@@ -79,3 +82,19 @@ def test_a_foreign_superlink_on_the_default_ports_is_not_spoken_to(small, tmp_pa
             listener.close()
     assert [row["round"] for row in rows] == [0, 1]
     assert [listener.calls for listener in listeners] == [0] * len(listeners)
+
+
+def test_a_worker_that_is_killed_costs_no_round_and_no_number(small, tmp_path):
+    """Its clients are asked again in the same round, of another worker, with the same numbers."""
+    e = from_dict(small | {"attack": "alie", "worker_momentum": 0.5, "rounds": 300})
+    killed = []
+
+    def strike(row):
+        if row["round"] >= 1 and not killed:
+            os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
+            killed.append(row["round"])
+
+    folder = RunFolder(tmp_path / "results", e)
+    through_flower = run_on_flower(e, folder=folder, hosts=2, on_row=strike)
+    assert killed[0] < e.rounds
+    assert timeless(through_flower) == timeless(run_one(e))

@@ -1,8 +1,12 @@
 """The private doors of Flower: which of them are there, and in which versions they were tried."""
 
 import ast
+import inspect
 import re
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,6 +81,91 @@ def test_an_older_server_gets_its_own_function_back():
         assert server.fit_clients is len
         raise KeyError
     assert server.fit_clients is before
+
+
+class State:
+    """The engine's store: what is handed out of it, to whom, once."""
+
+    def __init__(self):
+        self.held = {1: [], 2: []}
+
+    def get_message_ins(self, node_id, limit=None):
+        return [self.held[node_id].pop()] if self.held[node_id] else []
+
+
+def test_messages_are_handed_out_when_they_come(monkeypatch):
+    from flwr.superlink.grid import inmemory_grid
+
+    state = State()
+    grid = inmemory_grid.InMemoryGrid(SimpleNamespace(state=lambda: state))
+    grid.push_messages = lambda messages: [state.held[m].append(m) or str(m) for m in messages]
+    monkeypatch.setattr(_compat_apps, "_replace_dead_workers", lambda: None)
+    monkeypatch.setattr(_compat_apps, "IDLE", 60)
+    assert _compat_apps.hurry(grid, 0.02) and grid.pull_interval == 0.02
+    got, took = [], []
+
+    def extractor():
+        for node in (1, 2, 1, 2):  # two turns, as the engine takes them
+            got.append(grid.state.get_message_ins(node, limit=1))
+            took.append(time.monotonic())
+
+    thread = threading.Thread(target=extractor)
+    thread.start()
+    for number in (1, 2):
+        time.sleep(0.05)
+        assert len(took) == 2 * (number - 1), "it waits at the first node"
+        assert grid.push_messages([1, 2]) == ["1", "2"]
+        while len(took) < 2 * number:
+            time.sleep(0.001)
+    thread.join()
+    assert got == [[1], [2], [1], [2]]
+
+
+def test_other_grids_are_left_as_they_are():
+    assert not _compat_apps.hurry(object(), 0.01)
+
+
+def test_a_worker_that_died_is_replaced_and_one_that_failed_is_not(monkeypatch):
+    from flwr.simulation.ray_transport import ray_actor
+
+    class Gone(Exception):
+        pass
+
+    class Pool:
+        def __init__(self):
+            self._future_to_actor = {"dead": "old", "raised": "old", "well": "old"}
+            self.create_actor_fn = lambda: "new"
+
+        def fetch_result_and_return_actor_to_pool(self, future):
+            if future != "well":
+                raise Gone if future == "dead" else ValueError
+            return "result"
+
+    ray = SimpleNamespace(exceptions=SimpleNamespace(RayActorError=Gone))
+    monkeypatch.setattr(ray_actor, "BasicActorPool", Pool)
+    monkeypatch.setattr(ray_actor, "ray", ray)
+    for _ in range(2):  # once a process, however many runs it serves
+        _compat_apps._replace_dead_workers()
+    pool = Pool()
+    with pytest.raises(Gone):
+        pool.fetch_result_and_return_actor_to_pool("dead")
+    with pytest.raises(ValueError):
+        pool.fetch_result_and_return_actor_to_pool("raised")
+    assert pool.fetch_result_and_return_actor_to_pool("well") == "result"
+    assert pool._future_to_actor == {"dead": "new", "raised": "old", "well": "old"}
+
+
+def test_the_engines_pool_and_grid_have_the_doors_that_are_used():
+    pytest.importorskip("ray")
+    from flwr.server.superlink.fleet.vce import vce_api
+    from flwr.simulation.ray_transport.ray_actor import BasicActorPool
+    from flwr.superlink.grid.inmemory_grid import InMemoryGrid
+
+    fetch = inspect.getsource(BasicActorPool)
+    assert "self._future_to_actor.pop(future)" in fetch and "self.create_actor_fn" in fetch
+    assert "pull_interval" in inspect.signature(InMemoryGrid).parameters
+    looks = inspect.getsource(vce_api.add_messages_to_queue)
+    assert "state.get_message_ins(node_id=node_id, limit=1)" in looks
 
 
 def test_the_gate_is_the_outermost_middleware(monkeypatch):

@@ -54,11 +54,23 @@ def reason(message):
 def test_a_tensor_array_is_a_stock_array_everywhere_else():
     tensor = torch.randn(3, 4)
     array = TensorArray(tensor)
-    stock = pickle.loads(pickle.dumps(array))
-    assert type(stock) is Array
+    stock, plain = pickle.loads(pickle.dumps(array)), Array(tensor.numpy())
+    assert (stock.dtype, stock.shape, stock.stype) == (plain.dtype, plain.shape, plain.stype)
     assert np.array_equal(stock.numpy(), tensor.numpy())
     assert torch.equal(tensor_of(stock), tensor)
+    assert Array(stock.dtype, stock.shape, stock.stype, stock.data).numpy().tolist() == (
+        tensor.tolist()
+    )
     assert tensor_of(array).data_ptr() == tensor.data_ptr()
+
+
+def test_between_processes_numbers_go_beside_the_rest_and_are_not_copied():
+    tensor, beside = torch.randn(1000), []
+    said = pickle.dumps(TensorArray(tensor), protocol=5, buffer_callback=beside.append)
+    assert len(said) < 500 and len(beside) == 1
+    assert np.frombuffer(beside[0], np.float32).ctypes.data == tensor.data_ptr()
+    there = tensor_of(pickle.loads(said, buffers=[bytes(b.raw()) for b in beside]))
+    assert torch.equal(there, tensor)
 
 
 def test_records_keep_references():

@@ -68,7 +68,7 @@ def test_an_own_rule_is_known_to_an_attacker_who_tunes_against_it(small):
 
 
 def test_own_objects_are_refused_where_they_cannot_work(small):
-    with pytest.raises(ConfigError, match="runs in process only"):
+    with pytest.raises(ConfigError, match="runs in process, or on grid 'ray'"):
         simulate(small, rule=FedAvg(), grid="flower")
     with pytest.raises(ConfigError, match="there is a rule 'mean' already"):
         simulate(small, rule=tables.RULES["mean"])

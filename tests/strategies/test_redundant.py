@@ -21,7 +21,7 @@ from fedrobust.flower import CohortGrid, InProcessGrid, Rejected, array_of, comm
 from fedrobust.redundancy import assign, corrupt, corrupted_labels, permute, rounds, traffic
 from fedrobust.redundancy.agreement import MISSING
 from fedrobust.redundancy.decision import judge
-from fedrobust.runs.folder import RunFolder
+from fedrobust.runs.folder import RunFolder, timeless
 from fedrobust.training import Recipe, train_local
 from fedrobust.vector import FlatModel
 from strategies.session import run
@@ -48,10 +48,6 @@ def build(small, *, q=2, rounds=2, attack=REVERSED, rule="median", clients=7, **
 
 def last(e):
     return run_one(e)[-1]
-
-
-def without_time(rows):
-    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +260,7 @@ def hosts_of(e, hosts):
     rows = []
     nodes = InProcessGrid(app, clients=hosts, run_config={"experiment": e.to_toml()})
     run(CohortGrid(nodes, clients=e.clients), e, on_row=rows.append)
-    return without_time(rows)
+    return timeless(rows)
 
 
 @pytest.mark.parametrize("settings", [
@@ -273,7 +269,7 @@ def hosts_of(e, hosts):
 ])  # fmt: skip
 def test_every_grid_gives_the_same_rounds(small, settings):
     e = build(small, **settings)
-    here = without_time(run_one(e))
+    here = timeless(run_one(e))
     assert here[1]["replies"] == 7
     for hosts in (1, 3):
         assert hosts_of(e, hosts) == here
@@ -482,7 +478,7 @@ def test_a_worker_computes_only_what_it_holds(small):
 
 def test_a_stopped_run_resumes_with_its_window_and_its_velocity(small, tmp_path):
     e = build(small, clients=15, q=2, rounds=6, name="aspis_plus", window=20)
-    whole = without_time(run_one(e))
+    whole = timeless(run_one(e))
     folder = RunFolder(tmp_path, e)
     rows = []
 
@@ -493,14 +489,14 @@ def test_a_stopped_run_resumes_with_its_window_and_its_velocity(small, tmp_path)
 
     with pytest.raises(KeyboardInterrupt):
         run_one(e, folder=folder, on_row=stop)
-    assert without_time(run_one(e, folder=folder, resume=True)) == whole
+    assert timeless(run_one(e, folder=folder, resume=True)) == whole
 
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_the_same_rounds_through_flower(small):
     e = build(small, distorts_from="reveal", detection="paper")
-    through_flower = without_time(run_on_flower(e))
-    assert through_flower == without_time(run_one(e))
+    through_flower = timeless(run_on_flower(e))
+    assert through_flower == timeless(run_one(e))
     assert through_flower[1]["caught"]
     assert set(through_flower[-1]["proven"]) == {"0", "1"}

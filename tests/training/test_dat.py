@@ -19,7 +19,7 @@ from fedrobust.experiment.load import from_dict
 from fedrobust.experiment.schema import ConfigError, phase
 from fedrobust.flower import CohortGrid, InProcessGrid, read_setting, read_tensor, tensor_of
 from fedrobust.models.batchnorm import load_statistics, read_statistics, variances
-from fedrobust.runs.folder import RunFolder
+from fedrobust.runs.folder import RunFolder, timeless
 from fedrobust.training import StepState, cross_entropy, lalr_step, lr_at, take_step
 from fedrobust.training.server_optimizer import head_size
 from fedrobust.vector import FlatModel
@@ -47,23 +47,19 @@ def on_grid(e, handler=app, clients=None):
     return rows, arrays, grid
 
 
-def without_time(rows):
-    return [{k: v for k, v in row.items() if k not in ("seconds", "times")} for row in rows]
-
-
 # The wire
 
 
 @pytest.mark.parametrize("sides", ["up", "both"])
 def test_quantised_rounds_agree_on_every_grid(small, sides):
     e = experiment(small, compression={"bits": 8, "sides": sides}, attack="alie", rule="nnm+krum")
-    here = without_time(run_one(e))
+    here = timeless(run_one(e))
     assert all("kept" not in row and not row["rejected"] for row in here[1:])
     for hosts in (1, 3):
         rows = []
         nodes = InProcessGrid(app, clients=hosts, run_config=config(e))
         run(CohortGrid(nodes, clients=e.clients), e, on_row=rows.append)
-        assert without_time(rows) == here
+        assert timeless(rows) == here
 
 
 def test_bytes_are_counted_and_few(small):
@@ -546,7 +542,7 @@ def test_resumed_in_the_middle_the_numbers_are_the_same(small, tmp_path, monkeyp
     probing = {"eps": 0.1, "eval_steps": 1, "eval_images": 20, "probe_images": 8}
     e = experiment(small, **changes, adversarial=probing, clients=4, rounds=4, rule="median",
                    byzantine=1)  # fmt: skip
-    expected, folder = without_time(run_one(e)), RunFolder(tmp_path, e)
+    expected, folder = timeless(run_one(e)), RunFolder(tmp_path, e)
 
     def stop(row):
         if row["round"] == 2:
@@ -554,7 +550,7 @@ def test_resumed_in_the_middle_the_numbers_are_the_same(small, tmp_path, monkeyp
 
     with pytest.raises(Stopped):
         run_one(e, folder=folder, on_row=stop)
-    assert without_time(run_one(e, folder=folder, resume=True)) == expected
+    assert timeless(run_one(e, folder=folder, resume=True)) == expected
     assert len(expected) == 5
 
 

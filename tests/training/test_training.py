@@ -1,4 +1,5 @@
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -155,6 +156,21 @@ def test_tf32_is_on_in_both_passes_and_autocast_in_the_forward_pass(name, monkey
     forward, backward = both_passes(name, monkeypatch)
     assert forward == (name == "tf32", name == "bf16")
     assert backward == (name == "tf32", False)
+
+
+@pytest.mark.parametrize("name", ["float32", "tf32", "bf16"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_convolutions_and_products_have_one_precision(name, backward, monkeypatch):
+    """PyTorch's own switches are on for convolutions, off for products."""
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before = [one.allow_tf32 for one in switches]
+    monkeypatch.setattr(torch, "autocast", lambda *given: nullcontext())  # there is no GPU
+    with precision(name, torch.device("cuda"), backward=backward):
+        assert [one.allow_tf32 for one in switches] == [name == "tf32"] * 2
+    assert [one.allow_tf32 for one in switches] == before
+    with precision(name, torch.device("cpu"), backward=True):
+        assert [one.allow_tf32 for one in switches] == before
 
 
 @pytest.mark.parametrize("name", ["float32", "tf32", "bf16"])
