@@ -127,17 +127,17 @@ class Foresight:
         if self.form is not None or not alike or not follows_rotation(e.rule, e.pre):
             return None
 
-        imagined = () if self.cohort is None else (self.cohort,)
+        unseen = () if self.cohort is None else (self.cohort,)
 
         def placed(view: Tensor, given: list[Tensor]) -> Foresight:
-            cohort, matrices = (given[0], given[1:]) if imagined else (None, given)
+            cohort, matrices = (given[0], given[1:]) if unseen else (None, given)
             shapes = [value.shape[:-1] for value in vectors.values()]
             moved = [m.reshape(*k, view.shape[1]) for m, k in zip(matrices, shapes, strict=True)]
             memory = _untabled(table | dict(zip(vectors, moved, strict=True)))
             return replace(self, view=view, memory=memory, room=None, cohort=cohort)
 
         remembers = (v.reshape(-1, width) for v in vectors.values())
-        return Reducible((*imagined, *remembers), placed)
+        return Reducible((*unseen, *remembers), placed)
 
     @contextmanager
     def _ordered(self, rows: Tensor, order: list[int] | None) -> Iterator[Tensor]:

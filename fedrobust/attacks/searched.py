@@ -129,13 +129,13 @@ def drift_search(
     scene = replace(scene, drift=drift)
     asked = in_coordinates(scene)
     # B - mean, so that goal + R is B + (R - mean).
-    goal = asked.drift - asked.centre
+    goal = -asked.centre if asked.drift is None else asked.drift - asked.centre
     best, calls = _search(
         asked, f, refinements, lambda output: float(torch.linalg.vector_norm(goal + output))
     )
     sent = vector_of(best, scene)
     output = best.output
-    if output is not None and asked is not scene:
+    if output is not None and asked.honest is not honest:
         # Once more in full: what is remembered of many rounds is what the rule itself said.
         output, calls = _asked(prober(rule, honest, f, "drift_search"), sent), calls + 1
     moved = drift if output is None else drift - scene.centre + output
