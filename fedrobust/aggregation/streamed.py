@@ -169,7 +169,6 @@ def _by_columns(
 ) -> Iterator[Tensor | None]:
     """One pass, and one more before it (or after it, where ``voidable``) for rows to set aside."""
     finite = torch.ones(updates.n, dtype=torch.bool)
-    drawn = None if generator is None else generator.get_state()
     told.passes += 1
     for block in updates.blocks(block_width(updates)):
         finite &= torch.isfinite(survey(computable(block), "").largest)
@@ -178,8 +177,6 @@ def _by_columns(
     if voidable and bool(finite.all()):
         return
     rule = finite_only(spec, (), finite, told)[0]
-    if generator is not None and drawn is not None:
-        generator.set_state(drawn)
     if voidable:
         yield None
     told.passes += 1
