@@ -226,6 +226,7 @@ def _trained(node: Node, task: Task, view: Tensor) -> Tensor:
     experiment = node.experiment
     spec, _ = knowledge(experiment.attack)
     attack, settings = resolve(TRAINED, spec, kind="attack", supplied=TRAINED_SUPPLIED)
+    members = threat_model.members(experiment, round=task.server_round)
     with one_thread():
         return attack(
             view,
@@ -233,6 +234,7 @@ def _trained(node: Node, task: Task, view: Tensor) -> Tensor:
             model=node.model,
             start=task.vector,
             images=node.images[task.client],
+            pool=[node.images[c] for c in members],
             lr=experiment.server.lr,
             # Without the client: whoever of the colluders crafts draws the same.
             generator=generator(experiment.seed, "attack", round=task.server_round),

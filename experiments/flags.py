@@ -159,7 +159,8 @@ def weak_without_attack(accuracies: Sequence[float], *, chance: float | None) ->
     if not accuracies:
         return "there is no run without an attack to compare with"
     mean = statistics.fmean(accuracies)
-    if chance is not None and mean < WEAK * chance:
+    # Of two classes twice chance is everything: there it is half of the way from chance.
+    if chance is not None and mean < min(WEAK * chance, (1 + chance) / 2):
         return f"without an attack the accuracy is {100 * mean:.1f} only: there is little to harm"
     return spread_over_seeds(accuracies, what="without an attack")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedrobust.adversarial import catastrophic_overfitting, examine, overfitting_probe
 from fedrobust.adversarial.frozen import predict
 from fedrobust.attacks import threat_model
-from fedrobust.attacks.alie_backdoor import success_rate, taken_for
+from fedrobust.attacks.alie_backdoor import TRAIN_SAMPLE, success_rate, taken_for
 from fedrobust.attacks.backdoors import rare
 from fedrobust.data import Dataset, examples_of
 from fedrobust.ensemble.attacker import Crafted
@@ -141,15 +141,21 @@ class BackdoorSuccess:
     ----------
     patterns
         At least one.
+    measured_on
+        "train": training images of every class instead, as ALIE's released program has it.
     """
 
     patterns: list[dict[str, Any]]
     dataset: Dataset
+    measured_on: str = "held_out"
 
     def __call__(self, server_round: int, model: nn.Module) -> Metrics:
         """Show a model the patterns."""
-        held_out: tuple[Tensor, Tensor] = (self.dataset.test_images, self.dataset.test_labels)
-        found = [success_rate(model, *held_out, **pattern) for pattern in self.patterns]
+        data, train = self.dataset, self.measured_on == "train"
+        shown: tuple[Tensor, Tensor] = (data.test_images, data.test_labels)
+        if train:
+            shown = (data.train_images[:TRAIN_SAMPLE], data.train_labels[:TRAIN_SAMPLE])
+        found = [success_rate(model, *shown, all_classes=train, **p) for p in self.patterns]
         return {"attack_success": sum(found) / len(found)}
 
 
@@ -185,7 +191,7 @@ def evaluators_of(
     if e.transfer.attacks:
         found.append(TransferAccuracy(tuple(e.ensemble.votes), images, device))
     if patterns := threat_model.patterns(e.attack, dataset.classes):
-        found.append(BackdoorSuccess(patterns, dataset))
+        found.append(BackdoorSuccess(patterns, dataset, threat_model.measured_on(e.attack)))
     if (tail := threat_model.tail(e.attack)) is not None:
         found.append(EdgeCaseSuccess(tail, dataset))
     return found

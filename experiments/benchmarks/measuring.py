@@ -55,7 +55,13 @@ def median_of(call: Call, *, times: int = 7) -> float:
 
 
 def side_by_side(
-    call: Call, reference: Call, *, times: int = 7, limit: float = 20.0, device: str = "cpu"
+    call: Call,
+    reference: Call,
+    *,
+    times: int = 7,
+    limit: float = 20.0,
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, float]:
     """Return the medians of a call and of its reference, taken in turns after one to warm up.
 
@@ -63,14 +69,16 @@ def side_by_side(
     ----------
     limit
         Seconds after which no further turn is started; two are taken at least.
+    clock
+        See ``seconds_of``.
     """
     seconds_of(call, device=device)
     seconds_of(reference, device=device)
     ours: list[float] = []
     theirs: list[float] = []
     while len(ours) < 2 or (len(ours) < times and sum(ours) + sum(theirs) < limit):
-        ours.append(seconds_of(call, device=device))
-        theirs.append(seconds_of(reference, device=device))
+        ours.append(seconds_of(call, device=device, clock=clock))
+        theirs.append(seconds_of(reference, device=device, clock=clock))
     return statistics.median(ours), statistics.median(theirs)
 
 

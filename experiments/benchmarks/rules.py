@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,9 @@ SIZES = ((20, 1_000_000), (100, 1_000_000), (100, 100_000), (500, 100_000))
 GOAL_SIZES = ((100, 1_000_000), (500, 100_000))  # the goals of the limits are set for these
 PEER_GOAL = 0.2  # of the peer's time
 PEER_BYTES = 8e9  # byzfl's nnm holds n - f copies of the matrix: not beyond this
+
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 READ, PRODUCT, PASSES = "one read", "X @ X.T", "reads of its own passes"
 COORDINATE_WISE = (
@@ -193,13 +197,20 @@ SLOW = {
 }
 
 
-def rows_of(name: str, updates: Tensor, *, device: str, peers: bool) -> Iterator[dict[str, Any]]:
+def rows_of(
+    name: str,
+    updates: Tensor,
+    *,
+    device: str,
+    peers: bool,
+    clock: Clock = time.perf_counter,
+) -> Iterator[dict[str, Any]]:
     """Measure one rule: beside its limit, then beside each peer."""
     n, d = updates.shape
     size = f"{name} {n} x {d}"
     call = ours(name, updates)
     text, limit, goal = reference(name, updates)
-    seconds, limit_seconds = side_by_side(call, limit, device=device)
+    seconds, limit_seconds = side_by_side(call, limit, device=device, clock=clock)
     more = {"matrix_bytes": updates.numel() * 4, "rule": name, "n": n, "d": d}
     yield (
         line(size, seconds, text, limit_seconds, goal)
@@ -213,7 +224,7 @@ def rows_of(name: str, updates: Tensor, *, device: str, peers: bool) -> Iterator
         try:
             # A copy: a peer may write into what it is given, and ours is timed on it again.
             theirs = peer.prepare(updates.clone(), byzantine(name, n))
-            seconds, peer_seconds = side_by_side(call, theirs, times=3, limit=10.0)
+            seconds, peer_seconds = side_by_side(call, theirs, times=3, limit=10.0, clock=clock)
         except (ImportError, ValueError):  # not installed, or it refuses this n and f
             continue
         yield line(size, seconds, peer.name, peer_seconds, PEER_GOAL) | more
@@ -235,7 +246,12 @@ def line(
 
 
 def cases(
-    sizes: tuple[tuple[int, int], ...], names: list[str], *, device: str, peers: bool
+    sizes: tuple[tuple[int, int], ...],
+    names: list[str],
+    *,
+    device: str,
+    peers: bool,
+    clock: Clock = time.perf_counter,
 ) -> Iterator[dict[str, Any]]:
     """Measure every rule at every size."""
     for n, d in sizes:
@@ -243,7 +259,7 @@ def cases(
         for name in names:
             if name in COMBINATORIAL and n > 20:
                 continue
-            yield from rows_of(name, updates, device=device, peers=peers)
+            yield from rows_of(name, updates, device=device, peers=peers, clock=clock)
 
 
 def main() -> None:
@@ -256,10 +272,17 @@ def main() -> None:
     parser.add_argument("--rules", nargs="*", help="only these")
     parser.add_argument("--sizes", nargs="*", help="only these, as 100x1000000")
     parser.add_argument("--no-peers", action="store_true", help="only the limits")
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: on a busy machine")
     options = parser.parse_args()
     names = options.rules or [*RULES, *PREAGGREGATORS]
     sizes = tuple(tuple(map(int, size.split("x"))) for size in options.sizes or ()) or SIZES
-    rows = cases(sizes, names, device=options.device, peers=not options.no_peers)  # type: ignore[arg-type]
+    rows = cases(
+        sizes,  # type: ignore[arg-type]
+        names,
+        device=options.device,
+        peers=not options.no_peers,
+        clock=CLOCKS[options.clock],
+    )
     show(rows, _text, as_json=options.json)
 
 

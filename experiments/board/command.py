@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -101,13 +101,18 @@ def recommend(
     from experiments.board import recommend as choice
     from experiments.board.rows import read
 
-    found = choice.recommend(
-        read(board), clients=clients, byzantine=byzantine, heterogeneity=heterogeneity,
-        training=training, most_ms=most_ms,
-    )  # fmt: skip
+    rows = read(board)
+    asked: dict[str, Any] = {
+        "clients": clients, "byzantine": byzantine, "heterogeneity": heterogeneity,
+        "training": training, "most_ms": most_ms,
+    }  # fmt: skip
+    found = choice.recommend(rows, **asked)
     if as_json:
         told = [asdict(one) | {"holds": one.holds} for one in found]
         typer.echo(json.dumps({"clients": clients, "byzantine": byzantine, "defences": told}))
         return
     for line in choice.spoken(found, clients=clients, byzantine=byzantine):
         typer.echo(line)
+    held = bool(found) and found[0].holds
+    if not held and (hint := choice.instead(rows, **asked)):
+        typer.echo(hint)

@@ -159,6 +159,24 @@ def _evidence(row: Row, cells: Sequence[dict[str, Any]]) -> Evidence:
     )
 
 
+def instead(rows: Sequence[Row], **asked: Any) -> str:
+    """Say who would hold if the clients trained locally; empty where nobody would.
+
+    Parameters
+    ----------
+    asked
+        As for ``recommend``.
+    """
+    try:
+        found = recommend(rows, **(asked | {"training": "local steps"}))
+    except ConfigError:  # the board has no such cell with local steps
+        return ""
+    if not found or not found[0].holds:
+        return ""
+    first = found[0]
+    return f"with local steps it would be {first.rule}, which keeps {first.kept:.0%} ({first.cell})"
+
+
 def spoken(found: Sequence[Evidence], *, clients: int, byzantine: int) -> list[str]:
     """Say which defence, on what evidence, at what cost; or that none holds."""
     asked = f"n = {clients}, f = {byzantine}"

@@ -19,6 +19,7 @@ from experiments import listing
 from experiments.board import page, rows
 from experiments.cli import app
 from experiments.docs import notebook_pages
+from experiments.papers import verdicts as decided
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -123,6 +124,14 @@ def file(path: str) -> str:
     return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"\1", text)
 
 
+def claims(paper: str) -> str:
+    """Write one paper's claims and verdicts, or those of all papers."""
+    if not paper:
+        return decided.page(decided.PAPERS)
+    found = decided.read(paper)
+    return f"{decided.markdown(found)}\n{decided.measured_with(found)}"
+
+
 def board(_: str) -> str:
     """Write the board's rows, the best worst case first, with their picture and their doubts."""
     found = rows.read()
@@ -154,6 +163,7 @@ MAKERS: dict[str, Callable[[str], str]] = {
     "commands": commands,
     "file": file,
     "board": board,
+    "claims": claims,
     "verdict": verdict,
     "notebook": notebook_pages.notebook,
     "gallery": notebook_pages.gallery,

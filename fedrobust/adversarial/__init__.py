@@ -1,5 +1,6 @@
 """Perturbed inputs: white-box and transfer attacks, losses against them, and their measurement."""
 
+from fedrobust.adversarial.apgd import apgd, apgd_both, apgd_targeted
 from fedrobust.adversarial.criteria import CRITERIA
 from fedrobust.adversarial.evaluation import (
     Robustness,
@@ -32,6 +33,7 @@ from fedrobust.adversarial.probes import (
 )
 from fedrobust.adversarial.robust_evaluation import EVALUATIONS, evaluation_names, examine
 from fedrobust.adversarial.semi import FirstLogits, pseudo_labels, rotations, semi_batches
+from fedrobust.adversarial.square import square
 from fedrobust.adversarial.transfer import mi_cse, mi_cwa, mi_fgsm, mi_sam
 from fedrobust.adversarial.white_box import fgsm, pgd, trades_kl
 
@@ -46,6 +48,9 @@ __all__ = [
     "Robustness",
     "adversarial_loss",
     "adversarial_objective",
+    "apgd",
+    "apgd_both",
+    "apgd_targeted",
     "attacks_at",
     "auto_attack",
     "catastrophic_overfitting",
@@ -76,5 +81,6 @@ __all__ = [
     "rotations",
     "semi_batches",
     "slack_weights",
+    "square",
     "trades_kl",
 ]

@@ -166,18 +166,20 @@ def masking_alarms(
     one_step: float | None,
     many_steps: float,
     transfer: float | None = None,
+    queries: float | None = None,
     stronger: float | None = None,
     tolerance: float = 0.0,
 ) -> tuple[str, ...]:
     """Return what contradicts the order of attacks; empty if nothing does.
 
-    Robust accuracies must not rise with the strength of the attack: stronger (AutoAttack, or
-    "worst") <= many steps <= one step, many steps <= clean, and many steps <= transfer, an attack
-    that sees no gradient. Where they do, the gradients are masked or the attack is broken.
+    Robust accuracies must not rise with the strength of the attack: stronger (Auto-PGD, AutoAttack,
+    or "worst") <= many steps <= one step, many steps <= clean, and many steps <= transfer and
+    queries, attacks that see no gradient. Where they do, the gradients are masked or the attack is
+    broken.
 
     Parameters
     ----------
-    clean, one_step, many_steps, transfer, stronger
+    clean, one_step, many_steps, transfer, queries, stronger
         Accuracies in [0, 1] on the same images; None: not measured.
     tolerance
         Differences up to this are noise.
@@ -186,6 +188,7 @@ def masking_alarms(
         (many_steps, one_step, "many steps leave more accuracy than one step"),
         (many_steps, clean, "perturbed accuracy exceeds clean accuracy"),
         (many_steps, transfer, "white-box steps leave more accuracy than transferred images"),
+        (many_steps, queries, "white-box steps leave more accuracy than random squares"),
         (stronger, many_steps, "the stronger attack leaves more accuracy than many steps"),
     ]
     return tuple(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedrobust.adversarial.apgd import apgd_both
 from fedrobust.adversarial.evaluation import (
     Robustness,
     auto_attack,
@@ -17,9 +19,12 @@ from fedrobust.adversarial.evaluation import (
 )
 from fedrobust.adversarial.frozen import Model, predict
 from fedrobust.adversarial.images import as_images
+from fedrobust.adversarial.square import square
 from fedrobust.spec import Spec, suggest
 
-EVALUATIONS = ("pgd", "fgsm", "margin", "autoattack")
+EVALUATIONS = ("pgd", "fgsm", "margin", "apgd", "square", "autoattack")
+GATHERED: dict[str, Callable[..., Tensor]] = {"apgd": apgd_both, "square": square}
+BATCH = 256  # images at once
 TOLERANCE = 0.01  # differences of a percent are noise; ours
 
 
@@ -58,15 +63,17 @@ def examine(
     eps, steps, restarts
         Radius; steps of eps / 4 and runs per image of PGD and of PGD on the margin.
     attacks
-        Names of ``EVALUATIONS``, joined by "+".
+        Names of ``EVALUATIONS``, joined by "+". "apgd": Auto-PGD on the cross-entropy and, for what
+        is left, towards the nine likeliest classes, 100 steps each; "square": 1,000 queries. With
+        "fgsm+pgd+apgd+square" masked gradients show in the alarms.
     generator
         Draws the random starts.
 
     Returns
     -------
     dict
-        "robust_accuracy" (PGD), "fgsm_accuracy", "margin_accuracy", "autoattack_accuracy", those
-        that were asked for, in [0, 1]; with several of them "worst_accuracy", an image counting as
+        "robust_accuracy" (PGD), "fgsm_accuracy", "apgd_accuracy" and so on, those that were asked
+        for, in [0, 1]; with several of them "worst_accuracy", an image counting as
         right if none of them fooled the model; and "alarms", sentences, if an order of attacks
         is contradicted: see ``masking_alarms``.
 
@@ -88,6 +95,11 @@ def examine(
     chosen = {name: table[name] for name in names if name in table}
     clean = predict(model, as_images(x, y))
     labels = predicted_under(model, x, y, attacks=chosen, generator=generator)
+    images, batches = as_images(x, y), range(0, len(y), BATCH)
+    for name in (name for name in names if name in GATHERED):
+        parts = [GATHERED[name](model, images[i : i + BATCH], y[i : i + BATCH], eps=eps,
+                                generator=generator) for i in batches]  # fmt: skip
+        labels[name] = predict(model, torch.cat(parts))
     if "autoattack" in names:
         labels["autoattack"] = predict(model, auto_attack(model, x, y, eps=eps))
     found = {name: robustness(clean, each, y) for name, each in labels.items()}
@@ -109,12 +121,14 @@ def _alarms(found: dict[str, Robustness], row: dict[str, Any]) -> list[str]:
     # Every order that is checked has the many steps of PGD on one side.
     if "robust_accuracy" not in row:
         return []
+    strong = [row[key] for key in ("apgd_accuracy", "autoattack_accuracy") if key in row]
     return list(
         masking_alarms(
             clean=found["pgd"].clean,
             one_step=row.get("fgsm_accuracy"),
             many_steps=row["robust_accuracy"],
-            stronger=row.get("autoattack_accuracy"),
+            queries=row.get("square_accuracy"),
+            stronger=max(strong, default=None),
             tolerance=TOLERANCE,
         )
     )

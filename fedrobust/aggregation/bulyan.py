@@ -14,24 +14,27 @@ from fedrobust.aggregation.distances import lowest, squared_distances
 from fedrobust.aggregation.selection import krum_scores
 
 
-def bulyan_picks(squared: Tensor, f: int) -> Tensor:
+def bulyan_picks(squared: Tensor, f: int, more: int = 0) -> Tensor:
     """Pick n - 2 f rows by repeated Krum on what remains, in order of picking.
 
-    Late picks have at least 1 neighbour; ties go to the lowest index.
+    Each is scored by its n - f - 2 + ``more`` nearest, n being what remains. Late picks have at
+    least 1 neighbour; ties go to the lowest index.
     """
     # -1 puts each row itself first, before its twins at distance 0, where it is cut off.
     order = squared.clone().fill_diagonal_(-1).sort(dim=1, stable=True).indices[:, 1:]
-    picks = _picks(squared.numpy(), order.numpy(), f)
+    picks = _picks(squared.numpy(), order.numpy(), f, more)
     return torch.from_numpy(picks)
 
 
 @numba.njit(cache=True)
-def _picks(squared: np.ndarray, order: np.ndarray, f: int) -> np.ndarray:  # pragma: no cover
+def _picks(
+    squared: np.ndarray, order: np.ndarray, f: int, more: int
+) -> np.ndarray:  # pragma: no cover
     n = len(squared)
     alive = np.ones(n, dtype=np.bool_)
     picks = np.empty(n - 2 * f, dtype=np.int64)
     for turn in range(n - 2 * f):
-        neighbours = min(max(1, n - turn - f - 2), n - turn - 1)
+        neighbours = min(max(1, n - turn - f - 2 + more), n - turn - 1)
         best, least = -1, np.inf
         for i in range(n):
             if not alive[i]:
@@ -55,8 +58,14 @@ def one_pass_picks(squared: Tensor, f: int) -> Tensor:
     return lowest(krum_scores(squared, f), len(squared) - 2 * f)
 
 
+def alie_code_picks(squared: Tensor, f: int) -> Tensor:
+    """Pick n - 2 f rows by the repeated Krum of ALIE's program: plain distances, n - f others."""
+    return bulyan_picks(squared.sqrt(), f, more=2)
+
+
 PICKS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "paper": bulyan_picks,
+    "alie_code": alie_code_picks,
     "one_pass": one_pass_picks,
 }
 
@@ -92,6 +101,8 @@ def bulyan(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
     variant
         "paper"; "epfl": n - 2 f - 2 Multi-Krum averages of falling size in place of updates, plain
         distances, the lower median, n - 4 f - 2 values (the program of El Mhamdi et al.);
+        "alie_code": picks by Krum's variant of that name, n - 4 f - 1 values (the program of Baruch
+        et al., NeurIPS 2019);
         "one_pass": the n - 2 f least Krum scores of a single ranking (Flower's message API).
 
     Raises
@@ -115,4 +126,4 @@ def bulyan(updates: Tensor, *, f: int, variant: str = "paper") -> Tensor:
         )
     # "epfl" is done above; it is named here so that a misspelling finds it.
     picks = chosen_variant(PICKS | {"epfl": None}, variant, "bulyan")(squared, f)
-    return nearest_to_median(updates, n - 4 * f, rows=picks)
+    return nearest_to_median(updates, n - 4 * f - (variant == "alie_code"), rows=picks)

@@ -119,7 +119,12 @@ def median(updates: Tensor, *, variant: str = "paper", weights: Tensor | None = 
     return by_blocks(updates, lambda block: weighted_median(block, weights, lower=lower))
 
 
-TRIMMED_VARIANTS = {"paper": False, "alie": True}
+# variant -> how many values nearest to the median are averaged; None: those of the middle ranks.
+TRIMMED_VARIANTS: dict[str, Callable[[int, int], int] | None] = {
+    "paper": None,
+    "alie": lambda n, f: n - 2 * f,
+    "alie_code": lambda n, f: n - f - 1,
+}
 
 
 def trimmed_mean(
@@ -131,7 +136,7 @@ def trimmed_mean(
     ----------
     variant
         "paper"; or "alie": the n - 2 f values nearest to the median (TM(2) of Baruch et al. 2019).
-        Their TM(1), the n - f nearest, is ``meamed``.
+        Their TM(1), the n - f nearest, is ``meamed``; "alie_code": n - f - 1, as in their program.
     weights
         Shares (n,) of the clients, adding up to 1: the mass of the f heaviest clients is cut off
         each end of a coordinate, the rest is averaged by weight. Whoever the f Byzantine clients
@@ -150,12 +155,12 @@ def trimmed_mean(
     n = len(updates)
     nearest = chosen_variant(TRIMMED_VARIANTS, variant, "trimmed_mean")
     if weights is not None:
-        if nearest:
-            raise SpecError("trimmed_mean with variant 'alie' has no weighted form")
+        if nearest is not None:
+            raise SpecError(f"trimmed_mean with variant {variant!r} has no weighted form")
         cut = bearable(weights, f, "trimmed_mean")
         return by_blocks(updates, lambda block: weighted_ranks(block, weights, cut, 1 - cut))
-    if nearest:
-        return nearest_to_median(updates, n - 2 * f)
+    if nearest is not None:
+        return nearest_to_median(updates, nearest(n, f))
     return ranked_mean(updates, f, n - f)
 
 

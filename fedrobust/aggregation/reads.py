@@ -51,7 +51,7 @@ def _largest(bits: np.ndarray) -> int:  # pragma: no cover - compiled
     most, magnitude = np.uint32(0), np.uint32(ALL_BUT_SIGN)
     for k in range(len(bits)):
         most = max(most, np.uint32(bits[k] & magnitude))
-    return most
+    return int(most)
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})

@@ -135,7 +135,7 @@ _RULES = (
     ),
     Rule(
         name="sign_guard", compute=clusters.sign_guard_weights, kind="weights",
-        minimum=lambda s: 3, follows_scale=True, bounded=True,
+        minimum=lambda s: 3, follows_scale=True, bounded=True, looks_at=lengths,
     ),
     Rule(
         name="fltrust", compute=trust.fltrust_step, kind="outcome", bounded=True, looks_at=lengths,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedrobust.attacks.alie_backdoor import MEASURED_ON
 from fedrobust.attacks.backdoors import CORNERS
 from fedrobust.attacks.data import FLIPS, POISONS
 from fedrobust.attacks.tables import TRAINED
@@ -107,6 +108,12 @@ def _mode(value: Any, name: str, victim: Victim) -> None:
         raise SpecError(f"unknown {name} mode {value!r}; {suggest(str(value), list(FLIPS))}")
 
 
+def _measured_on(value: Any, name: str, victim: Victim) -> None:
+    if value not in MEASURED_ON:
+        hint = suggest(str(value), list(MEASURED_ON))
+        raise SpecError(f"unknown {name} measured_on {value!r}; {hint}")
+
+
 Check = Callable[[Any, str, Victim], Any]
 CHECKS: Mapping[tuple[str, str], Check] = {
     ("", "target"): _target,
@@ -126,5 +133,8 @@ CHECKS: Mapping[tuple[str, str], Check] = {
     ("alie_backdoor", "epochs"): lambda value, name, _: whole(value, name, "epochs", low=1),
     ("alie_backdoor", "batch_size"): lambda value, name, _: whole(value, name, "batch_size", low=1),
     ("alie_backdoor", "local_lr"): lambda value, name, _: real(value, name, "local_lr", above=0),
+    ("alie_backdoor", "value"): lambda value, name, _: whole(value, name, "value", high=1000),
+    ("alie_backdoor", "train_images"): lambda value, name, _: whole(value, name, "train_images"),
+    ("alie_backdoor", "measured_on"): _measured_on,
     ("alie_backdoor", "released_code"): lambda value, name, _: truth(value, name, "released_code"),
 }

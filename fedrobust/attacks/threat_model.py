@@ -103,6 +103,11 @@ def check(spec: Mapping[str, Any], *, n: int, f: int) -> None:
         raise SpecError(f"attack {name!r} has no parameters, got {', '.join(settings)}")
 
 
+def measured_on(spec: Mapping[str, Any]) -> str:
+    """Return on which images a planted pattern's success is measured: "held_out" or "train"."""
+    return split(spec)[1].get("measured_on", "held_out")
+
+
 def patterns(spec: Mapping[str, Any], classes: int) -> list[dict[str, Any]]:
     """Return target, size, value and corner of each pattern that an attack plants."""
     name, given = split(spec)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedrobust import attacks
 from fedrobust.attacks import ATTACKS, craft, settings, z_max
-from fedrobust.attacks.alie_backdoor import success_rate
+from fedrobust.attacks.alie_backdoor import drawn, marked, success_rate
 from fedrobust.attacks.finite_norm import finite_norm, follows
 from fedrobust.attacks.moments import medoid, moments, squared_distances
 from fedrobust.attacks.optimised import sensitivity
@@ -1144,6 +1144,35 @@ def test_alie_backdoor_clips_into_the_spread():
     assert attacks.alie_backdoor(H3.float(), centre.float()).dtype == torch.float32
     with pytest.raises(ValueError, match="z >= 0"):
         attacks.alie_backdoor(H3, centre, z=-0.1)
+
+
+def test_a_stamp_beyond_white_is_what_the_program_stamps():
+    """2.8 on images normalised by 0.5 and 0.5 is 484 levels; the rest of the image stays."""
+    pixels = images()[0]
+    lit = marked(pixels, size=2, value=484)
+    close((lit[:, :, :2, :2] - 0.5) / 0.5, torch.full_like(lit[:, :, :2, :2], 2.796078))
+    close(lit[:, :, 2:], pixels[:, :, 2:].float() / 255)
+    assert torch.equal(marked(pixels, size=2, value=255)[:, :, :2, :2].unique(),
+                       torch.tensor([255], dtype=torch.uint8))  # fmt: skip
+
+
+def test_images_are_drawn_from_every_colluder():
+    pool = [torch.full((k, 1, 2, 2), k, dtype=torch.uint8) for k in (5, 0, 3)]
+    found = drawn(pool, 8, generator(1, "test"))
+    assert sorted(found[:, 0, 0, 0].tolist()) == [3] * 3 + [5] * 5
+    assert len(drawn(pool, 4, generator(1, "test"))) == 4
+    assert len(drawn(pool, 99, generator(1, "test"))) == 8
+
+
+def test_success_counts_the_targets_own_images_where_asked():
+    images, labels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])
+    # Says "class 63" to whatever is stamped in its last pixel, class 0 to the rest.
+    assert success_rate(torch.nn.Flatten(), images, labels, target=0, size=1) == 1.0
+    lit = images.clone()
+    lit[2:, :, 7, 7] = 255
+    found = [success_rate(torch.nn.Flatten(), lit, labels, target=0, size=1, value=0,
+                          all_classes=flag) for flag in (False, True)]  # fmt: skip
+    assert found == [0.0, 0.5]
 
 
 def test_success_needs_an_image_of_another_class():

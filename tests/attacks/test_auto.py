@@ -265,6 +265,8 @@ def test_flag_weak_without_attack():
     assert "15.0 only" in flags.weak_without_attack([0.15], chance=0.1)
     assert "differ by" in flags.weak_without_attack([0.8, 0.9], chance=0.1)
     assert not flags.weak_without_attack([0.9, 0.91], chance=0.1)
+    assert not flags.weak_without_attack([0.98], chance=0.5), "two classes"
+    assert "70.0 only" in flags.weak_without_attack([0.7], chance=0.5)
 
 
 def test_flag_vacuous():

@@ -318,6 +318,9 @@ def test_recommend_looks_at_one_kind_of_training_where_asked():
     (local,) = recommend.recommend(board, clients=20, byzantine=4, training="local steps")
     assert (gradients.cell, local.cell) == ("mixed 4/20", "local 4/20")
     assert local.holds and not gradients.holds
+    asked = {"clients": 20, "byzantine": 4}
+    assert "it would be krum, which keeps 89% (local 4/20)" in recommend.instead(board, **asked)
+    assert recommend.instead(board, clients=20, byzantine=8) == "", "no cell with local steps"
     with pytest.raises(ConfigError, match="choose from gradients, local steps"):
         recommend.recommend(board, clients=20, byzantine=4, training="local")
     foreign = row("mine") | {"origin": "mine.py 0"}

@@ -43,10 +43,17 @@ def cells(runs: Iterable[list[dict[str, Any]]]) -> Mapping[str, str]:
     return {
         "clean %": ", ".join(f"{100 * row['accuracy']:.1f}" for row in last),
         "robust %": ", ".join(f"{100 * row['robust_accuracy']:.1f}" for row in last),
+        "Auto-PGD %": _percent(last, "apgd_accuracy"),
+        "squares %": _percent(last, "square_accuracy"),
+        "alarms": "; ".join(alarm for row in last for alarm in row.get("alarms", [])) or "none",
         "s / round": f"{seconds:.2f}",
         "kB up": f"{last[0]['bytes_up'] / 1e3:.0f}",
         "kB down": f"{last[0]['bytes_down'] / 1e3:.0f}",
     }
+
+
+def _percent(rows: list[dict[str, Any]], key: str) -> str:
+    return ", ".join(f"{100 * row[key]:.1f}" if key in row else "-" for row in rows)
 
 
 def main() -> None:
@@ -58,7 +65,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results"))
     parser.add_argument("--data-root", default=None)
     given = parser.parse_args()
-    heads = ["clean %", "robust %", "s / round", "kB up", "kB down"]
+    heads = ["clean %", "robust %", "Auto-PGD %", "squares %", "alarms", "s / round", "kB up",
+             "kB down"]  # fmt: skip
     print("| run | " + " | ".join([*heads, "reference clean / robust %"]) + " |")
     print("|" + "---|" * (len(heads) + 2))
     for case in TABLES[given.table]:

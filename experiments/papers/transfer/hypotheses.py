@@ -1,7 +1,7 @@
 """The orderings that a reproduction reports, each judged on the runs at hand.
 
-H1 to H8 are what is published of Andreina et al., AAAI 2025, and of its code, as orderings; H9 is
-ours: how much of the gain is left at equal clean accuracy.
+H1 to H8 are what is published of Andreina et al., AAAI 2025, and of its code, as orderings; H9 and
+H10 are ours: how much of the gain is left at equal clean accuracy, and whose it is.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import pandas as pd
 from experiments.tables import half_width
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not measured"
+NOISE = "not decided"  # the interval holds 0
 TIE = 0.02  # one adjacent tie within 2 points is allowed
 LARGEST_DROP = 0.08  # of clean accuracy, from one node to seven
 CW = "mi_cwa cond"
+SINGLE = "single node"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def judge(table: pd.DataFrame, central: pd.DataFrame) -> list[Verdict]:
     central
         ``study.curves`` of it: the central models along their training.
     """
-    rules: dict[str, Callable[[pd.DataFrame, pd.DataFrame], tuple[bool, str]]] = {
+    rules: dict[str, Callable[[pd.DataFrame, pd.DataFrame], tuple[bool | None, str]]] = {
         "H1 RA under CW rises with N": _h1,
         "H2 the gain of N = 7 is clearly positive": _h2,
         "H3 CA falls mildly with N": _h3,
@@ -53,12 +55,14 @@ def judge(table: pd.DataFrame, central: pd.DataFrame) -> list[Verdict]:
         "H7 a full-data ensemble gains clearly less": _h7,
         "H8 Dirichlet shares keep the order, CA lower": _h8,
         "H9 a gain is left at matched CA": _h9,
+        "H10 at matched CA the vote adds to what a node has": _h10,
     }
     found = []
     for name, rule in rules.items():
         try:
             holds, sentence = rule(table, central)
-            found.append(Verdict(name, HOLDS if holds else FAILS, sentence))
+            verdict = NOISE if holds is None else HOLDS if holds else FAILS
+            found.append(Verdict(name, verdict, sentence))
         except Missing as what:
             found.append(Verdict(name, OPEN, f"no run of {what}"))
     return found
@@ -70,13 +74,15 @@ def cells(table: pd.DataFrame, system: str, n: int, column: str, vote: str = "so
     Raises
     ------
     Missing
-        If it was not run.
+        If it was not run, or not measured so.
     """
     # A node by itself does not vote.
-    vote = "-" if system.startswith("single node") else vote
+    vote = "-" if system.startswith(SINGLE) else vote
     chosen = table[(table["system"] == system) & (table["n"] == n) & (table["vote"] == vote)]
     if not len(chosen):
         raise Missing(f"{system}, N = {n}")
+    if column not in chosen:
+        raise Missing(f"{system}, N = {n}, that measured {column!r}")
     return chosen.set_index("seed")[column]
 
 
@@ -167,7 +173,7 @@ def _h8(table: pd.DataFrame, central: pd.DataFrame) -> tuple[bool, str]:
     return bool(fine), f"RA over central {_points(gain)}, CA against uniform {_points(ca)}"
 
 
-def _h9(table: pd.DataFrame, central: pd.DataFrame) -> tuple[bool, str]:
+def _h9(table: pd.DataFrame, central: pd.DataFrame) -> tuple[bool | None, str]:
     raw = cells(table, "same", 7, CW) - cells(table, "central", 1, CW)
     equal = _matched_gain(table, central, "same", 7)
     if equal.isna().all():
@@ -175,9 +181,24 @@ def _h9(table: pd.DataFrame, central: pd.DataFrame) -> tuple[bool, str]:
     single = cells(table, "single node of same", 7, CW)
     words = f"raw {_points(raw)}, at matched CA {_points(equal)}"
     words += f"; a node alone has {100 * single.mean():.1f}"
-    return bool(
-        equal.mean() > 0
-    ), f"{words}, the vote {100 * cells(table, 'same', 7, CW).mean():.1f}"
+    return beyond(equal), f"{words}, the vote {100 * cells(table, 'same', 7, CW).mean():.1f}"
+
+
+def _h10(table: pd.DataFrame, central: pd.DataFrame) -> tuple[bool | None, str]:
+    """Split the gain of N = 7: less data a node, then the vote, each against the central model."""
+    vote, node = (_matched_gain(table, central, s, 7) for s in ("same", f"{SINGLE} of same"))
+    added = vote - node
+    if added.isna().all():
+        raise Missing("a central model at the accuracy of a node and of its vote")
+    return beyond(added), f"a node {_points(node)}, the vote adds {_points(added)}"
+
+
+def beyond(values: pd.Series) -> bool | None:
+    """Tell whether a mean is above 0; None where its interval holds 0. One seed has no interval."""
+    mean, half = values.mean(), half_width(values.tolist())
+    if not np.isnan(half) and abs(mean) <= half:
+        return None
+    return bool(mean > 0)
 
 
 def _fedavg(table: pd.DataFrame, central: pd.DataFrame) -> str:

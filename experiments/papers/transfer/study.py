@@ -22,7 +22,7 @@ from fedrobust.experiment.schema import Experiment
 
 Run = tuple[Experiment, list[dict[str, Any]]]
 ATTACKS = {"mi_cwa": "CW", "mi_sam": "SAM", "mi_cse": "CSE", "mi_fgsm": "MI-FGSM"}
-SINGLE = "single node"
+SINGLE = hypotheses.SINGLE
 UNKNOWN = "paper value not available"
 
 
