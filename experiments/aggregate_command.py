@@ -24,17 +24,36 @@ def aggregate(
     ],
     output: Annotated[Path, typer.Option(help="The aggregate, a file of the same kind.")],
     seed: Annotated[int, typer.Option(help="For rules that draw.")] = 0,
+    ray: Annotated[
+        str,
+        typer.Option(
+            help="Read on this Ray cluster: local, auto, HOST:PORT, env; the files lie on each"
+            " machine.",
+            autocompletion=completion.words("local", "auto", "env"),
+        ),
+    ] = "",
+    workers: Annotated[int, typer.Option(help="Of Ray; 0: one a core.", min=0)] = 0,
 ) -> None:
     """Aggregate updates, checkpoints or adapters in files; each is read once or twice, never whole.
 
     Every file holds tensors of the same names, types and shapes. What was found goes to standard
     output as one JSON object.
     """
-    typer.echo(json.dumps(aggregate_files(updates, rule, output, seed=seed), ensure_ascii=False))
+    told = aggregate_files(updates, rule, output, seed=seed, ray=ray, workers=workers)
+    typer.echo(json.dumps(told, ensure_ascii=False))
 
 
-def aggregate_files(paths: list[Path], rule: str, output: Path, *, seed: int = 0) -> dict[str, Any]:
+def aggregate_files(
+    paths: list[Path], rule: str, output: Path, *, seed: int = 0, ray: str = "", workers: int = 0
+) -> dict[str, Any]:
     """Aggregate files into a file; return what the command prints.
+
+    Parameters
+    ----------
+    ray
+        Address of the cluster whose workers read the files; "": this process does.
+    workers
+        How many of them; 0: one a core.
 
     Raises
     ------
@@ -53,11 +72,19 @@ def aggregate_files(paths: list[Path], rule: str, output: Path, *, seed: int = 0
     files, found = UpdateFiles(paths), Streamed()
     check_output(output, files)
     draws = generator(seed, "rule")
+    where: dict[str, Any] = {}
     try:
-        parts = aggregate_streamed(
-            files, spec, pre=pre, generator=draws, found=found, voidable=True
-        )
-        write_update(output, files, parts)
+        if ray:
+            from experiments.cluster.columns import aggregate_on_ray
+
+            given: dict[str, Any] = {"pre": pre, "generator": draws, "workers": workers}
+            found, read, machines = aggregate_on_ray(files, spec, output, address=ray, **given)
+            where = {"bytes_read": read, "read_by": machines}
+        else:
+            parts = aggregate_streamed(
+                files, spec, pre=pre, generator=draws, found=found, voidable=True
+            )
+            write_update(output, files, parts)
     except Refusal as error:
         raise InputError(str(error)) from error
     names = [str(path) for path in paths]
@@ -71,4 +98,5 @@ def aggregate_files(paths: list[Path], rule: str, output: Path, *, seed: int = 0
         "set_aside": [names[row] for row in found.set_aside],
         "weights": None if weights is None else dict(zip(names, weights, strict=True)),
         "output": str(output),
+        **where,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -58,7 +58,8 @@ def on_ray(
     from experiments.cluster.pool import pooled
     from experiments.cluster.worker import Plan, Worker
 
-    plan = Plan(experiment, host, plugins.used(), _written(parts))
+    root = str(Path(host.data_root).absolute()) if host.data_root else ""  # workers stand elsewhere
+    plan = Plan(experiment, replace(host, data_root=root), plugins.used(), _written(parts))
     most, cuda = experiment.clients, host.device != "cpu"
     with (
         connected(cluster.address) as ray,

@@ -130,8 +130,9 @@ class Sweep:
         from experiments.cluster.runner import Use
         from experiments.cluster.runs import spread
 
+        root = str(Path(self.data_root).absolute()) if self.data_root else None
         use = Use(
-            data_root=self.data_root, device=self.device, files=plugins.used(),
+            data_root=root, device=self.device, files=plugins.used(),
             output=self.output.resolve(), secret=self.secret, models=self.models,
         )  # fmt: skip
         return spread(

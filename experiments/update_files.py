@@ -6,9 +6,11 @@ import json
 import math
 import os
 import struct
+from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -88,19 +90,35 @@ class UpdateFiles:
         """Numbers in each."""
         return sum(part.count for part in self.parts)
 
-    def blocks(self, width: int) -> Iterator[Tensor]:
-        """Read all columns in order, (n, b); a block never reaches over the end of a tensor."""
+    def blocks(self, width: int, first: int = 0, last: int | None = None) -> Iterator[Tensor]:
+        """Read the columns first..last-1 in order, all of them where nothing else is said: (n, b).
+
+        A block never reaches over the end of a tensor.
+        """
         with ExitStack() as stack:
             files = [stack.enter_context(path.open("rb", buffering=0)) for path in self.paths]
-            for place, part in enumerate(self.parts):
-                kept = torch.empty(self.n, min(width, part.count), dtype=TYPES[part.type])
-                for first in range(0, part.count, width):
-                    count = min(width, part.count - first)
+            for place, begin, end in self._within(first, self.d if last is None else last):
+                part = self.parts[place]
+                kept = torch.empty(self.n, min(width, end - begin), dtype=TYPES[part.type])
+                for first in range(begin, end, width):
+                    count = min(width, end - first)
                     block = kept if count == kept.shape[1] else kept.new_empty(self.n, count)
                     for row, (file, starts) in enumerate(zip(files, self._starts, strict=True)):
                         offset = starts[place] + first * kept.element_size()
                         self._fill(block[row], file, offset, self.paths[row])
                     yield block
+
+    def _within(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """Return what of each tensor is in some columns: its place, first number and end."""
+        for place, (start, part) in enumerate(zip(self.columns, self.parts, strict=True)):
+            begin, end = max(first - start, 0), min(last - start, part.count)
+            if begin < end:
+                yield place, begin, end
+
+    @property
+    def columns(self) -> list[int]:
+        """The column in which each tensor begins."""
+        return [0, *accumulate(part.count for part in self.parts)][:-1]
 
     def _fill(self, row: Tensor, file: BinaryIO, offset: int, path: Path) -> None:
         into = row.view(torch.uint8).numpy().data.cast("B")
@@ -133,6 +151,32 @@ def write_update(path: Path, like: UpdateFiles, parts: Iterable[Tensor | None]) 
                 if part is None:
                     file.seek(len(head))
                     continue
+                file.write(part.contiguous().view(torch.uint8).numpy().data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_placed(path: Path, like: UpdateFiles, parts: Iterable[tuple[int, Tensor]]) -> None:
+    """Write an aggregate as ``write_update`` does, from parts in any order.
+
+    Parameters
+    ----------
+    parts
+        The first column of each, and the part, which is inside one tensor. One that comes twice is
+        written twice.
+    """
+    check_output(path, like)
+    temporary = path.with_name(path.name + ".part")
+    head = _npy_head(like.parts[0]) if like.kind == ".npy" else _table(like.parts)
+    sizes = [0, *accumulate(part.size for part in like.parts)]
+    try:
+        with temporary.open("wb") as file:
+            file.write(head)
+            for column, part in parts:
+                place = bisect(like.columns, column) - 1
+                within = (column - like.columns[place]) * part.element_size()
+                file.seek(len(head) + sizes[place] + within)
                 file.write(part.contiguous().view(torch.uint8).numpy().data)
         os.replace(temporary, path)
     finally:

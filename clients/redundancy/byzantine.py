@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clients.node import Node
-from clients.redundancy.gradients import FileGradients
+from clients.redundancy.gradients import CHUNK, FileGradients
 from fedrobust.attacks import craft, threat_model
 from fedrobust.redundancy import Corruption, rounds
 from fedrobust.redundancy.commitments import digest, sketch
@@ -43,7 +43,9 @@ class ByzantineWorkers:
         self.distorts_from = e.redundancy.distorts_from
         self.corruption: Corruption = rounds.corruption(e, workers, honest.assignment)
         self._level = threat_model.knowledge(e.attack)
-        b = honest.place.statistics.numel()
+        place = honest.place
+        b = place.statistics.numel()
+        self._model = torch.cat([place.vector, place.statistics]) if b else place.vector
         self._layers = node.model.layers + ((("statistics", (b,)),) if b else ())
         self._common: Tensor | None = None
         self._sent: dict[tuple[int, int], Tensor] = {}
@@ -82,9 +84,11 @@ class ByzantineWorkers:
     def sketches(self, worker: int, files: Sequence[int], *, seed: int, size: int) -> Tensor:
         """Return sketches of what a worker sends, (files, size) float64."""
         made = self._honest.sketches(files, seed=seed, size=size)
-        for place, file in enumerate(files):
-            if self.distorts(worker, file):
-                made[place] = sketch(self.value(worker, file), seed=seed, size=size)
+        false = [place for place, file in enumerate(files) if self.distorts(worker, file)]
+        for start in range(0, len(false), CHUNK):
+            part = false[start : start + CHUNK]
+            values = torch.stack([self.value(worker, files[place]) for place in part])
+            made[part] = sketch(values, seed=seed, size=size)
         return made
 
     def _key(self, worker: int, file: int) -> tuple[int, int]:
@@ -111,7 +115,7 @@ class ByzantineWorkers:
             rule=e.rule,
             generator=source,
             layers=self._layers,
-            model=torch.cat([self._honest.place.vector, self._honest.place.statistics]),
+            model=self._model,
         )
         return rows[0]
 

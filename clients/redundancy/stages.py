@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from flwr.app import ConfigRecord, Context, Message
+from flwr.app import Context, Message
 from torch import Tensor
 
 from clients.redundancy.gradients import FileGradients
-from fedrobust.flower import array_of, commit_reveal, read_tensor
+from fedrobust.flower import commit_reveal, read_tensor
 from fedrobust.redundancy.draco import combination, split_floats
 from fedrobust.redundancy.file_gradient import profile
 from fedrobust.redundancy.plan import FilePlan, plan_from
@@ -60,11 +60,10 @@ def read_task(message: Message, context: Context) -> Task:
     """
     stage = str(commit_reveal.setting(message, "stage"))
     if stage in OPENING:
-        vector = read_tensor(message.content, "arrays", "model")
-        tracked = "statistics" in message.content["arrays"]
-        own = read_tensor(message.content, "arrays", "statistics") if tracked else torch.empty(0)
-        context.state[MODEL] = array_of(model=vector, statistics=own)
-        context.state[ORDER] = ConfigRecord(dict(commit_reveal.settings(message)))
+        # As they came: to build them anew costs more than all else that a small round needs here,
+        # and a tensor that is the same object is known to be the same model.
+        context.state[MODEL] = message.content["arrays"]
+        context.state[ORDER] = message.content[commit_reveal.SCHEME]
     if MODEL not in context.state or ORDER not in context.state:
         raise ValueError(f"stage {stage!r} came to a node that has not seen the round's first one")
     told = context.state[ORDER]
@@ -72,9 +71,10 @@ def read_task(message: Message, context: Context) -> Task:
     nodes = list(names) if isinstance(names, list) else []
     if str(context.node_id) not in nodes:
         raise ValueError(f"node {context.node_id} is none of the {len(nodes)} workers")
+    tracked = "statistics" in context.state[MODEL]
     return Task(
         read_tensor(context.state, MODEL, "model"),
-        read_tensor(context.state, MODEL, "statistics"),
+        read_tensor(context.state, MODEL, "statistics") if tracked else torch.empty(0),
         plan_from(told),
         nodes.index(str(context.node_id)),
     )

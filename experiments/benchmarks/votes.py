@@ -35,7 +35,7 @@ from strategies.ensemble.query import ask
 from strategies.handshake import registered
 from strategies.session import run
 
-LIAR = 3
+MALICIOUS = 3
 IMAGES = 1000
 VOTES = {"probabilities": ("soft", "hard", "weighted"), "logits": ("mean_logit",), "labels": ()}
 ENSEMBLE = {
@@ -43,7 +43,7 @@ ENSEMBLE = {
     "model": "mlp",
     "clients": 4,
     "byzantine": 1,
-    "placement": {"name": "fixed", "ids": [LIAR]},
+    "placement": {"name": "fixed", "ids": [MALICIOUS]},
     "rounds": 2,
     "seed": 4,
     "rule": "median",
@@ -101,7 +101,7 @@ def there(experiment: Experiment, home: Path) -> tuple[list[dict], dict[str, Ten
     with federation(home, nodes=experiment.clients, namespaces=False) as it:
         for number in range(experiment.clients):
             it.register(number)
-            role = "malicious" if number == LIAR else "honest"
+            role = "malicious" if number == MALICIOUS else "honest"
             it.start_node(number, {"partition-id": number, "role": role})
         it.wait_for_nodes(experiment.clients)
         rows = run_on_nodes(

@@ -159,7 +159,8 @@ def aggregate_streamed(
     return _by_products(updates, spec, tuple(pre), generator, told)
 
 
-def _width(updates: Matrix) -> int:
+def block_width(updates: Matrix) -> int:
+    """Return how many columns a block has."""
     return max(1, BLOCK // updates.n)
 
 
@@ -169,18 +170,18 @@ def _by_columns(
     """One pass, and one more before it (or after it, where ``voidable``) for rows to set aside."""
     finite = torch.ones(updates.n, dtype=torch.bool)
     told.passes += 1
-    for block in updates.blocks(_width(updates)):
+    for block in updates.blocks(block_width(updates)):
         finite &= torch.isfinite(survey(computable(block), "").largest)
         if voidable and bool(finite.all()):
             yield aggregate(block, spec, generator=generator)
     if voidable and bool(finite.all()):
         return
-    rule = _fewer(spec, (), finite, told)[0]
+    rule = finite_only(spec, (), finite, told)[0]
     if voidable:
         yield None
     told.passes += 1
-    for block in updates.blocks(_width(updates)):
-        yield aggregate(_kept(block, finite), rule, generator=generator)
+    for block in updates.blocks(block_width(updates)):
+        yield aggregate(kept_rows(block, finite), rule, generator=generator)
 
 
 def _by_products(
@@ -192,17 +193,17 @@ def _by_products(
 ) -> Iterator[Tensor | None]:
     """Two passes: the products of the rows, then their mixture by what the rule says of them."""
     told.passes += 1
-    gram, finite = _products(updates)
-    rule, chain = _fewer(spec, pre, finite, told)
+    gram, finite = products_of(updates)
+    rule, chain = finite_only(spec, pre, finite, told)
     points = points_of(gram, finite)
-    mix = _mixture(points, rule, chain, generator, finite, told)
+    mix = mixture_of(points, rule, chain, generator, finite, told)
     told.passes += 1
-    for block in updates.blocks(_width(updates)):
-        kept = _kept(block, finite)
+    for block in updates.blocks(block_width(updates)):
+        kept = kept_rows(block, finite)
         yield narrowed(mix(computable(kept)), block.dtype, split(spec)[0])
 
 
-def _fewer(
+def finite_only(
     spec: Spec, pre: tuple[Spec, ...], finite: Tensor, told: Streamed
 ) -> tuple[Spec, tuple[Spec, ...]]:
     """Count the rows that are not finite against f, and check again."""
@@ -215,11 +216,12 @@ def _fewer(
     return rule, chain
 
 
-def _kept(block: Tensor, finite: Tensor) -> Tensor:
+def kept_rows(block: Tensor, finite: Tensor) -> Tensor:
+    """Return a block without the rows that are set aside."""
     return block if bool(finite.all()) else block[finite]
 
 
-def _products(updates: Matrix) -> tuple[Tensor, Tensor]:
+def products_of(updates: Matrix) -> tuple[Tensor, Tensor]:
     """Return the products (n + 1, n + 1) of all rows, and of the origin, about a common centre.
 
     The centre is the coordinate-wise median of three rows, as for rules in memory. Also which rows
@@ -261,7 +263,7 @@ def points_of(gram: Tensor, finite: Tensor) -> Tensor:
     return torch.cat([placed - along, -aside.expand(len(rows), 1)], dim=1)
 
 
-def _mixture(
+def mixture_of(
     points: Tensor,
     rule: Spec,
     chain: tuple[Spec, ...],

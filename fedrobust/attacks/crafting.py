@@ -179,11 +179,12 @@ def step(
     if f == 0:
         return Crafted(view.new_empty((0, view.shape[1])), state)
     known = of_model(name, function, layers, model, view.shape[1])
+    wanted = parameters(function)
     supplied = {
         "n": n,
         "f": f,
         "round": round,
-        "rule": informed(rule, layers, model),
+        "rule": informed(rule, layers, model) if "rule" in wanted else None,
         "generator": generator,
         "previous": previous,
         "own": own,
@@ -193,7 +194,6 @@ def step(
         "out": out if computable(view) is view else None,
         **known,
     }
-    wanted = parameters(function)
     sent = function(computable(view), **given, **{k: v for k, v in supplied.items() if k in wanted})
     crafted = sent if isinstance(sent, Crafted) else Crafted(sent)
     return replace(crafted, updates=_finished(crafted.updates, view, name, f))

@@ -70,12 +70,17 @@ def label_digests(
     digests: Mapping[tuple[int, int], Hashable], *, workers: int, files: int
 ) -> Tensor:
     """Label returned digests, keyed by (worker, file): equal digests get equal labels."""
-
-    def label(column: dict[int, Any]) -> list[int]:
-        seen: dict[Hashable, int] = {}
-        return [seen.setdefault(digest, len(seen)) for digest in column.values()]
-
-    return _label(digests, label, workers=workers, files=files)
+    seen: dict[tuple[int, Hashable], int] = {}
+    count = [0] * files  # values of each file so far
+    keys, told = _ordered(digests, workers, files), []
+    for worker, file in keys:
+        label = seen.setdefault((file, digests[worker, file]), count[file])
+        count[file] += label == count[file]
+        told.append(label)
+    labels = torch.full((workers, files), MISSING)
+    rows, columns = torch.tensor(keys, dtype=torch.int64).view(-1, 2).unbind(1)
+    labels[rows, columns] = torch.tensor(told, dtype=torch.int64)
+    return labels
 
 
 def label_values(
@@ -105,15 +110,23 @@ def _label(
     files: int,
 ) -> Tensor:
     columns: dict[int, dict[int, Any]] = {}
-    # In the workers' order: labels must not depend on which reply came first.
-    for worker, file in sorted(returned):
-        if not (0 <= worker < workers and 0 <= file < files):
-            raise ValueError(f"no worker {worker} with file {file} among {workers} x {files}")
+    for worker, file in _ordered(returned, workers, files):
         columns.setdefault(file, {})[worker] = returned[worker, file]
     labels = torch.full((workers, files), MISSING)
     for file, column in columns.items():
         labels[list(column), file] = torch.tensor(label(column))
     return labels
+
+
+def _ordered(
+    returned: Mapping[tuple[int, int], Any], workers: int, files: int
+) -> list[tuple[int, int]]:
+    """Return the keys in the workers' order: labels must not depend on which reply came first."""
+    keys = sorted(returned)
+    for worker, file in keys:
+        if not (0 <= worker < workers and 0 <= file < files):
+            raise ValueError(f"no worker {worker} with file {file} among {workers} x {files}")
+    return keys
 
 
 def exact(stack: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ LEAST = 1e-5  # relative error of the decoded sum that is still accepted
 class Decoded:
     """``total`` is the sum of all files, (d,); ``byzantine`` the workers whose vector was wrong.
 
-    ``consistent`` is False where more than s workers lied: the total is then worth nothing.
+    ``consistent`` is False where more than s workers are Byzantine: the total is then
+    worth nothing.
     """
 
     total: Tensor

@@ -80,7 +80,7 @@ def reveal_sums(
     -----
     A sum over one file is compared with its digest. A longer one is compared with the sketches of
     its files, on each of which all its holders must agree, or more than q of them; a file whose
-    holders differ is fetched by itself, and its digest says who lied.
+    holders differ is fetched by itself, and its digest says who was false.
 
     What a Byzantine worker can add unseen to a sum is bounded: an error e passes only if its sketch
     is shorter than ``SLACK`` times the sum of the norms of the files' sketches. With 8 Gaussian

@@ -1,7 +1,8 @@
 """Enough of Ray in one process to see what becomes of a run when workers die, without a cluster."""
 
-import pickle
 from types import SimpleNamespace
+
+import cloudpickle
 
 
 class RayError(Exception):
@@ -14,6 +15,10 @@ class RayTaskError(RayError):
         self.cause = cause
 
 
+def sent(value):
+    return cloudpickle.loads(cloudpickle.dumps(value, protocol=5))
+
+
 class Task:
     """A call that is made when somebody waits for it; what crosses is pickled, as Ray does."""
 
@@ -24,15 +29,15 @@ class Task:
         if self.actor.dead or ray.dies(self.actor, self.method):
             self.actor.dead = True
             raise RayError(f"actor {self.actor.number} was killed")
-        arguments = [ray.store.get(one, one) if isinstance(one, str) else one
-                     for one in self.arguments]  # fmt: skip
+        arguments = self.resolved(ray)
         ray.calls.append((self.actor.number, self.method, arguments))
         try:
-            arguments = pickle.loads(pickle.dumps(arguments, protocol=5))
-            value = getattr(self.actor.held, self.method)(*arguments)
-            return pickle.loads(pickle.dumps(value, protocol=5))
+            return sent(getattr(self.actor.held, self.method)(*sent(arguments)))
         except Exception as error:
             raise RayTaskError(error) from error
+
+    def resolved(self, ray):
+        return [ray.store.get(a, a) if isinstance(a, str) else a for a in self.arguments]
 
 
 class Stream(Task):
@@ -41,16 +46,16 @@ class Stream(Task):
     items = None
 
     def __next__(self):
-        if self.items is None:
-            self.items = iter(getattr(self.actor.held, self.method)(*self.arguments))
         return self
 
     def outcome(self, ray):
         if self.actor.dead or ray.dies(self.actor, self.method):
             self.actor.dead = True
             raise RayError(f"actor {self.actor.number} was killed")
+        if self.items is None:
+            self.items = getattr(self.actor.held, self.method)(*sent(self.resolved(ray)))
         try:
-            return pickle.loads(pickle.dumps(next(self.items), protocol=5))
+            return sent(next(self.items))
         except StopIteration:
             raise
         except Exception as error:

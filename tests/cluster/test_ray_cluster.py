@@ -4,9 +4,11 @@ import os
 import signal
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
 from clients.node import Host
+from experiments.aggregate_command import aggregate_files
 from experiments.cluster.connection import connected
 from experiments.cluster.grid import RayGrid
 from experiments.cluster.pool import pooled
@@ -114,3 +116,17 @@ def test_no_cluster_is_joined_because_the_environment_names_it(small, two_nodes,
         assert len(ray.nodes()) == 1
     with connected("env"):
         assert len(ray.nodes()) == 2
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("rule", ["trimmed_mean:f=2", "nnm:f=2+geometric_median"])
+def test_files_are_read_over_two_nodes(rule, two_nodes, tmp_path):
+    paths = [tmp_path / f"client{client}.npy" for client in range(9)]
+    for client, path in enumerate(paths):
+        values = np.random.default_rng(client).normal(size=700_001)
+        np.save(path, values.astype("float32"))
+    here, there = tmp_path / "here.npy", tmp_path / "there.npy"
+    aggregate_files(paths, rule, here)
+    told = aggregate_files(paths, rule, there, ray=two_nodes.address)
+    assert told["read_by"].startswith("2 workers") and told["bytes_read"] == 2 * 9 * 4 * 700_001
+    assert np.allclose(np.load(here), np.load(there), rtol=1e-5, atol=1e-6)

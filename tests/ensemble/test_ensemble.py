@@ -38,14 +38,14 @@ ATTACKER = {"attacks": ["mi_fgsm", "mi_cwa"], "surrogates": ["small_wide", "line
 
 
 def experiment(
-    paradigm="same", *, clients=3, byzantine=0, attack=None, rounds=2, rule=None, lie="none", **p
+    paradigm="same", *, clients=3, byzantine=0, attack=None, rounds=2, rule=None, fault="none", **p
 ):
     plan = {"paradigm": paradigm, "train_images": 300, "test_images": 60, "batch_size": 32,
             "architectures": ["linear", "mlp", "small_wide"], **p}  # fmt: skip
     rule = {"rule": "mean"} if paradigm == "fedavg" else {"rule": rule} if rule else {}
     return from_dict(
         {"data": "fashionmnist-sample", "model": "mlp", "clients": clients, "byzantine": byzantine,
-         "rounds": rounds, "seed": 4, **rule, "attack": lie, "ensemble": plan,
+         "rounds": rounds, "seed": 4, **rule, "attack": fault, "ensemble": plan,
          "placement": {"name": "fixed", "ids": list(range(byzantine))} if byzantine else "random",
          "transfer": attack or {}}
     )  # fmt: skip
@@ -179,20 +179,20 @@ def test_a_dead_node_reduces_the_vote_and_is_named():
     assert torch.equal(combine(heard.answers), expected)
 
 
-@pytest.mark.parametrize("lie", ANSWERS)
-def test_a_lying_member_costs_its_vote_at_most(lie):
+@pytest.mark.parametrize("fault", ANSWERS)
+def test_a_byzantine_member_costs_its_vote_at_most(fault):
     votes = ["soft", "hard", "robust"]
-    e = experiment(clients=5, byzantine=2, lie=lie, votes=votes, rule="median", rounds=3,
-                   attack=ATTACKER if lie == "flip" else None)  # fmt: skip
+    e = experiment(clients=5, byzantine=2, fault=fault, votes=votes, rule="median", rounds=3,
+                   attack=ATTACKER if fault == "flip" else None)  # fmt: skip
     row = run_on(grid_of(e), e)[-1]
-    assert set(row["votes" if lie == "flip" else "clean"]) == set(votes)
+    assert set(row["votes" if fault == "flip" else "clean"]) == set(votes)
     named = [entry["client"] for entry in row["rejected"]]
-    assert named == ([0, 1] if lie in ("silence", "garbage", "stale", "exception") else [])
+    assert named == ([0, 1] if fault in ("silence", "garbage", "stale", "exception") else [])
     assert row["clean"]["robust"] > 0.3
 
 
 def test_a_robust_vote_survives_what_breaks_the_soft_one():
-    e = experiment(clients=5, byzantine=2, lie="flip", answer="logits", rounds=4,
+    e = experiment(clients=5, byzantine=2, fault="flip", answer="logits", rounds=4,
                    votes=["mean_logit", "robust"], rule="trimmed_mean")  # fmt: skip
     clean = run_on(grid_of(e), e)[-1]["clean"]
     assert clean["mean_logit"] < 0.3 < clean["robust"]
@@ -388,7 +388,7 @@ def test_a_members_owner_says_whether_it_is_byzantine_and_where_its_data_are(tmp
     quiet = experiment(byzantine=1)  # as in every mode: no attack, nobody is Byzantine
     assert not byzantine.is_byzantine(quiet, on_node(quiet))
     assert not byzantine.is_byzantine(quiet, on_node(quiet, role="malicious"))
-    e = experiment(byzantine=1, lie="flip")
+    e = experiment(byzantine=1, fault="flip")
     assert byzantine.is_byzantine(e, on_node(e))
     assert not byzantine.is_byzantine(e, on_node(e, role="honest"))
     assert byzantine.is_byzantine(e, on_node(e, role="malicious"))

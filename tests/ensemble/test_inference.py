@@ -1,4 +1,4 @@
-"""Votes: hand-made cases where they differ, properties over the table, members that lie."""
+"""Votes: hand-made cases where they differ, properties over the table, Byzantine members."""
 
 from __future__ import annotations
 
@@ -109,9 +109,9 @@ def test_literal_versions(vote: str, seed: int) -> None:
 @pytest.mark.parametrize("vote", ["soft", "hard", "weighted"])
 def test_bad_answers_lose_their_vote(vote: str, bad: float) -> None:
     rows = random(5)
-    lying = torch.cat([rows, random(1, seed=9)])
-    lying[5, :, 3] = bad
-    assert torch.equal(combine(lying, vote), combine(rows, vote))
+    attacked = torch.cat([rows, random(1, seed=9)])
+    attacked[5, :, 3] = bad
+    assert torch.equal(combine(attacked, vote), combine(rows, vote))
     partly = torch.cat([rows, random(1, seed=9)])
     partly[5, :50, 3] = bad
     assert torch.equal(combine(partly, vote)[:50], combine(rows, vote)[:50])
@@ -122,12 +122,12 @@ def test_bad_answers_lose_their_vote(vote: str, bad: float) -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_bad_logits_lose_their_vote_and_large_ones_do_not(bad: float) -> None:
     rows = torch.randn(4, 30, 5, generator=torch.Generator().manual_seed(0))
-    lying = torch.cat([rows, rows[:1]])
-    lying[4, :, 2] = bad
-    assert torch.equal(combine(lying, "mean_logit"), combine(rows, "mean_logit"))
-    lying[4] = 0
-    lying[4, :, 2] = 1e30  # the mean is what one member makes of it
-    assert combine(lying, "mean_logit").tolist() == [2] * 30
+    attacked = torch.cat([rows, rows[:1]])
+    attacked[4, :, 2] = bad
+    assert torch.equal(combine(attacked, "mean_logit"), combine(rows, "mean_logit"))
+    attacked[4] = 0
+    attacked[4, :, 2] = 1e30  # the mean is what one member makes of it
+    assert combine(attacked, "mean_logit").tolist() == [2] * 30
 
 
 def test_nobody_counts_is_no_label() -> None:
@@ -197,14 +197,14 @@ def robust_vote(rule: object, **settings: object) -> dict[str, object]:
     return {"name": "robust", "rule": rule, **settings}
 
 
-def test_robust_vote_survives_liars_that_break_the_sum() -> None:
+def test_robust_vote_survives_attackers_that_break_the_sum() -> None:
     rule = robust_vote({"name": "trimmed_mean", "f": 2})
     truth = torch.arange(50) % 4
     honest = torch.full((5, 50, 4), 0.2)
     honest.scatter_(2, truth.expand(5, 50)[..., None], 0.4)
-    liars = torch.zeros(2, 50, 4)
-    liars.scatter_(2, ((truth + 1) % 4).expand(2, 50)[..., None], 1.0)
-    rows = torch.cat([honest, liars])
+    attackers = torch.zeros(2, 50, 4)
+    attackers.scatter_(2, ((truth + 1) % 4).expand(2, 50)[..., None], 1.0)
+    rows = torch.cat([honest, attackers])
     assert bool((combine(rows) != truth).all())
     assert torch.equal(combine(rows, rule), truth)
 

@@ -28,6 +28,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ELSEWHERE = re.compile(
     r"make( \w+)?|python3? -m venv .*|pip install .*|git clone .*|cd \w+|flwr run .*|docker .*"
     r"|fedrobust run \S+ --grid (flower|ray)|fedrobust sweep .*--on ray.*|ray .*"
+    r"|fedrobust aggregate .*--ray.*"
     r"|fedrobust run experiments/(fleet|papers/\S+)\.toml.*"
     r"|fedrobust (node|attack|benchmark) .*|python -m experiments.*"
 )

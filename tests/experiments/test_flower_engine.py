@@ -86,7 +86,7 @@ def test_a_foreign_superlink_on_the_default_ports_is_not_spoken_to(small, tmp_pa
 
 def test_a_worker_that_is_killed_costs_no_round_and_no_number(small, tmp_path):
     """Its clients are asked again in the same round, of another worker, with the same numbers."""
-    e = from_dict(small | {"attack": "alie", "worker_momentum": 0.5, "rounds": 300})
+    e = from_dict(small | {"attack": "alie", "worker_momentum": 0.5, "rounds": 120})
     killed = []
 
     def strike(row):

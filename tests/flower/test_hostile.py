@@ -302,8 +302,8 @@ class Register:
 
 def test_the_register_decides_and_claims_do_not():
     names = {11: "client-2", 12: "client-0", 13: "client-1", 14: "visitor"}
-    liars = dict.fromkeys(names, 0)
-    assert await_clients(Register(names, liars), expected=4) == {12: 0, 13: 1, 11: 2, 14: 3}
+    claims = dict.fromkeys(names, 0)
+    assert await_clients(Register(names, claims), expected=4) == {12: 0, 13: 1, 11: 2, 14: 3}
     twins = {11: "client-0", 12: "client-0", 13: "x"}
     found = await_clients(Register(twins, dict.fromkeys(twins, 0)), expected=3)
     assert found == {11: 0, 12: 1, 13: 2}

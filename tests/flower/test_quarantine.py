@@ -157,12 +157,12 @@ def test_the_wait_halves_and_has_an_end():
     assert quarantine.wait(BAD, None) is None and quarantine.wait(GOOD, 5.0) == 5.0
 
 
-def test_a_strategy_reports_what_it_refused_and_lies_that_were_proven():
+def test_a_strategy_reports_what_it_refused_and_contradictions_that_were_proven():
     grid = GuardedGrid(Link({}))
     clients = {GOOD: 0, BAD: 1}
     assert struck(grid, {1: "update holds values that are not finite"}, clients) == {}
-    row = struck(grid, {1: "lied: revealed another value", 0: SILENT}, clients)
-    reason = "lied: revealed another value"
+    row = struck(grid, {1: "contradiction: revealed another value", 0: SILENT}, clients)
+    reason = "contradiction: revealed another value"
     assert row == {"quarantine": [{"client": 1, "node": BAD, "count": 2, "reason": reason}]}
     assert grid.quarantine.wait(BAD, 4.0) == 2.0 and grid.quarantine.nodes[BAD].strikes == FULL
     assert struck(object(), {1: "x"}, clients) == {}

@@ -175,7 +175,7 @@ def test_a_layer_whose_header_claims_a_terabyte_takes_no_memory():
 
 
 # A user's Flower app: a client that answers with its whole model, as in Flower's quickstart.
-LIES = {
+DISTORTED = {
     "nan": lambda arrays: {
         k: v + 0 if v.dtype.kind == "i" else v * np.float32("nan") for k, v in arrays.items()
     },
@@ -185,7 +185,7 @@ LIES = {
 }
 
 
-def user_app(lie=None, liars=()):
+def user_app(fault=None, attackers=()):
     app = ClientApp()
 
     @app.train()
@@ -196,10 +196,10 @@ def user_app(lie=None, liars=()):
         arrays["bn.running_mean"] = arrays["bn.running_mean"] + np.float32(place)
         arrays["bn.num_batches_tracked"] = arrays["bn.num_batches_tracked"] + 1
         claim = 10
-        if place in liars:
-            if lie == "error":
+        if place in attackers:
+            if fault == "error":
                 return Message(Error(code=1, reason="broken"), reply_to=message)
-            arrays, claim = LIES[lie](arrays), 10**9
+            arrays, claim = DISTORTED[fault](arrays), 10**9
         metrics = MetricRecord({"num-examples": claim, "loss": float(place)})
         record = ArrayRecord({k: Array(np.asarray(v)) for k, v in arrays.items()})
         return Message(RecordDict({"arrays": record, "metrics": metrics}), reply_to=message)
@@ -225,9 +225,9 @@ def lead(strategy, app, rounds=2):
     return strategy.start(grid=grid, initial_arrays=initial(), num_rounds=rounds)
 
 
-@pytest.mark.parametrize("lie", [*sorted(LIES), "error"])
-def test_three_lines_make_a_users_app_robust(lie):
-    app = user_app(lie, liars=(5, 6))
+@pytest.mark.parametrize("fault", [*sorted(DISTORTED), "error"])
+def test_three_lines_make_a_users_app_robust(fault):
+    app = user_app(fault, attackers=(5, 6))
     strategy = Robust(FedAvg(), rule={"name": "trimmed_mean", "f": 2})
     result = lead(strategy, app)
     weight = result.arrays["fc.weight"].numpy()
@@ -250,7 +250,7 @@ def test_the_rule_in_a_users_app_is_ours_and_the_metrics_are_medians():
 
 def test_a_server_optimizer_takes_its_step_from_the_robust_aggregate():
     plain = lead(FedAdam(eta=0.5), user_app())
-    robust = lead(Robust(FedAdam(eta=0.5), rule="median"), user_app("huge", liars=(6,)))
+    robust = lead(Robust(FedAdam(eta=0.5), rule="median"), user_app("huge", attackers=(6,)))
     assert np.isfinite(robust.arrays["fc.weight"].numpy()).all()
     assert np.abs(robust.arrays["fc.weight"].numpy() - plain.arrays["fc.weight"].numpy()).max() < 1
 
@@ -258,7 +258,7 @@ def test_a_server_optimizer_takes_its_step_from_the_robust_aggregate():
 def test_too_few_votes_keep_the_model_in_a_users_app():
     strategy = Robust(FedAvg(), rule={"name": "krum", "f": 2})
     with pytest.warns(RuntimeWarning, match="no round took a step.*krum with f=2 needs at least 7"):
-        result = lead(strategy, user_app("nan", liars=(4, 5, 6)))
+        result = lead(strategy, user_app("nan", attackers=(4, 5, 6)))
     for name, array in initial().items():
         assert np.array_equal(result.arrays[name].numpy(), array.numpy()), "the initial model"
     with pytest.raises(SpecError, match="did you mean 'krum'"):

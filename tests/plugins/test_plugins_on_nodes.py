@@ -12,11 +12,11 @@ from fedrobust.experiment.load import from_dict, read
 from tests.plugins.test_plugin_package import PACKAGE, SETTING
 
 pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
-LIAR, LACKING = 1, 3
+MALICIOUS, LACKING = 1, 3
 CHANGES = {
     "clients": 4,
     "rounds": 2,
-    "placement": {"name": "fixed", "ids": [LIAR]},
+    "placement": {"name": "fixed", "ids": [MALICIOUS]},
     "attack": {"name": "drown", "factor": 2.0, "knowledge": "own"},
     "server": {"lr": 0.1, "evaluate_every": 1, "deadline": 60.0},
 }
@@ -24,7 +24,7 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Two honest nodes with tables of their own, a liar, and one without the package."""
+    """Two honest nodes with tables of their own, a malicious one, and one without the package."""
     home, table = tmp_path_factory.mktemp("nodes"), load_wine(as_frame=True).frame
     before = os.environ.get("PYTHONPATH", "")
     with pytest.MonkeyPatch.context() as patch:
@@ -37,7 +37,7 @@ def rows(tmp_path_factory):
                 for number in range(CHANGES["clients"]):
                     own = home / f"own-{number}.csv"
                     table[number :: CHANGES["clients"]].to_csv(own, index=False)
-                    role = "malicious" if number == LIAR else "honest"
+                    role = "malicious" if number == MALICIOUS else "honest"
                     if number == LACKING:
                         it.environment = it.environment | {"PYTHONPATH": before}
                     config = {"partition-id": number, "role": role, "data": str(own)}

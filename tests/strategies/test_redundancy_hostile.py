@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -393,6 +395,13 @@ def test_min_replies_is_honoured():
     assert "6 workers were heard, at least 7" in row["kept"]
 
 
+@pytest.mark.parametrize(("least", "kept"), [(6, None), (7, "6 workers were heard, at least 7")])
+def test_min_replies_of_the_toml_is_honoured_under_a_scheme(small, least, kept):
+    server = small["server"] | {"min_replies": least}
+    row = run_one(experiment(small, byzantine=1, attack="silence", server=server))[-1]
+    assert row.get("kept", "").startswith(kept or "") and ("kept" in row) is bool(kept)
+
+
 def test_absent_copies_weaken_no_vote_and_the_bound_follows():
     """Two of seven are away: the Byzantine pair owns files whose third holder is silent."""
     made = assign("aspis", workers=7, replication=3)
@@ -645,3 +654,23 @@ def test_rows_of_real_nodes_claim_nothing_about_who_is_byzantine(small):
     assert not {"precision", "recall", "byzantine", "wrong_files"} & set(row)
     simulated = run_one(experiment(small))[-1]
     assert simulated["precision"] == 1.0
+
+
+def test_every_attack_on_the_page_is_played():
+    """The last column of the table names tests of this file, or of the file that it names."""
+    root = Path(__file__).parents[2]
+    page = (root / "experiments/docs/pages/explanation/redundancy.md").read_text()
+    lines = page.split("## Attacks tried")[1].split("## ")[0].splitlines()
+    asked = [
+        re.findall("`([^`]+)`", line.split("|")[4]) for line in lines if line.startswith("| ")
+    ][1:]
+    assert len(asked) > 15 and all(asked)
+    for where in (name for cell in asked for name in cell):
+        path, _, words = where.rpartition(" -k ") if " -k " in where else ("", "", where)
+        if where.endswith(".py"):
+            assert (root / where).is_file()
+            continue
+        file = root / path if path else Path(__file__)
+        names = re.findall(r"def (test_\w+)", file.read_text())
+        for word in words.strip('"').split(" or "):
+            assert any(word in name for name in names), where

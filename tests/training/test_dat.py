@@ -278,7 +278,7 @@ def test_averaged_statistics_are_the_rules_and_are_sent(small):
 
 
 def test_hostile_statistics_lose_the_vote_or_the_median(small):
-    def lying(value):
+    def attacked(value):
         def handler(message, context):
             reply = app(message, context)
             if context.node_config["partition-id"] == 0 and "arrays" in reply.content:
@@ -291,9 +291,9 @@ def test_hostile_statistics_lose_the_vote_or_the_median(small):
     e = experiment(small, model="bn_cnn", rounds=1)
     honest = tensor_of(on_grid(e)[1]["statistics"])
     for value, word in ((-1.0, "negative variance"), (math.nan, "not finite"), (1e12, "beyond")):
-        rows, _, _ = on_grid(e, lying(value))
+        rows, _, _ = on_grid(e, attacked(value))
         assert word in rows[-1]["rejected"][0]["reason"]
-    rows, arrays, _ = on_grid(e, lying(1e6))
+    rows, arrays, _ = on_grid(e, attacked(1e6))
     assert not rows[-1]["rejected"]
     assert float((tensor_of(arrays["statistics"]) - honest).abs().max()) < 1.0
 

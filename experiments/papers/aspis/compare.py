@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,17 @@ def lines(paper: dict[str, Any], curves: dict[str, list[tuple[int, float]]]) -> 
         else:
             table.append(f"| {name} | {paper[name]} | not measured | |")
     ends = {name: curves[name][-1][1] for name in own if name in curves}
+    return [*table, "", orderings(paper, ends), ""]
+
+
+def orderings(paper: Mapping[str, float], ends: Mapping[str, float]) -> str:
+    """Say how many of the paper's orderings, among what was measured, hold."""
     # Both ways round: in one of them the paper's larger value comes first.
     pairs = [(a, b) for a, b in itertools.permutations(ends, 2) if paper[a] - paper[b] > SURE]
     failing = [f"{a} > {b}" for a, b in pairs if ends[a] <= ends[b]]
     told = f"; not: {', '.join(failing)}" if failing else ""
     held = len(pairs) - len(failing)
-    return [*table, "", f"Of the paper's {len(pairs)} orderings {held} hold{told}.", ""]
+    return f"Of the paper's {len(pairs)} orderings {held} hold{told}."
 
 
 def picture(all_curves: dict[str, dict[str, list[tuple[int, float]]]], titles: list[str]) -> Figure:
