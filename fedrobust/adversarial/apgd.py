@@ -17,52 +17,13 @@ from torch.nn import functional as F
 
 from fedrobust.adversarial.frozen import Model, frozen, input_gradient, predict
 from fedrobust.adversarial.images import as_images, as_labels, check_radius, column
+from fedrobust.adversarial.logit_ratios import dlr, targeted_dlr
 from fedrobust.spec import suggest
 
-TINY = 1e-12
 PULL = 0.75  # how much of a step is new; the rest goes on in the last direction
 RHO = 0.75  # a step is halved unless more than this share of the steps climbed
 LOSSES = ("cross_entropy", "dlr")
 Loss = Callable[[Tensor], Tensor]  # logits (B, classes) -> (B,)
-
-
-def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio per sample: its size does not change with the logits' scale.
-
-    Raises
-    ------
-    ValueError
-        For fewer than three classes.
-
-    References
-    ----------
-    Croce and Hein, ICML 2020, equation 5.
-    """
-    if logits.shape[1] < 3:
-        raise ValueError(f"the dlr loss needs 3 classes, got {logits.shape[1]}")
-    top = logits.sort(1, descending=True)
-    right = _of(logits, y)
-    other = torch.where(top.indices[:, 0] == y, top.values[:, 1], top.values[:, 0])
-    return (other - right) / (top.values[:, 0] - top.values[:, 2] + TINY)
-
-
-def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Difference of logits ratio towards one class per sample.
-
-    Raises
-    ------
-    ValueError
-        For fewer than four classes.
-
-    References
-    ----------
-    Croce and Hein, ICML 2020, equation 6.
-    """
-    if logits.shape[1] < 4:
-        raise ValueError(f"the targeted dlr loss needs 4 classes, got {logits.shape[1]}")
-    top = logits.sort(1, descending=True).values
-    scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + TINY
-    return (_of(logits, target) - _of(logits, y)) / scale
 
 
 def apgd(
@@ -319,7 +280,3 @@ def _noise(x: Tensor, source: torch.Generator) -> Tensor:
 
 def _into(point: Tensor, x: Tensor, eps: float) -> Tensor:
     return torch.minimum(torch.maximum(point, x - eps), x + eps).clamp(0, 1)
-
-
-def _of(logits: Tensor, y: Tensor) -> Tensor:
-    return logits.gather(1, y[:, None])[:, 0]

@@ -48,10 +48,7 @@ class Matrix(Protocol):
         """Columns."""
 
     def blocks(self, width: int) -> Iterator[Tensor]:
-        """Read all columns in order, ``width`` or fewer at a time: (n, b) tensors.
-
-        A block is valid until the next one is asked for.
-        """
+        """Read all columns in order, (n, width) or fewer at a time, each valid until the next."""
 
 
 @dataclass(frozen=True)
@@ -297,5 +294,5 @@ def _drawing(function: Callable[..., Any], generator: torch.Generator | None) ->
 
 def _mixes(points: Tensor, weights: Tensor, found: Tensor) -> bool:
     """Whether an aggregate is the rows' mixture by their weights, as a second pass will make it."""
-    away = torch.linalg.vector_norm(weights.double() @ points - found)
-    return bool(away <= CLOSE * torch.linalg.vector_norm(points, dim=1).max())
+    away = (weights.double() @ points - found).norm()
+    return bool(away <= CLOSE * points.norm(dim=1).max())

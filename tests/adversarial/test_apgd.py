@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedrobust.adversarial import apgd, apgd_both, apgd_targeted, examine, pgd, predict, square
-from fedrobust.adversarial.apgd import dlr, targeted_dlr
+from fedrobust.adversarial.logit_ratios import dlr, targeted_dlr
 from fedrobust.adversarial.square import side
 
 

@@ -132,7 +132,8 @@ def update(case: Case, model: FlatModel, weights: Tensor, batch: np.ndarray) -> 
 
 def differences(case: Case, kind: str, name: str) -> list[float]:
     """Return the largest difference of a weight after each round, relative to the largest one."""
-    spec, rule = (table[name] for table in RULES[kind])
+    specs, rules = RULES[kind]
+    spec, rule = specs[name], rules[name]
     pairs = zip(described(case, rule), ours(case, spec), strict=True)
     return [float((a - b).abs().max() / a.abs().max()) for a, b in pairs]
 

@@ -117,7 +117,7 @@ def papers_krum(sent: np.ndarray, m: int) -> np.ndarray:
 
 def picked(table: np.ndarray, m: int, missing: int) -> list[int]:
     """Pick n - 2 m by Krum again and again on what is left."""
-    left, chosen = list(range(len(table))), []
+    left, chosen = list(range(len(table))), list[int]()
     while len(chosen) < len(table) - 2 * m:
         chosen.append(least(table, left, max(1, len(left) - m - missing)))
         left.remove(chosen[-1])
