@@ -28,8 +28,8 @@ from fedrobust.simulation.sampled import implied_f
 from fedrobust.spec import parse_spec, parse_value, suggest
 
 __all__ = [
-    "document_of", "expand", "from_dict", "from_run_config", "override", "parse_spec", "parse_value",
-    "read",
+    "document_of", "expand", "from_dict", "from_run_config", "override", "parse_spec",
+    "parse_value", "read",
 ]  # fmt: skip
 
 REQUIRED = ("data", "model", "clients", "byzantine", "rounds", "seed", "rule", "attack")
