@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
-from flwr.common.logger import FLOWER_LOGGER
 from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Krum, MultiKrum
 from torch import Tensor
 
@@ -78,9 +77,10 @@ def _reply(client: int, weights: np.ndarray) -> Message:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Flower's line for every call out of the log: attackers ask many thousand times."""
-    level = FLOWER_LOGGER.level
-    FLOWER_LOGGER.setLevel(logging.ERROR)
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        FLOWER_LOGGER.setLevel(level)
+        logger.setLevel(level)
