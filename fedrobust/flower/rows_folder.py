@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MEMORY = Path("/dev/shm")  # a folder whose files are memory; where there is none nothing is shared
-PREFIX = "fedrobust-rows-"
+PREFIX = "fedrobust-held-"  # of folders that are held: of others it could not be told
 
 
 @contextmanager
