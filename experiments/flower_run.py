@@ -39,7 +39,8 @@ from experiments.hosts import usual_hosts
 from fedrobust import plugins
 from fedrobust.cores import VARIABLE
 from fedrobust.experiment.schema import Experiment
-from fedrobust.flower.shared_rows import FOLDER, own_folder
+from fedrobust.flower.rows_folder import own_folder
+from fedrobust.flower.shared_rows import FOLDER
 from fedrobust.plugins import Part
 from fedrobust.runs.folder import ROWS, RunFolder
 from fedrobust.runs.rows import GrowingRows

@@ -155,8 +155,10 @@ def flat(tree: Any) -> str:
     return json.dumps(tree, default=lambda tensor: tensor.numpy().tobytes().hex())
 
 
-def strike_workers(case: str, *, kills: int, seed: int = 0) -> Row:
-    """Kill workers of one run through Flower, each after a random time; return what was seen.
+def strike_workers(case: str, *, kills: int, rounds: int, seed: int = 0) -> Row:
+    """Kill workers of one run through Flower, each after a random round; return what was seen.
+
+    A host may die once, twice where clients remember nothing: see ``CohortGrid``.
 
     Raises
     ------
@@ -165,44 +167,48 @@ def strike_workers(case: str, *, kills: int, seed: int = 0) -> Row:
     """
     from experiments.flower_run import run_on_flower
 
-    experiment = from_dict(BASE | CASES[case] | {"rounds": 400})
+    experiment = from_dict(BASE | CASES[case] | {"rounds": rounds})
     source = random.Random(f"{seed}/{case}")
+    points = sorted(source.sample(range(rounds // 2), kills))
     struck: list[int] = []
     seen: list[Row] = []
-    over, started = threading.Event(), threading.Event()
+    over = threading.Event()
 
     def strike() -> None:
-        while not over.wait(source.uniform(0.5, 3.0)) and len(struck) < kills:
-            found = workers_of(os.getpid())
-            if started.is_set() and len(found) >= HOSTS:
-                os.kill(source.choice(found), signal.SIGKILL)
-                struck.append(len(seen))
-
-    def on_row(row: Row) -> None:
-        seen.append(row)
-        started.set()
+        for point in points:
+            while len(seen) <= point or len(found := workers_of(os.getpid())) < HOSTS:
+                if over.wait(0.05):
+                    return
+            over.wait(source.uniform(0, 0.5))  # anywhere in a round
+            os.kill(source.choice(found), signal.SIGKILL)
+            struck.append(len(seen) - 1)
 
     thread = threading.Thread(target=strike)
     thread.start()
     try:
-        rows = run_on_flower(experiment, hosts=HOSTS, on_row=on_row)
+        rows = run_on_flower(experiment, hosts=HOSTS, on_row=seen.append)
     finally:
         over.set()
         thread.join()
     if timeless(rows) != timeless(run_one(experiment)):
         raise Different(f"{case}: after {len(struck)} killed workers")
     lost = sum(len(row.get("rejected", [])) for row in rows)
-    return {"case": f"workers, {case}", "kills": len(struck), "runs": 1, "replies lost": lost}
+    told = {"kills": len(struck), "struck after rounds": struck, "replies lost": lost}
+    return {"case": f"workers, {case}", "rounds": rounds} | told
 
 
 def main(
-    kills: int = 20, seed: int = 0, case: list[str] | None = None, workers: bool = False
+    kills: int = 20,
+    seed: int = 0,
+    case: list[str] | None = None,
+    workers: bool = False,
+    rounds: int = 400,
 ) -> None:
     """Kill every case and print what was seen."""
     torch.set_num_threads(1)
     if workers:
         for name in case or CASES:
-            typer.echo(json.dumps(strike_workers(name, kills=kills, seed=seed)))
+            typer.echo(json.dumps(strike_workers(name, kills=kills, rounds=rounds, seed=seed)))
         return
     for module in HEAVY:
         importlib.import_module(module)

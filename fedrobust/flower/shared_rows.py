@@ -12,12 +12,9 @@ import mmap
 import os
 import re
 import secrets
-import shutil
 import stat
-import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from logging import INFO
@@ -28,8 +25,9 @@ import torch
 from flwr.common import log
 from torch import Tensor
 
+from fedrobust.flower.rows_folder import hold, is_private
+
 FOLDER = "FEDROBUST_ROWS"  # the folder of the files; unset: no rows are shared
-MEMORY = Path("/dev/shm")  # a folder whose files are memory; where there is none nothing is shared
 NONCE = 16  # random bytes behind the rows: only who was told the file knows them
 NAME = re.compile(r"[0-9a-f]{32}")
 ITEM = 4  # bytes of a float32
@@ -120,6 +118,8 @@ class RowsFile:
 
     def __init__(self, folder: Path) -> None:
         check_private(folder)
+        # For this process's life: where the one that made the folder is killed, the run goes on.
+        hold(folder)
         self._folder = folder
         self.handle: Handle | None = None
 
@@ -187,23 +187,8 @@ def check_private(folder: Path) -> None:
     HandleError
         If it is not.
     """
-    found = folder.lstat()
-    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    if not ours or found.st_mode & 0o077:
+    if not is_private(folder):
         raise HandleError(f"{folder} is no folder of this user's alone")
-
-
-@contextmanager
-def own_folder() -> Iterator[str]:
-    """Make a folder in memory for one run and remove it at the end; "" where there is none."""
-    if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK) or not hasattr(os, "posix_fallocate"):
-        yield ""
-        return
-    folder = tempfile.mkdtemp(prefix="fedrobust-rows-", dir=MEMORY)  # mode 0700
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _made(path: Path, handle: Handle) -> Tensor:

@@ -16,7 +16,7 @@ from fedrobust.flower.blocks import pack, unpack
 from fedrobust.flower.cohort_grid import HostsLostError
 from fedrobust.flower.cohort_host import COHORT, ROWS
 from fedrobust.flower.serialization import TensorArray, read_setting
-from fedrobust.flower.shared_rows import FOLDER, HandleError, RowsFile, dealt, mark, own_folder
+from fedrobust.flower.shared_rows import FOLDER, HandleError, RowsFile, dealt, mark
 from fedrobust.runs.folder import timeless
 from strategies.session import run
 
@@ -98,12 +98,6 @@ def test_files_and_folders_that_others_may_reach_are_refused(folder):
     folder.chmod(0o755)
     with pytest.raises(HandleError, match="no folder of this user's alone"):
         RowsFile(folder)
-
-
-def test_a_runs_folder_is_private_and_goes_with_the_run():
-    with own_folder() as path:
-        assert path == "" or os.stat(path).st_mode & 0o777 == 0o700
-    assert not path or not os.path.exists(path)
 
 
 def test_no_room_is_no_error(folder, monkeypatch):
