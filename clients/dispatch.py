@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from logging import INFO
@@ -21,6 +22,9 @@ from fedrobust.flower.in_process import answer
 from fedrobust.training import one_thread
 
 ALONE = "alone"  # what a node keeps: why its clients are no stack
+AHEAD = 16  # clients that are prepared, trained and answered for in turns
+LONGEST = 0.02  # seconds that training may run ahead of the reply that is asked for
+Plan = tuple[honest.Task, honest.LocalTask]
 
 
 def train_together(
@@ -31,16 +35,77 @@ def train_together(
 ) -> Iterator[Message | None]:
     """Answer the training messages of several clients, one reply a message, in order.
 
-    With ``training.cohort`` = "off" each client trains when its reply is asked for; otherwise those
-    that train honestly do it first, together. A client that raises costs its own reply: where
-    cohorts cannot be trained the clients train one by one, and each fails or not on its own. Where
-    a matrix is given, honest updates stand in its rows.
+    One by one, a client trains when its reply is asked for, small models a few clients ahead
+    (``_ahead``); where they train as stacks, those that train honestly do it first, together. A
+    client that raises costs its own reply: where cohorts cannot be trained the clients train one by
+    one, and each fails or not on its own. Where a matrix is given, honest updates stand in its
+    rows.
     """
     with one_thread():
         ready = _trained(node, messages, contexts, matrix) if messages else {}
-        for i, (message, context) in enumerate(zip(messages, contexts, strict=True)):
+        ahead = bool(messages) and not ready and _independent(node, messages[0], matrix)
+        asked = list(zip(messages, contexts, strict=True))
+        plans: dict[int, Plan] = {}
+        for i, (message, context) in enumerate(asked):
+            if ahead and i not in ready:
+                if i > max(plans, default=-1):
+                    plans = _plans(node, asked[i : i + AHEAD], matrix, first=i)
+                ready = _ahead(node, plans, i)
             one = partial(train_one, node, results=ready.get(i), matrix=matrix)
             yield answer(one, message, context)
+
+
+def _independent(node: Node, message: Message, matrix: UpdateMatrix | None) -> bool:
+    """Whether a client may train before the one before it was answered for.
+
+    Its update then waits in its own row, and nothing else is left behind.
+    """
+    if matrix is None or node.experiment.worker_momentum:
+        return False
+    return stackable(node, int(read_setting(message.content, "config", "round")))
+
+
+def _plans(
+    node: Node,
+    asked: Sequence[tuple[Message, Context]],
+    matrix: UpdateMatrix | None,
+    *,
+    first: int,
+) -> dict[int, Plan]:
+    """Prepare the clients up to the first that is malicious, whose row is behind theirs."""
+    plans: dict[int, Plan] = {}
+    for i, (message, context) in enumerate(asked, first):
+        try:
+            task = honest.read_task(node, message, context)
+            if _malicious(node, task, message, context):
+                break
+            images, labels = node.share(task.client)
+            plans[i] = task, honest.local_task(node, task, context, images, labels, matrix=matrix)
+        except Exception:  # it fails once more in its turn, where that is its reply
+            break
+    return plans
+
+
+def _ahead(node: Node, plans: dict[int, Plan], first: int) -> dict[int, honest.Result]:
+    """Train the next of some clients, for a moment; what each one gives is what it gives alone.
+
+    After a client's training the processor's caches hold its numbers: preparing and answering for
+    the next one then takes five times as long as for several in a row. For a network of 80 k
+    parameters that is a third of its training.
+    """
+    ready: dict[int, honest.Result] = {}
+    end = time.monotonic() + LONGEST
+    for i in range(first, max(plans, default=-1) + 1):
+        if i not in plans:
+            break
+        try:
+            ready[i] = honest.train_alone(node, *plans[i])
+        except Exception:  # it fails once more in its turn, where that is its reply
+            del plans[i]
+            break
+        if time.monotonic() > end:
+            break
+    return ready
 
 
 def train_one(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from clients.local_objective import LocalTask, Stopwatch, objective
 from clients.node import Node
@@ -182,25 +182,27 @@ def _statistics(node: Node, message: Message, context: Context) -> Tensor:
     return node.statistics
 
 
-@contextmanager
-def _drawing(node: Node, task: Task) -> Iterator[None]:
+def _drawing(node: Node, task: Task) -> AbstractContextManager[None]:
     """Seed torch's own generators where a model may draw from them, as dropout does."""
     if not node.draws:
-        yield
-        return
+        return nullcontext()
     device = node.model.vector.device
     seed = derive(node.experiment.seed, "dropout", round=task.server_round, client=task.client)
-    with global_generators(seed, [device] if device.type == "cuda" else []):
-        yield
+    return global_generators(seed, [device] if device.type == "cuda" else [])
 
 
-@contextmanager
-def _fixed(node: Node, server_round: int) -> Iterator[None]:
+def _fixed(node: Node, server_round: int) -> AbstractContextManager[None]:
     """Take no gradient of layers that partial fine-tuning leaves alone."""
     model = node.model
     left = fixed_in(node.experiment, server_round, model.sizes)
     # The last two are the weight and bias of the last layer, which ``fixed_in`` leaves free.
-    still = list(trainable(model.module).values())[:-2] if left else []
+    return (
+        _without_gradients(list(trainable(model.module).values())[:-2]) if left else nullcontext()
+    )
+
+
+@contextmanager
+def _without_gradients(still: list[nn.Parameter]) -> Iterator[None]:
     for parameter in still:
         parameter.requires_grad_(False)
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 
@@ -55,12 +57,12 @@ class FlatModel:
         """Number of parameters."""
         return self.vector.numel()
 
-    @property
+    @cached_property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shape of each parameter tensor."""
         return tuple(shape for _, shape in self.layers)
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Number of values in each parameter tensor."""
         return tuple(torch.Size(shape).numel() for shape in self.shapes)

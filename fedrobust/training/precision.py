@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 PRECISIONS = ("float32", "tf32", "bf16")
 
 
-@contextmanager
-def precision(name: str, device: torch.device, *, backward: bool = False) -> Iterator[None]:
+def precision(
+    name: str, device: torch.device, *, backward: bool = False
+) -> AbstractContextManager[None]:
     """Compute a forward pass inside the block in this precision, or the backward pass after it.
 
     Parameters
@@ -26,8 +27,13 @@ def precision(name: str, device: torch.device, *, backward: bool = False) -> Ite
         in the types that they came in. TF32 is a switch of the products, the same for both passes.
     """
     halves = name == "bf16" and not backward
+    # A CPU has no TF32: there it stays float32, and a small network's step has nothing to wait for.
+    return _switched(name, device, halves) if halves or device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def _switched(name: str, device: torch.device, halves: bool) -> Iterator[None]:
     with (
-        # A CPU has no TF32: there it stays float32.
         tf32(on=name == "tf32", device=device),
         torch.autocast(device.type, torch.bfloat16) if halves else nullcontext(),
     ):

@@ -14,6 +14,7 @@ import pytest
 import tomli_w
 import torch
 
+from clients import dispatch, honest
 from clients.client_app import app, train_together
 from experiments.benchmarks import engine
 from experiments.simulation import run_one
@@ -65,6 +66,44 @@ def test_updates_in_kept_memory_change_no_number(small):
         run(CohortGrid(nodes, clients=e.clients), e, on_row=fresh.append)
         for row, other in zip(run_one(e), fresh, strict=True):
             assert {**row, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_a_client_that_fails_while_trained_ahead_costs_its_own_reply(small, monkeypatch):
+    """Clients before and after it are trained ahead, and each of them once."""
+    e, trained = from_dict(small | {"rounds": 2, "attack": "none", "byzantine": 0}), []
+    train = honest.train_alone
+
+    def failing(node, task, *rest):
+        trained.append((task.server_round, task.client))
+        if task.client == 3:
+            raise RuntimeError("no memory")
+        return train(node, task, *rest)
+
+    monkeypatch.setattr("clients.honest.train_alone", failing)
+    row = run_one(e)[-1]
+    assert row["replies"] == e.clients - 1
+    last = [client for server_round, client in trained if server_round == 2]
+    assert sorted(last) == sorted([*range(e.clients), 3]), "the failing one again in its turn"
+
+
+def test_a_group_of_clients_is_trained_ahead(small, monkeypatch):
+    """The same rows as above; here that it happens, and that slow clients are not kept waiting."""
+    e, groups = from_dict(small | {"rounds": 1, "attack": "none", "byzantine": 0}), []
+    ahead = dispatch._ahead
+
+    def seen(*given):
+        ready = ahead(*given)
+        groups.append(len(ready))
+        return ready
+
+    monkeypatch.setattr(dispatch, "_ahead", seen)
+    monkeypatch.setattr(dispatch, "LONGEST", 1e9)
+    run_one(e)
+    assert sum(groups) == e.clients and max(groups) == min(e.clients, dispatch.AHEAD)
+    groups.clear()
+    monkeypatch.setattr(dispatch, "LONGEST", 0.0)
+    run_one(e)
+    assert groups == [1] * e.clients
 
 
 def resident():
