@@ -251,7 +251,7 @@ def test_a_breakpoint_stops_inside_a_client(small, monkeypatch):
 
     monkeypatch.setattr(honest, "train_alone", watched)
     simulate(small, rounds=1)
-    assert {"train_one", "simulate", "test_a_breakpoint_stops_inside_a_client"} <= set(seen)
+    assert {"train_together", "simulate", "test_a_breakpoint_stops_inside_a_client"} <= set(seen)
 
 
 def test_an_experiment_object_is_a_way_in_too(small):
