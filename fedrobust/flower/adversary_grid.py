@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from typing import Any
 
@@ -20,6 +20,7 @@ from fedrobust.flower.serialization import (
     read_tensor,
     tensor_of,
 )
+from fedrobust.flower.update_matrix import UpdateMatrix
 from fedrobust.flower.wrapping import WrappedGrid
 
 ADVERSARY = "fedrobust.attacks.threat_model"
@@ -70,7 +71,7 @@ class AdversaryGrid(WrappedGrid):
         self._read = read
         self._matrix = matrix_of(inner)
         self._by_reference = in_this_process(inner)
-        self._write = write or self._as_row
+        self._write = write or partial(_as_row, self._matrix)
         self._clients = clients
         self._members = members
         self._knowledge = knowledge
@@ -165,11 +166,6 @@ class AdversaryGrid(WrappedGrid):
         content = RecordDict({"arrays": record, "metrics": crafted.content["metrics"]})
         return Message(content, reply_to=message)
 
-    def _as_row(self, update: Tensor, server_round: int, client: int) -> Array:
-        """Return a crafted update as it travels unquantised: the colluder's row, if it has one."""
-        row = None if self._matrix is None else self._matrix.put(client, update)
-        return row or TensorArray(update)
-
     def _apart(self, crafted: Tensor) -> Tensor:
         """Return crafted rows that no row written before the last of them can change."""
         if self._matrix is None or not self._matrix.holds(crafted):
@@ -208,3 +204,9 @@ def _update(reply: Message, read: Callable[[Array], Tensor]) -> Tensor | None:
         return row if row is not None and bool(torch.isfinite(row).all()) else None
     except (KeyError, ValueError):
         return None
+
+
+def _as_row(matrix: UpdateMatrix | None, update: Tensor, server_round: int, client: int) -> Array:
+    """Return a crafted update as it travels unquantised: the colluder's row, if it has one."""
+    row = None if matrix is None else matrix.put(client, update)
+    return row or TensorArray(update)
