@@ -224,4 +224,5 @@ def _points(values: pd.Series) -> str:
     if values.isna().all():
         return "not comparable"
     spread = "" if np.isnan(half) else f" ± {100 * half:.1f}"
-    return f"{100 * values.mean():+.1f}{spread} points"
+    some = f" ({values.count()} of {len(values)} seeds)" if values.isna().any() else ""
+    return f"{100 * values.mean():+.1f}{spread} points{some}"
