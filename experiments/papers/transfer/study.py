@@ -44,13 +44,9 @@ def frame(results: Results) -> pd.DataFrame:
     """Return one line per run and vote, and one per run for its nodes alone.
 
     Columns: data, seed, system, n, vote, ca (on all test images in use), matched_ca (on the
-    attacked ones), and per attack its ``cond`` and ``all`` robust accuracy: ``mi_cwa cond``. Of
-    several runs of one system and seed the longest is told: short ones lengthen ``curves`` alone.
+    attacked ones), and per attack its ``cond`` and ``all`` robust accuracy: ``mi_cwa cond``.
     """
-    runs = sorted(results.runs, key=lambda run: run[0].rounds)
-    lines = pd.DataFrame(line for run in runs for line in _lines(run))
-    keys = ["data", "seed", "system", "n", "vote"]
-    return lines.drop_duplicates(keys, keep="last") if len(lines) else lines
+    return pd.DataFrame(line for run in results.runs for line in _lines(run))
 
 
 def curves(results: Results) -> pd.DataFrame:
