@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from experiments import flags
-from fedrobust.attacks.members import members, members_among
+from fedrobust.attacks.members import stand_for_auto
 from fedrobust.experiment import auto
 from fedrobust.experiment.schema import Experiment
 
@@ -25,7 +25,7 @@ def before(experiments: Sequence[Experiment]) -> list[str]:
 
     Not where ``auto`` runs: it tries every attack, and its flags tell of the winner alone.
     """
-    whole = members_among(experiments) >= len(members())
+    whole = stand_for_auto(experiments)
     weak = [] if whole else map(auto.weakness, experiments)
     few = [(e.defence, flags.told_too_few(e)) for e in experiments if e.byzantine]
     named = [f"{defence}: {line}" for defence, line in few if line]

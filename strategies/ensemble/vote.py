@@ -13,6 +13,7 @@ from torch import Tensor
 from fedrobust import data
 from fedrobust.ensemble import combine, scores
 from fedrobust.ensemble.attacker import PROBES, Crafted
+from fedrobust.ensemble.lies import spelled_out
 from fedrobust.ensemble.measures import CLEAN, by_member, by_vote
 from fedrobust.ensemble.similarity import cotangent, mean_logit, similarities
 from fedrobust.ensemble.votes import NO_LABEL
@@ -22,6 +23,8 @@ from fedrobust.spec import Spec
 from fedrobust.training.tasks import METRICS, number
 from strategies.base import Row
 from strategies.ensemble.query import Heard, ask
+
+TEST = "test"  # what the query about the test images is called
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,10 @@ def vote(
             deadline=experiment.server.deadline,
         )
 
-    whole = asked("test", dataset.test_images[:count])
+    whole = asked(TEST, dataset.test_images[:count])
     if not whole.clients:
         return {"rejected": whole.missing, "kept": "no member answered"}
-    decide = _votes(experiment)
+    decide = spelled_out(experiment)
     right = {k: combine(whole.answers, v) == labels for k, v in decide.items()}
     metrics: dict[str, Any] = {
         "accuracy": round(float(right[plan.votes[0]].double().mean()), 6),
@@ -155,10 +158,3 @@ def _measured(experiment: Experiment, answers: Tensor, vote: Spec, labels: Tenso
     outputs, held = scores(answers, vote)[known].float(), labels.cpu()[known]
     names = [name for name in experiment.metrics if name != "accuracy"]  # there already
     return {name: number(name, METRICS[name].compute(outputs, held)) for name in names}
-
-
-def _votes(experiment: Experiment) -> dict[str, Spec]:
-    """Return name -> vote; "robust" aggregates with the experiment's rule."""
-    logits = experiment.ensemble.answer == "logits"
-    robust = {"name": "robust", "rule": experiment.rule, "logits": logits}
-    return {name: robust if name == "robust" else name for name in experiment.ensemble.votes}
