@@ -17,6 +17,7 @@ from typing import Any
 
 from experiments.tables import final, half_width
 from fedrobust.aggregation.tables import PREAGGREGATOR_RECORDS, RULES, rule_record
+from fedrobust.attacks import reach
 from fedrobust.attacks.members import is_searched
 from fedrobust.attacks.searched import SIZES
 from fedrobust.experiment import auto
@@ -239,6 +240,7 @@ def flags(runs: Sequence[Run], *, chance: float | None = None) -> list[str]:
         is_random(first),
         weak_without_attack([final(rows) for _, rows in clean], chance=chance),
         told_too_few(first),
+        reach.farther(first),
         *(vacuous(found[0][0]) for name, found in by_attack.items() if name == winner),
     ]
     return list(dict.fromkeys(filter(None, said)))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from flwr.app import Context, RecordDict
 
 from clients.redundancy import crafting, memory, worker
 from clients.redundancy.foresight import SecondStage
+from experiments import notices
 from experiments.simulation import run_one
+from fedrobust.attacks import reach
 from fedrobust.attacks.reduction import in_span
-from fedrobust.experiment.load import from_dict
+from fedrobust.experiment.load import expand, from_dict
 from fedrobust.redundancy import Window
 from fedrobust.runs.folder import timeless
 from strategies.redundancy import strategy as server
@@ -165,3 +169,37 @@ def test_attacks_that_neither_ask_nor_remember_leave_no_trace(small):
     assert not crafting.thinks(e) and "search" not in run_one(e)[-1]
     assert not crafting.thinks(build(small, SEARCH | {"knowledge": "own"}))
     assert crafting.thinks(build(small, SEARCH)) and crafting.thinks(build(small, {"name": "rop"}))
+
+
+@pytest.mark.parametrize(
+    ("detection", "own", "stronger"),
+    [
+        ("strict", (False, 28 / 84), ""),
+        ("contested", (False, 0), "lone_files would own 21 % of what is counted"),
+        ("paper", (False, 28 / 84), "would own"),
+        ("none", (False, 28 / 84), "att3 would own 40 % of what is counted"),
+    ],
+)
+def test_an_adversary_that_owns_more_is_named(small, detection, own, stronger):
+    e = build(small, SEARCH, q=4, clients=9, batch=336, detection=detection)
+    assert reach.reach(e) == reach.Reach(*own)
+    told = reach.farther(e)
+    assert stronger in told and bool(told) == bool(stronger)
+    assert bool(reach.nothing(e)) == (own[1] == 0)
+    if detection == "paper":
+        assert "small_d would own 41 % of a plain mean" in told, "no bound beats any share of files"
+    row = run_one(replace(e, rounds=1))[-1]
+    assert row["wrong_files"] == pytest.approx(own[1], abs=1e-6)
+
+
+def test_a_code_and_a_federation_have_no_stronger_adversary(small):
+    code = build(small, SEARCH, **SCHEMES["code"])
+    assert reach.farther(code) == "" and "no say" in reach.nothing(code)
+    assert reach.farther(from_dict(small)) == "" == reach.nothing(from_dict(small))
+
+
+def test_check_says_what_a_scheme_leaves(small):
+    e = build(small, "none", q=4, clients=9, batch=336, detection="contested")
+    told = notices.before(expand(e.to_dict() | {"attack": "auto"}))
+    assert len(told) == 2, "once for all sixteen runs"
+    assert "whatever the attackers send" in told[0] and "lone_files" in told[1]
