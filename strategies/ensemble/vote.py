@@ -81,18 +81,19 @@ def vote(
     if not whole.clients:
         return {"rejected": whole.missing, "kept": "no member answered"}
     decide = spelled_out(experiment)
-    right = {k: combine(whole.answers, v) == labels for k, v in decide.items()}
+    heard_of_all = whole.among(len(clients))
+    right = {k: combine(heard_of_all, v) == labels for k, v in decide.items()}
     metrics: dict[str, Any] = {
         "accuracy": round(float(right[plan.votes[0]].double().mean()), 6),
         "clean": {k: round(float(v.double().mean()), 6) for k, v in right.items()},
         "voters": len(whole.clients),
     }
-    metrics |= _measured(experiment, whole.answers, decide[plan.votes[0]], labels)
+    metrics |= _measured(experiment, heard_of_all, decide[plan.votes[0]], labels)
     missing = list(whole.missing)
     if crafted is not None:
         heard = {CLEAN: asked(CLEAN, crafted.clean)}
         heard |= {name: asked(name, images) for name, images in crafted.images.items()}
-        metrics |= _transfer(heard, crafted.labels, decide)
+        metrics |= _transfer(heard, crafted.labels, decide, len(clients))
         missing += [entry for each in heard.values() for entry in each.missing]
         # Once, at the end: every image costs each member gradients, not only a forward pass.
         if plan.probe_images and server_round == experiment.rounds:
@@ -136,7 +137,9 @@ def probe(
     return {name: round(value, 6) for name, value in asdict(found).items()}
 
 
-def _transfer(heard: Mapping[str, Heard], labels: Tensor, decide: Mapping[str, Spec]) -> Row:
+def _transfer(
+    heard: Mapping[str, Heard], labels: Tensor, decide: Mapping[str, Spec], members: int
+) -> Row:
     """Measure the votes, and each member that answered every query, on the attacker's images."""
     if not all(each.clients for each in heard.values()):
         return {}
@@ -144,11 +147,11 @@ def _transfer(heard: Mapping[str, Heard], labels: Tensor, decide: Mapping[str, S
     alone = {
         name: each.answers[[each.clients.index(c) for c in always]] for name, each in heard.items()
     }
-    answers = {name: each.answers for name, each in heard.items()}
-    members = by_member(alone, labels)
+    answers = {name: each.among(members) for name, each in heard.items()}
+    own = by_member(alone, labels)
     return {
         "votes": by_vote(answers, labels, decide),
-        "members": {str(c): cells for c, cells in zip(always, members, strict=True)},
+        "members": {str(c): cells for c, cells in zip(always, own, strict=True)},
     }
 
 

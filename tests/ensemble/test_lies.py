@@ -151,6 +151,16 @@ def test_on_real_nodes_nobody_knows_the_others_answers():
     assert rows[-1]["rejected"] == []
 
 
+@pytest.mark.parametrize("attack", ["silence", "garbage", "stale", "exception", "nan"])
+def test_silent_members_cannot_stop_a_rule_that_needs_more_than_are_left(attack):
+    """Krum with f = 2 needs 7 of 7 members; whoever is silent counts among its f, as by NaN."""
+    e = experiment(attack, rule={"name": "krum", "f": 2}, votes=["robust"])
+    row = run_one(e)[-1]
+    nan = run_one(from_dict(e.to_dict() | {"attack": "nan"}))[-1]
+    assert row["accuracy"] == nan["accuracy"]
+    assert row["voters"] == (7 if attack == "nan" else 5)
+
+
 # ``auto``
 
 
