@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from flwr.app import Context, RecordDict
 
+from clients.client_app import app
 from clients.redundancy import crafting, memory, worker
 from clients.redundancy.foresight import SecondStage
 from experiments import notices
 from experiments.simulation import run_one
 from fedrobust.attacks import reach
 from fedrobust.attacks.reduction import in_span
+from fedrobust.attacks.tables import ATTACK_RECORDS
 from fedrobust.experiment.load import expand, from_dict
+from fedrobust.flower import CohortGrid, InProcessGrid
 from fedrobust.redundancy import Window
-from fedrobust.runs.folder import timeless
+from fedrobust.runs.folder import RunFolder, timeless
+from strategies.checkpointing import Checkpoints
 from strategies.redundancy import strategy as server
+from strategies.session import run
+from tests.conftest import Stopped, stop_after
 
 SEARCH = {"name": "gradient_search"}
 
@@ -113,6 +120,32 @@ def test_attackers_on_hosts_of_their_own_send_the_same(small, monkeypatch, attac
     assert together[-1]["wrong_files"] > 0
 
 
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_every_grid_gives_the_same_rows(small, hosts):
+    e = build(
+        small, {"name": "drift_search"}, **VOTED | {"rule": "krum", "clients": 21, "batch": 70}
+    )
+    nodes = InProcessGrid(app, clients=hosts, run_config={"experiment": e.to_toml()})
+    rows = []
+    run(CohortGrid(nodes, clients=e.clients), e, on_row=rows.append)
+    assert timeless(rows) == timeless(run_one(e)) and "search" in rows[-1]
+
+
+@pytest.mark.parametrize("attack", [SEARCH, {"name": "drift_search"}, {"name": "rop"}])
+def test_a_run_that_is_taken_up_goes_on_as_it_would_have(small, tmp_path, monkeypatch, attack):
+    """What attackers remember is in their nodes' state, and so in the checkpoint."""
+    monkeypatch.setattr(
+        "experiments.simulation.Checkpoints", lambda write, saved: Checkpoints(write, saved, 0.0)
+    )
+    e = build(small, attack, rounds=4, **VOTED)
+    folder = RunFolder(tmp_path, e)
+    with pytest.raises(Stopped):
+        run_one(e, folder=folder, on_row=stop_after(2))
+    assert timeless(run_one(e, folder=folder, resume=True)) == timeless(run_one(e))
+    told = json.loads((folder.path / "environment.json").read_text())["resumed"]
+    assert told[0]["after"] == 1
+
+
 def test_others_begin_afresh(small):
     """What was remembered in another round, or by other attackers, is not taken up."""
     context = Context(0, 1, {}, state=RecordDict(), run_config={})
@@ -203,3 +236,16 @@ def test_check_says_what_a_scheme_leaves(small):
     told = notices.before(expand(e.to_dict() | {"attack": "auto"}))
     assert len(told) == 2, "once for all sixteen runs"
     assert "whatever the attackers send" in told[0] and "lone_files" in told[1]
+
+
+THINKING = [name for name, record in ATTACK_RECORDS.items()
+            if record.remembers or record.asks_the_rule]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", THINKING)
+def test_every_attack_that_asks_or_remembers_runs_under_redundancy(small, name):
+    assert len(THINKING) >= 12
+    e = build(small, {"name": name, "knowledge": "omniscient"}, rounds=2, **VOTED)
+    row = run_one(e)[-1]
+    assert row["wrong_files"] == 0.4 and row["rejected"] == [] and "kept" not in row
+    assert ("deviation" in row.get("search", {})) == ATTACK_RECORDS[name].asks_the_rule
