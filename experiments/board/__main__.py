@@ -25,7 +25,7 @@ FLOWER = str(HERE / "flower_rules.py")
 DEFENCES = (
     "trimmed_mean", "nnm+trimmed_mean", "nnm+geometric_median", "krum", "nnm+krum", "median",
     "geometric_median", "mean", "centered_clipping:tau=1.0", "nnm+median", "multi_krum",
-    "bulyan", "caf", "nnm+multi_krum",
+    "bulyan", "caf", "nnm+multi_krum", "nnm+centered_clipping:tau=1.0",
 )  # fmt: skip
 FLOWERS = tuple(
     f"{FLOWER}:flower_{name}" for name in ("trimmed_avg", "krum", "median", "multi_krum")

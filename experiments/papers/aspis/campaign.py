@@ -54,6 +54,7 @@ STAGES: tuple[tuple[tuple[Cell, ...], tuple[int, ...]], ...] = (
     ((Cell("figure12", (2,)), Cell("figure14", (7, 9)), Cell("weak_q6", (6,))), (1,)),
     ((Cell("contested", (4, 2), attacks=("alie",)),), (2, 3)),
     ((Cell("figure13", (2, 4)), Cell("contested", (4, 2))), (1, 2, 3)),
+    ((Cell("figure14_causes", (0, 7)), Cell("figure13_rates", (2,))), (1,)),
     (
         (Cell("baselines", (4, 2)), Cell("weak_q6", (6,)), Cell("figure12", (2,)),
          Cell("figure14", (7, 9))), (1, 2, 3),
