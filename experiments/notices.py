@@ -42,7 +42,11 @@ def _schemes(experiments: Sequence[Experiment]) -> list[str]:
     for one in experiments:
         if one.redundancy.name and one.attack["name"] != "none":
             seen.setdefault(json.dumps(auto.same_but_attack(one), sort_keys=True), one)
-    told = [(e.defence, say(e)) for e in seen.values() for say in (reach.nothing, reach.farther)]
+    told = [
+        (f"{e.defence} (detection {e.redundancy.detection})", say(e))
+        for e in seen.values()
+        for say in (reach.nothing, reach.farther)
+    ]
     return [f"{defence}: {line}" for defence, line in told if line]
 
 
