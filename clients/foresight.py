@@ -120,7 +120,7 @@ class Foresight:
 
     def reducible(self) -> Reducible | None:
         """Return how it is asked in coordinates; None where that would not be exact."""
-        e, table = self.experiment, _table(self.memory)
+        e, table = self.experiment, table_of(self.memory)
         width = self.view.shape[1]
         vectors = {key: value for key, value in table.items() if value.is_floating_point()}
         alike = all(value.shape[-1:] == (width,) for value in vectors.values())
@@ -133,7 +133,7 @@ class Foresight:
             cohort, matrices = (given[0], given[1:]) if unseen else (None, given)
             shapes = [value.shape[:-1] for value in vectors.values()]
             moved = [m.reshape(*k, view.shape[1]) for m, k in zip(matrices, shapes, strict=True)]
-            memory = _untabled(table | dict(zip(vectors, moved, strict=True)))
+            memory = untabled(table | dict(zip(vectors, moved, strict=True)))
             return replace(self, view=view, memory=memory, room=None, cohort=cohort)
 
         remembers = (v.reshape(-1, width) for v in vectors.values())
@@ -230,18 +230,18 @@ def _recalled(context: Context) -> Any:
     """Return the memory that the rule had after the last round; None at first."""
     if MEMORY not in context.state:
         return None
-    return _untabled({key: tensor_in(array) for key, array in context.state[MEMORY].items()})
+    return untabled({key: tensor_in(array) for key, array in context.state[MEMORY].items()})
 
 
-def _table(memory: Any) -> dict[str, Tensor]:
+def table_of(memory: Any) -> dict[str, Tensor]:
     """Return a memory as a table of tensors; an empty one where there is none."""
     if memory is None:
         return {}
     return {ALONE: memory} if isinstance(memory, Tensor) else memory
 
 
-def _untabled(table: dict[str, Tensor]) -> Any:
-    """Return the memory that ``_table`` made a table of."""
+def untabled(table: dict[str, Tensor]) -> Any:
+    """Return the memory that ``table_of`` made a table of."""
     if not table:
         return None
     return table[ALONE] if list(table) == [ALONE] else table

@@ -32,7 +32,7 @@ from experiments.sweep import Sweep
 from experiments.trackers import tracking
 from fedrobust import aggregation, plugins
 from fedrobust import secret as hidden
-from fedrobust.attacks.members import is_searched, members, members_among
+from fedrobust.attacks.members import is_searched, stand_for_auto
 from fedrobust.experiment.against_data import check_against_data
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.redundancy import SCHEMES
@@ -179,7 +179,7 @@ def check(
         table.add_row(*map(str, [*row, tolerated(e), coefficient(e), e.rounds, e.seed]))
     console.print(table)
     cli_output.show_notices(notices.before(experiments), console)
-    if members_among(experiments) >= len(members()):
+    if stand_for_auto(experiments):
         from experiments.expected_time import expected
 
         console.print(expected(experiments, data_root=data_root), soft_wrap=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 from experiments.tables import final, half_width
 from fedrobust.aggregation.tables import PREAGGREGATOR_RECORDS, RULES, rule_record
+from fedrobust.attacks import reach
 from fedrobust.attacks.members import is_searched
 from fedrobust.attacks.searched import SIZES
 from fedrobust.experiment import auto
@@ -132,6 +133,12 @@ def memory_differs(rows: Sequence[Row]) -> str:
         for r in rows
         if "deviation" in r.get("search", {}) and "impact" in r
     ]
+    # Under redundancy nobody knows all honest values: there the files that are wrong must agree.
+    pairs += [
+        (r["search"]["wrong_files"], r["wrong_files"])
+        for r in rows
+        if "wrong_files" in r.get("search", {}) and "wrong_files" in r
+    ]
     wrong = [1 for a, b in pairs if abs(a - b) > FORESEEN * max(abs(a), abs(b), 1e-6)]
     if not wrong:
         return ""
@@ -141,14 +148,34 @@ def memory_differs(rows: Sequence[Row]) -> str:
     )
 
 
+def owns_nothing(rows: Sequence[Row]) -> str:
+    """No file that the server kept was wrong: the scheme left the attackers nothing to send in."""
+    # A code gives the exact sum of all files, or keeps the model.
+    shares = [r.get("wrong_files", 0.0) for r in rows if "wrong_files" in r or "path" in r]
+    reached = sum(share > 0 for share in shares)
+    if not shares or reached > OFTEN * len(shares):
+        return ""
+    told = "vacuous" if not reached else "weak"
+    return (
+        f"{told}: a file that the server kept was wrong in {reached} of {len(shares)} rounds: there"
+        " the attackers' vectors had no say, whatever they were; what harm there is comes from"
+        " files that were dropped"
+    )
+
+
 def is_random(experiment: Experiment) -> str:
     """The defence draws: the attackers cannot know what it will answer."""
+    if not experiment.rule:  # a vote without one
+        return ""
     rule = experiment.rule["name"]  # one of the user's own is in the table during its run only
     named = [(rule, rule_record(rule).compute)] if rule in RULES else []
     for spec in experiment.pre:
         if spec["name"] in PREAGGREGATOR_RECORDS:
             named.append((spec["name"], PREAGGREGATOR_RECORDS[spec["name"]].compute))
     drawing = [name for name, compute in named if "generator" in parameters(compute)]
+    files = experiment.redundancy.name and not experiment.redundancy.coordinates
+    if files and rule in RULES and rule_record(rule).order_matters and not drawing:
+        return f"{rule} goes by the order of the files, which the server shuffles unforeseen"
     if not drawing:
         return ""
     return f"{', '.join(drawing)} draws at random: the attackers ask it with draws of their own"
@@ -205,6 +232,7 @@ def flags(runs: Sequence[Run], *, chance: float | None = None) -> list[str]:
         *_each(never_stepped, by_attack[winner]),
         spread_over_seeds(finals[winner], what=winner),
         wide_interval(finals[winner], what=winner),
+        *_each(owns_nothing, by_attack[winner]),
         *_each(at_the_edge, by_attack[winner]),
         fixed_beats_searched(means, searched),
         _fewer(means),
@@ -212,6 +240,7 @@ def flags(runs: Sequence[Run], *, chance: float | None = None) -> list[str]:
         is_random(first),
         weak_without_attack([final(rows) for _, rows in clean], chance=chance),
         told_too_few(first),
+        reach.farther(first),
         *(vacuous(found[0][0]) for name, found in by_attack.items() if name == winner),
     ]
     return list(dict.fromkeys(filter(None, said)))

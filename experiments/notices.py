@@ -7,13 +7,15 @@ of their own (``experiments.flags``), which share what they can with this file.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from experiments import flags
-from fedrobust.attacks.members import members, members_among
+from fedrobust.attacks import reach
+from fedrobust.attacks.members import stand_for_auto
 from fedrobust.experiment import auto
 from fedrobust.experiment.schema import Experiment
 
@@ -23,13 +25,29 @@ CLEAN = 0.05  # accuracy lost without an attack
 def before(experiments: Sequence[Experiment]) -> list[str]:
     """Say which attacks are none, or hardly one, and which rules were told of too few attackers.
 
-    Not where ``auto`` runs: it tries every attack, and its flags tell of the winner alone.
+    Where ``auto`` runs it tries every attack, and its flags tell of the winner alone: there a
+    scheme is looked at, whether it leaves the attackers anything.
     """
-    whole = members_among(experiments) >= len(members())
+    whole = stand_for_auto(experiments)
     weak = [] if whole else map(auto.weakness, experiments)
+    schemes = _schemes(experiments) if whole else []
     few = [(e.defence, flags.told_too_few(e)) for e in experiments if e.byzantine]
     named = [f"{defence}: {line}" for defence, line in few if line]
-    return list(dict.fromkeys(filter(None, [*weak, *named])))
+    return list(dict.fromkeys(filter(None, [*weak, *schemes, *named])))
+
+
+def _schemes(experiments: Sequence[Experiment]) -> list[str]:
+    """Say of each scheme what its votes leave to attackers; runs that differ in attack are one."""
+    seen = {}
+    for one in experiments:
+        if one.redundancy.name and one.attack["name"] != "none":
+            seen.setdefault(json.dumps(auto.same_but_attack(one), sort_keys=True), one)
+    told = [
+        (f"{e.defence} (detection {e.redundancy.detection})", say(e))
+        for e in seen.values()
+        for say in (reach.nothing, reach.farther)
+    ]
+    return [f"{defence}: {line}" for defence, line in told if line]
 
 
 def after(results: Any) -> list[str]:

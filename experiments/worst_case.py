@@ -16,7 +16,7 @@ from experiments import flags, tables
 from experiments.flags import Run, label
 from experiments.tables import final
 from fedrobust import data
-from fedrobust.attacks.members import KNOWLEDGE, SEES_ALL, is_searched, members
+from fedrobust.attacks.members import LEVELS, SEES_ALL, is_searched, members
 from fedrobust.data import DataError
 from fedrobust.experiment import auto
 
@@ -72,21 +72,22 @@ def worst_cases(runs: Sequence[Run], defences: Sequence[str]) -> list[WorstCase]
         groups.setdefault(key, []).append((run, defence))
     found = []
     for group in groups.values():
-        for level in reversed(KNOWLEDGE):
-            mine = [run for run, _ in group if _belongs(run[0].attack, level)]
+        mode = group[0][0][0].mode
+        for level in reversed(LEVELS[mode]):
+            mine = [run for run, _ in group if _belongs(run[0].attack, level, mode)]
             if mine and whole(mine, level):
                 found.append(_worst(mine, group[0][1], level))
     return found
 
 
-def _belongs(attack: Any, level: str) -> bool:
-    return attack["name"] == "none" or dict(attack) in members(level)
+def _belongs(attack: Any, level: str, mode: str) -> bool:
+    return attack["name"] == "none" or dict(attack) in members(level, mode)
 
 
 def whole(runs: Sequence[Run], level: str = SEES_ALL) -> bool:
     """Whether the runs of one defence hold every member that applies, for every attacked seed."""
     first = runs[0][0]
-    if first.mode != "federated" or not first.byzantine:
+    if not first.byzantine:
         return False
     wanted = {_key(spec) for spec in auto.applicable(first, level)}
     seeds: dict[int, set[str]] = {}

@@ -11,7 +11,7 @@ from typing import Any
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from torch import nn
+from torch import Tensor, nn
 
 from fedrobust import data, models
 from fedrobust.attacks import threat_model
@@ -19,13 +19,13 @@ from fedrobust.data import Dataset
 from fedrobust.ensemble.attacker import Crafted
 from fedrobust.ensemble.image_store import obtain
 from fedrobust.experiment.schema import ConfigError, Experiment
-from fedrobust.flower import AdversaryGrid, array_of, tensor_of, wire_of
+from fedrobust.flower import AdversaryGrid, AnswerGrid, array_of, tensor_of, wire_of
 from fedrobust.models.batchnorm import load_statistics, read_statistics
 from fedrobust.simulation import stragglers
 from fedrobust.vector import FlatModel, trainable
 from strategies.base import RecordedStrategy, Row
 from strategies.ensemble.strategy import EnsembleStrategy
-from strategies.ensemble.vote import Vote
+from strategies.ensemble.vote import TEST, Vote
 from strategies.evaluation import Evaluator, evaluators_of
 from strategies.federated import federated_strategy
 from strategies.flower_strategy import StockStrategy
@@ -179,7 +179,8 @@ def ensemble(setup: Setup) -> Mode:
     """Build the mode in which every node trains its own model, and they vote."""
     e, dataset, clients = setup.experiment, setup.dataset, dict(setup.clients)
     strategy = EnsembleStrategy(e, clients=clients, most_examples=len(dataset.train_labels))
-    vote = Vote(setup.grid, e, dataset, clients, setup.images())
+    images = setup.images()
+    vote = Vote(_answers(setup, images), e, dataset, clients, images)
     return Mode(strategy=strategy, grid=setup.grid, arrays=ArrayRecord(), evaluators=[vote])
 
 
@@ -254,6 +255,22 @@ def _with_model(
         notes=(lambda r: notes(r) | adversary.notes(r)) if adversary else notes,
         probes=probes,
     )
+
+
+def _answers(setup: Setup, images: Callable[[], Crafted]) -> Grid:
+    """Return the grid of an ensemble's queries, with the side channel where members collude."""
+    e = setup.experiment
+    if e.attack["name"] not in threat_model.COLLUDING:
+        return setup.grid
+
+    def truth(query: str) -> Tensor:
+        _, what, start = query.split("/")  # round, images, place of the first one
+        labels = setup.dataset.test_labels if what == TEST else images().labels
+        return labels[int(start) :]
+
+    # The same in all rounds: a member's model does not change hands.
+    liars = threat_model.members(e)
+    return AnswerGrid(setup.grid, clients=setup.clients, members=liars, truth=truth)
 
 
 def _adversary(setup: Setup, grid: Grid, sizes: tuple[int, ...]) -> AdversaryGrid | None:

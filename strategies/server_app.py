@@ -141,6 +141,9 @@ def carry(grid: Grid, experiment: Experiment, config: Mapping[str, Any]) -> Grid
         crafts = threat_model.kind(experiment.attack["name"]) in ("craft", "trained")
         if crafts and threat_model.knowledge(experiment.attack) != "own":
             raise ConfigError(["on real nodes an attacker knows its own data: knowledge = 'own'"])
+        if experiment.attack["name"] in threat_model.COLLUDING:
+            name = experiment.attack["name"]
+            raise ConfigError([f"on real nodes no member knows the others' answers: {name!r}"])
         return GuardedGrid(grid)
     hosts = int(config.get("hosts", 0))
     count = hosts or max(1, len(list(grid.get_node_ids())))

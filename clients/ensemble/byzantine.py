@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from clients.node import ROLE
 from fedrobust.attacks import threat_model
+from fedrobust.ensemble import lies, one_hot
 from fedrobust.experiment.schema import Experiment
-from fedrobust.flower import array_of, read_setting
+from fedrobust.flower import array_of, read_setting, read_tensor
+from fedrobust.flower.answer_grid import COLLUDERS, VIEW
 from fedrobust.seeds import generator
+from fedrobust.spec import Spec
 
 LAST = "last-answer"
 
@@ -38,7 +41,10 @@ def reply_of(message: Message, answer: Tensor) -> Message:
 
 @dataclass(frozen=True)
 class HonestAnswer:
-    """An honest answer, and everything that a Byzantine member has at hand to spoil it."""
+    """An honest answer, and everything that a Byzantine member has at hand to spoil it.
+
+    ``vote`` is the one whose accuracy is the run's; ``logits`` computes the member's own (B, C).
+    """
 
     reply: Message
     answer: Tensor
@@ -46,6 +52,8 @@ class HonestAnswer:
     classes: int
     message: Message
     context: Context
+    vote: Spec
+    logits: Callable[[], Tensor]
 
 
 def _flip(honest: HonestAnswer) -> Message:
@@ -67,6 +75,35 @@ def _random(honest: HonestAnswer) -> Message:
             honest.message, torch.randint(honest.classes, shape, generator=source).float()
         )
     return reply_of(honest.message, torch.rand(shape, generator=source).softmax(1))
+
+
+def _runner_up(honest: HonestAnswer) -> Message:
+    logits = honest.what == "logits"
+    lie = lies.runner_up(honest.logits(), what="logits" if logits else "probabilities")
+    return reply_of(honest.message, _as_asked(lie, honest))
+
+
+def _best_vote(honest: HonestAnswer) -> Message:
+    """Answer what does most harm to the vote in force, knowing all honest answers and the truth."""
+    if VIEW not in honest.message.content:
+        raise RuntimeError("best_vote needs the honest answers, which only a simulation hands over")
+    answers = read_tensor(honest.message.content, VIEW, "answers")
+    labels = read_tensor(honest.message.content, VIEW, "labels").long()
+    if honest.what == "labels":
+        answers = one_hot(answers.nan_to_num(-1).long(), classes=honest.classes)
+    lie = lies.best_vote(
+        answers,
+        labels,
+        honest.vote,
+        f=int(read_setting(honest.message.content, COLLUDERS, "count")),
+        what=honest.what,
+    )
+    return reply_of(honest.message, _as_asked(lie, honest))
+
+
+def _as_asked(lie: Tensor, honest: HonestAnswer) -> Tensor:
+    """Return an answer (B, C) in the form that was asked for."""
+    return lie.argmax(1).float() if honest.what == "labels" else lie.float()
 
 
 def _nan(honest: HonestAnswer) -> Message:
@@ -101,6 +138,8 @@ def _exception(honest: HonestAnswer) -> Message:
 BYZANTINE: dict[str, Callable[[HonestAnswer], Message | None]] = {
     "flip": _flip,
     "random": _random,
+    "runner_up": _runner_up,
+    "best_vote": _best_vote,
     "nan": _nan,
     "silence": _silence,
     "garbage": _garbage,

@@ -20,11 +20,13 @@ from clients.ensemble.node import EnsembleNode
 from fedrobust.adversarial import input_curvature
 from fedrobust.ensemble import answers
 from fedrobust.ensemble import member as training
+from fedrobust.ensemble.lies import spelled_out
 from fedrobust.ensemble.practice import practice_of
 from fedrobust.ensemble.similarity import vote_gradient
 from fedrobust.ensemble.tuning import tune
 from fedrobust.experiment.schema import NodeSettings
 from fedrobust.flower import array_of, read_setting, read_tensor
+from fedrobust.flower.answer_grid import VOTING
 from fedrobust.seeds import derive
 from fedrobust.training import one_thread
 
@@ -64,12 +66,16 @@ def predict(node: EnsembleNode, message: Message, context: Context) -> Message |
         member.module.load_state_dict(member.best)
     with one_thread():
         answer = ANSWERING[what](member.module, images, message).cpu()
-    reply = reply_of(message, answer)
-    # Gradients and curvatures measure the members for the report: attacks spoil votes.
-    if what in VOTING and is_byzantine(node.experiment, context):
-        honest = HonestAnswer(reply, answer, what, node.dataset.classes, message, context)
+        reply = reply_of(message, answer)
+        # Gradients and curvatures measure the members for the report: attacks spoil votes.
+        if what not in VOTING or not is_byzantine(node.experiment, context):
+            return reply
+        honest = HonestAnswer(
+            reply, answer, what, node.dataset.classes, message, context,
+            vote=next(iter(spelled_out(node.experiment).values())),
+            logits=lambda: _logits(member.module, images, message).cpu(),
+        )  # fmt: skip
         return BYZANTINE[node.experiment.attack["name"]](honest)
-    return reply
 
 
 def _row(message: Message) -> NodeSettings:
@@ -168,4 +174,3 @@ ANSWERING: dict[str, Callable[[nn.Module, Tensor, Message], Tensor]] = {
     "gradient": _gradient,
     "curvature": _curvature,
 }
-VOTING = ("labels", "probabilities", "logits")

@@ -7,19 +7,22 @@ adversary does not collude.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from flwr.app import Context
 from torch import Tensor
 
 from clients.node import Node
+from clients.redundancy.crafting import APART, agreed, layers_of, model_of, rank, thinks
 from clients.redundancy.gradients import CHUNK, FileGradients
+from clients.redundancy.memory import Memory, keep
 from fedrobust.attacks import craft, threat_model
 from fedrobust.redundancy import Corruption, rounds
 from fedrobust.redundancy.commitments import digest, sketch
 from fedrobust.seeds import generator
 
-APART = 1e-3
 ANY = -1  # one vector, whatever the file
 
 
@@ -33,21 +36,21 @@ class ByzantineWorkers:
     Notes
     -----
     Byzantine workers that do not collude scale their value by 1 + rank / 1000, so that no two
-    agree: an interpretation, the papers only say that they act by themselves.
+    agree: an interpretation, the papers only say that they act by themselves. An attack that asks
+    the rule asks the second stage over what it knows will be voted for: see ``counted``.
     """
 
-    def __init__(self, node: Node, honest: FileGradients, workers: tuple[int, ...]) -> None:
+    def __init__(
+        self, node: Node, honest: FileGradients, workers: tuple[int, ...], context: Context
+    ) -> None:
+        self._node, self._context = node, context
         self._experiment = e = node.experiment
         self._honest = honest
         self.workers = workers
         self.distorts_from = e.redundancy.distorts_from
         self.corruption: Corruption = rounds.corruption(e, workers, honest.assignment)
         self._level = threat_model.knowledge(e.attack)
-        place = honest.place
-        b = place.statistics.numel()
-        self._model = torch.cat([place.vector, place.statistics]) if b else place.vector
-        self._layers = node.model.layers + ((("statistics", (b,)),) if b else ())
-        self._common: Tensor | None = None
+        self._agreed: Memory | None = None
         self._sent: dict[tuple[int, int], Tensor] = {}
         self._digests: dict[tuple[int, int], bytes] = {}
 
@@ -61,8 +64,8 @@ class ByzantineWorkers:
             return self._honest.value(file)
         key = self._key(worker, file)
         if key not in self._sent:
-            rank, place = key
-            self._sent[key] = _apart(self._crafted(place), rank).clone()
+            number, place = key
+            self._sent[key] = _apart(self._crafted(place), number).clone()
         return self._sent[key]
 
     def digest(self, worker: int, file: int) -> bytes:
@@ -91,51 +94,60 @@ class ByzantineWorkers:
             made[part] = sketch(values, seed=seed, size=size)
         return made
 
+    def remember(self, context: Context) -> Mapping[str, Any]:
+        """Let a worker's node keep what the attackers know; return what they say of their choice.
+
+        Nothing is kept for attacks that neither remember nor ask the rule.
+        """
+        if not thinks(self._experiment):
+            return {}
+        known, plan = self._common(), self._honest.place.plan
+        if known.model is not None:  # made here, not taken over from an earlier stage
+            keep(context, known, server_round=plan.round, workers=self.workers)
+        return known.notes
+
     def _key(self, worker: int, file: int) -> tuple[int, int]:
         """Name a value: who of those that do not collude, and which file where it matters."""
-        rank = 0 if self.corruption.colluding else 1 + self.workers.index(worker)
-        return rank, file if self._level == "own" else ANY
+        number = rank(self.corruption, self.workers, worker)
+        return number, file if self._level == "own" else ANY
 
     def _crafted(self, file: int) -> Tensor:
-        if file != ANY:
-            return self._craft(self._honest.value(file)[None], file)
-        if self._common is None:
-            self._common = self._craft(self._view(), 0).clone()
-        return self._common
-
-    def _craft(self, view: Tensor, file: int) -> Tensor:
-        e = self._experiment
-        source = generator(e.seed, "attack", round=self._honest.place.plan.round, client=file)
+        if file == ANY:
+            sent = self._common().sent
+            assert sent is not None, "all that is agreed on is a vector"
+            return sent
+        e, turn = self._experiment, self._honest.place.plan.round
         rows = craft(
-            view,
+            self._honest.value(file)[None],
             e.attack,
             n=e.clients,
             f=len(self.workers),
-            round=self._honest.place.plan.round - 1,
+            round=turn - 1,
             rule=e.rule,
-            generator=source,
-            layers=self._layers,
-            model=self._model,
+            generator=generator(e.seed, "attack", round=turn, client=file),
+            layers=layers_of(self._node, self._honest),
+            model=model_of(self._honest),
         )
         return rows[0]
 
-    def _view(self) -> Tensor:
-        """Return the gradients that the attackers see, (files seen, d)."""
-        holds = self._honest.assignment.matrix
-        if self._level == "omniscient":
-            return self._honest.all_values()
-        seen = holds[list(self.workers)].any(0).nonzero().flatten().tolist()
-        return torch.stack([self._honest.value(file) for file in seen])
+    def _common(self) -> Memory:
+        if self._agreed is None:
+            self._agreed = agreed(
+                self._node, self._honest, self.workers, self.corruption, self._context
+            )
+        return self._agreed
 
 
-def _apart(value: Tensor, rank: int) -> Tensor:
+def _apart(value: Tensor, number: int) -> Tensor:
     """Move a value away from those of the other ranks; rank 0 colludes."""
-    return value * (1 + APART * rank) if rank else value
+    return value * (1 + APART * number) if number else value
 
 
-def byzantine_of(node: Node, honest: FileGradients, workers: tuple[int, ...]) -> ByzantineWorkers:
+def byzantine_of(
+    node: Node, honest: FileGradients, workers: tuple[int, ...], context: Context
+) -> ByzantineWorkers:
     """Return the Byzantine workers of a turn, made once for all workers of a host."""
     made = honest.beside.get(workers)
     if made is None:
-        made = honest.beside[workers] = ByzantineWorkers(node, honest, workers)
+        made = honest.beside[workers] = ByzantineWorkers(node, honest, workers, context)
     return made

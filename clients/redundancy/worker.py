@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from flwr.app import Context, Message
+from flwr.app import ConfigRecord, Context, Message
 
 from clients.node import ROLE, Node
 from clients.redundancy.byzantine import ByzantineWorkers, byzantine_of
@@ -13,6 +13,9 @@ from clients.redundancy.experiment_gradients import gradients_of
 from clients.redundancy.stages import WorkerValues, answer, honest, read_task
 from fedrobust.attacks import threat_model
 from fedrobust.flower import commit_reveal
+from fedrobust.flower.adversary_grid import NOTES
+
+FIRST = ("commit", "code")  # stages that open a round
 
 
 def respond(node: Node, message: Message, context: Context) -> Message | None:
@@ -40,11 +43,16 @@ def respond(node: Node, message: Message, context: Context) -> Message | None:
         return FAULTY[experiment.attack["name"]](message)
     values = gradients_of(node, task.vector, task.statistics, task.plan)
     copies = honest(values, task.worker)
-    if attacks:
-        # An owner may attack with a node that the plan calls honest: it has nobody to agree with.
-        together = members if task.worker in members else (task.worker,)
-        copies = _byzantine(byzantine_of(node, values, together), copies)
-    return answer(message, values, copies)
+    if not attacks:
+        return answer(message, values, copies)
+    # An owner may attack with a node that the plan calls honest: it has nobody to agree with.
+    together = members if task.worker in members else (task.worker,)
+    attackers = byzantine_of(node, values, together, context)
+    reply = answer(message, values, _byzantine(attackers, copies))
+    if commit_reveal.setting(message, "stage") in FIRST and (told := attackers.remember(context)):
+        # For the row of a simulated run; no server has a use for it.
+        reply.content[NOTES] = ConfigRecord({**told})
+    return reply
 
 
 def _byzantine(attackers: ByzantineWorkers, copies: WorkerValues) -> WorkerValues:

@@ -39,6 +39,26 @@ FIXED: tuple[dict[str, Any], ...] = (
     {"name": "opt_ipm"},
 )
 
+# Of an ensemble: what Byzantine members answer. The computed ones first, then each of the table.
+SEARCHED_ANSWERS: tuple[dict[str, Any], ...] = ({"name": "best_vote"}, {"name": "runner_up"})
+FIXED_ANSWERS: tuple[dict[str, Any], ...] = (
+    {"name": "flip"},
+    {"name": "random"},
+    {"name": "nan"},
+    {"name": "silence"},
+    {"name": "garbage"},
+    {"name": "stale"},
+    {"name": "exception"},
+)
+ENSEMBLE, REDUNDANCY, FEDERATED = "ensemble", "redundancy", "federated"
+# Mode -> what attackers may know. Every file worker holds the data: to know the own file's value
+# alone, of which nothing has a spread, would be no attack.
+LEVELS: dict[str, tuple[str, ...]] = {
+    FEDERATED: KNOWLEDGE,
+    REDUNDANCY: ("colluding", SEES_ALL),
+    ENSEMBLE: (SEES_ALL,),
+}
+
 # Calls of the rule a round, by name: what a run of the member costs beside its training.
 # drift_search asks along five directions, gradient_search along three; opt_alie on two sides.
 QUESTIONS = {"gradient_search": 36, "drift_search": 52, "opt_alie": 40, "opt_ipm": 20}
@@ -50,7 +70,7 @@ def questions(spec: dict[str, Any]) -> int:
     return QUESTIONS.get(spec["name"], 0) - (COARSE if spec.get("refinements") == 0 else 0)
 
 
-def members(level: str = SEES_ALL) -> list[dict[str, Any]]:
+def members(level: str = SEES_ALL, mode: str = FEDERATED) -> list[dict[str, Any]]:
     """Return the attacks that ``auto`` stands for, the searched ones first.
 
     Parameters
@@ -58,7 +78,11 @@ def members(level: str = SEES_ALL) -> list[dict[str, Any]]:
     level
         What the attackers know: "omniscient"; "colluding", where each member works with the
         attackers' own honest updates; or "own", where each attacker is alone with its data.
+    mode
+        Of the experiment: an ensemble's members lie in answers, all others in updates or files.
     """
+    if mode == ENSEMBLE:
+        return [dict(spec) for spec in SEARCHED_ANSWERS + FIXED_ANSWERS]
     if level == SEES_ALL:
         return [dict(spec) for spec in SEARCHED + FIXED]
     return [
@@ -68,10 +92,24 @@ def members(level: str = SEES_ALL) -> list[dict[str, Any]]:
     ]
 
 
-def members_among(experiments: Iterable[Any]) -> int:
-    """Return how many different members, of the level with most, some experiments' attacks are."""
-    attacks = [experiment.attack for experiment in experiments]
-    return max(sum(spec in attacks for spec in members(level)) for level in KNOWLEDGE)
+def check_level(level: str, mode: str) -> None:
+    """Raise a SpecError where ``auto`` has no members of a level of knowledge in a mode."""
+    allowed = LEVELS[mode]
+    if level not in allowed:
+        told = " or ".join(repr(name) for name in allowed)
+        raise SpecError(f"attack 'auto' in {mode} mode needs {KEY} = {told}, got {level!r}")
+
+
+def stand_for_auto(experiments: Iterable[Any]) -> bool:
+    """Whether some experiments' attacks are all members of a mode and level, and so ``auto``."""
+    attacks: dict[str, list[Any]] = {}
+    for one in experiments:
+        attacks.setdefault(one.mode, []).append(one.attack)
+    return any(
+        all(spec in found for spec in members(level, mode))
+        for mode, found in attacks.items()
+        for level in LEVELS[mode]
+    )
 
 
 def is_auto(spec: Any) -> bool:
@@ -108,5 +146,6 @@ def level_of(spec: Any) -> str | None:
 
 
 def is_searched(spec: dict[str, Any]) -> bool:
-    """Whether a member searches or looks through momentum: it is no published attack."""
-    return {k: v for k, v in spec.items() if k != KEY} in SEARCHED
+    """Whether a member searches, or computes what harms most: it is no published attack."""
+    plain = {k: v for k, v in spec.items() if k != KEY}
+    return plain in SEARCHED or plain in SEARCHED_ANSWERS

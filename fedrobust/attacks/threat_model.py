@@ -42,12 +42,15 @@ FAULTS = {
 ANSWERS = {
     "flip": "the class after the predicted one, with full confidence, the same for all",
     "random": "random labels or probabilities",
+    "runner_up": "the second class of its own prediction, with full confidence",
+    "best_vote": "the vote that does most harm, of colluders who know all answers and the truth",
     "nan": "every value is NaN",
     "silence": "the member never answers",
     "garbage": "the array's bytes are not the array that its header declares",
     "stale": "the answer names the query before",
     "exception": "the member raises",
 }
+COLLUDING = ("best_vote",)  # answers that take a side channel between the members
 
 
 def kind(name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedrobust.attacks import settings, strength, threat_model
-from fedrobust.attacks.members import SEES_ALL, level_of, members
+from fedrobust.attacks.members import SEES_ALL, check_level, level_of, members
 from fedrobust.experiment.schema import ConfigError, Experiment
 from fedrobust.simulation import stragglers
 from fedrobust.spec import SpecError
@@ -22,7 +22,7 @@ def expanded(document: Mapping[str, Any], build: Build) -> list[Experiment]:
     Raises
     ------
     ConfigError
-        Where ``auto`` has settings, no attackers, or is not supported: it is for federated runs.
+        Where ``auto`` has settings, no attackers, or attackers who know what they cannot know.
     """
     try:
         level = level_of(document.get("attack"))
@@ -30,12 +30,12 @@ def expanded(document: Mapping[str, Any], build: Build) -> list[Experiment]:
         raise ConfigError([str(error)]) from error
     if level is None:
         return [build(document)]
-    if "redundancy" in document:
-        raise _unsupported("redundancy")
     # Built without an attack: what it is, and who is asked in its rounds, decides which ones apply.
     plain = build({**document, "attack": "none"})
-    if plain.mode != "federated":
-        raise _unsupported(plain.mode)
+    try:
+        check_level(level, plain.mode)
+    except SpecError as error:
+        raise ConfigError([str(error)]) from error
     if (shown := promised(plain.loss, plain.metrics)) != ACCURACY:
         raise ConfigError([f"attack 'auto' compares accuracies, this task has {shown.column}"])
     if not plain.byzantine:
@@ -43,19 +43,16 @@ def expanded(document: Mapping[str, Any], build: Build) -> list[Experiment]:
     return [build({**document, "attack": spec}) for spec in applicable(plain, level)]
 
 
-def _unsupported(mode: str) -> ConfigError:
-    return ConfigError(
-        [f"attack 'auto' is for federated runs, not for {mode} mode yet: name an attack"]
-    )
-
-
 def applicable(experiment: Experiment, level: str = SEES_ALL) -> list[dict[str, Any]]:
     """Return the members, of a level of knowledge, that can be computed in every round.
 
     ALIE's own z, for one, is not defined where half of those who are asked are Byzantine.
     """
+    found = members(level, experiment.mode)
+    if experiment.mode == "ensemble":
+        return found
     counts = cohorts(experiment)
-    return [spec for spec in members(level) if all(_computes(spec, n, f) for n, f in counts)]
+    return [spec for spec in found if all(_computes(spec, n, f) for n, f in counts)]
 
 
 def _computes(spec: dict[str, Any], n: int, f: int) -> bool:

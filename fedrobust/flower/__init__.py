@@ -2,6 +2,7 @@
 
 from fedrobust.flower import commit_reveal
 from fedrobust.flower.adversary_grid import AdversaryGrid
+from fedrobust.flower.answer_grid import AnswerGrid
 from fedrobust.flower.attackers import Attackers
 from fedrobust.flower.cohort_grid import CohortGrid
 from fedrobust.flower.cohort_host import serve_cohort
@@ -24,6 +25,7 @@ from fedrobust.flower.update_matrix import UpdateMatrix
 
 __all__ = [
     "AdversaryGrid",
+    "AnswerGrid",
     "Attackers",
     "CohortGrid",
     "GuardedGrid",

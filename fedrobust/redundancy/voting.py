@@ -136,6 +136,16 @@ def second_stage_minimum(rule: str, *, distorted: int) -> int:
     return factor * distorted + constant
 
 
+def bucket_count(rule: str, *, files: int, wrong: int | None) -> int:
+    """Return how many buckets of files a rule needs, at most one a file.
+
+    Each wrong file spoils one bucket at most: with 2c+1 of them the true ones are a majority,
+    whichever files they hold. Rules of the Krum family need more. ``wrong`` None: all may be.
+    """
+    distorted = files if wrong is None else wrong
+    return min(files, second_stage_minimum(rule, distorted=distorted))
+
+
 def check_second_stage(rule: str, *, operands: int, distorted: int) -> None:
     """Raise a ValueError if a rule cannot bear c wrong values among N."""
     least = second_stage_minimum(rule, distorted=distorted)

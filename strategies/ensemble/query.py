@@ -37,6 +37,17 @@ class Heard:
     clients: list[int]
     missing: list[dict[str, Any]] = field(default_factory=list)
 
+    def among(self, members: int) -> Tensor:
+        """Return the answers with a row of NaN for each of the others, (members, B, ...).
+
+        A vote then counts whoever is silent among a rule's f, as it does who answers NaN: else f
+        silent members could stop a rule that needs more than are left.
+        """
+        absent = self.answers.new_full(
+            (members - len(self.answers), *self.answers.shape[1:]), torch.nan
+        )
+        return torch.cat([self.answers, absent])
+
 
 def ask(
     grid: Grid,

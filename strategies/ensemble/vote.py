@@ -13,6 +13,7 @@ from torch import Tensor
 from fedrobust import data
 from fedrobust.ensemble import combine, scores
 from fedrobust.ensemble.attacker import PROBES, Crafted
+from fedrobust.ensemble.lies import spelled_out
 from fedrobust.ensemble.measures import CLEAN, by_member, by_vote
 from fedrobust.ensemble.similarity import cotangent, mean_logit, similarities
 from fedrobust.ensemble.votes import NO_LABEL
@@ -22,6 +23,8 @@ from fedrobust.spec import Spec
 from fedrobust.training.tasks import METRICS, number
 from strategies.base import Row
 from strategies.ensemble.query import Heard, ask
+
+TEST = "test"  # what the query about the test images is called
 
 
 @dataclass(frozen=True)
@@ -74,22 +77,23 @@ def vote(
             deadline=experiment.server.deadline,
         )
 
-    whole = asked("test", dataset.test_images[:count])
+    whole = asked(TEST, dataset.test_images[:count])
     if not whole.clients:
         return {"rejected": whole.missing, "kept": "no member answered"}
-    decide = _votes(experiment)
-    right = {k: combine(whole.answers, v) == labels for k, v in decide.items()}
+    decide = spelled_out(experiment)
+    heard_of_all = whole.among(len(clients))
+    right = {k: combine(heard_of_all, v) == labels for k, v in decide.items()}
     metrics: dict[str, Any] = {
         "accuracy": round(float(right[plan.votes[0]].double().mean()), 6),
         "clean": {k: round(float(v.double().mean()), 6) for k, v in right.items()},
         "voters": len(whole.clients),
     }
-    metrics |= _measured(experiment, whole.answers, decide[plan.votes[0]], labels)
+    metrics |= _measured(experiment, heard_of_all, decide[plan.votes[0]], labels)
     missing = list(whole.missing)
     if crafted is not None:
         heard = {CLEAN: asked(CLEAN, crafted.clean)}
         heard |= {name: asked(name, images) for name, images in crafted.images.items()}
-        metrics |= _transfer(heard, crafted.labels, decide)
+        metrics |= _transfer(heard, crafted.labels, decide, len(clients))
         missing += [entry for each in heard.values() for entry in each.missing]
         # Once, at the end: every image costs each member gradients, not only a forward pass.
         if plan.probe_images and server_round == experiment.rounds:
@@ -133,7 +137,9 @@ def probe(
     return {name: round(value, 6) for name, value in asdict(found).items()}
 
 
-def _transfer(heard: Mapping[str, Heard], labels: Tensor, decide: Mapping[str, Spec]) -> Row:
+def _transfer(
+    heard: Mapping[str, Heard], labels: Tensor, decide: Mapping[str, Spec], members: int
+) -> Row:
     """Measure the votes, and each member that answered every query, on the attacker's images."""
     if not all(each.clients for each in heard.values()):
         return {}
@@ -141,11 +147,11 @@ def _transfer(heard: Mapping[str, Heard], labels: Tensor, decide: Mapping[str, S
     alone = {
         name: each.answers[[each.clients.index(c) for c in always]] for name, each in heard.items()
     }
-    answers = {name: each.answers for name, each in heard.items()}
-    members = by_member(alone, labels)
+    answers = {name: each.among(members) for name, each in heard.items()}
+    own = by_member(alone, labels)
     return {
         "votes": by_vote(answers, labels, decide),
-        "members": {str(c): cells for c, cells in zip(always, members, strict=True)},
+        "members": {str(c): cells for c, cells in zip(always, own, strict=True)},
     }
 
 
@@ -155,10 +161,3 @@ def _measured(experiment: Experiment, answers: Tensor, vote: Spec, labels: Tenso
     outputs, held = scores(answers, vote)[known].float(), labels.cpu()[known]
     names = [name for name in experiment.metrics if name != "accuracy"]  # there already
     return {name: number(name, METRICS[name].compute(outputs, held)) for name in names}
-
-
-def _votes(experiment: Experiment) -> dict[str, Spec]:
-    """Return name -> vote; "robust" aggregates with the experiment's rule."""
-    logits = experiment.ensemble.answer == "logits"
-    robust = {"name": "robust", "rule": experiment.rule, "logits": logits}
-    return {name: robust if name == "robust" else name for name in experiment.ensemble.votes}

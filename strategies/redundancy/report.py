@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 
+from flwr.app import ConfigRecord, Message
+
+from fedrobust.flower.adversary_grid import NOTES
 from fedrobust.redundancy import Assignment, Corruption
 from fedrobust.redundancy.bounds import wrong_bound
 from fedrobust.redundancy.decision import Verdict
@@ -12,6 +16,8 @@ from strategies.base import Row
 from strategies.redundancy.exchange import RoundLog
 from strategies.redundancy.second_stage import Aggregate
 from strategies.redundancy.settings import Settings
+
+WORD = 40  # characters of a note
 
 
 def without_rows(files: Assignment, out: Collection[int]) -> Assignment:
@@ -85,6 +91,25 @@ def quality(flagged: set[int], truth: Corruption | None) -> Row:
         "precision": round(hits / len(flagged), 6) if flagged else None,
         "recall": round(hits / len(byzantine), 6) if byzantine else None,
     }
+
+
+def search(heard: Mapping[int, Message]) -> Row:
+    """Return what the attack says of its choice, for the row of a simulated run: ``search``.
+
+    From the first worker that tells; words are cut, and numbers that are none left out.
+    """
+    for worker in sorted(heard):
+        found = heard[worker].content.get(NOTES) if heard[worker].has_content() else None
+        if isinstance(found, ConfigRecord):
+            told = {str(key)[:WORD]: _plain(value) for key, value in found.items()}
+            return {"search": {key: value for key, value in told.items() if value is not None}}
+    return {}
+
+
+def _plain(value: object) -> float | str | None:
+    if isinstance(value, str):
+        return value[:WORD]
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def costs(ledger: RoundLog, clients: Mapping[int, int]) -> Row:

@@ -18,10 +18,10 @@ from fedrobust.failures import Refusal
 from fedrobust.flower import commit_reveal
 from fedrobust.flower.commit_reveal import FLOAT
 from fedrobust.redundancy.commitments import digest
+from fedrobust.redundancy.sources import Holders, by_worker, shared_out
 from strategies.redundancy.exchange import Exchange, RoundLog, read_all
 
 Promised = Mapping[tuple[int, int], bytes]
-Holders = Mapping[int, list[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,49 +57,10 @@ class Reveal:
         return in_time or usable
 
     def sources(self, files: Iterable[int], *, fewest: bool = False) -> dict[int, int]:
-        """Choose file -> a holder to fetch it from, so that all send about equally much.
-
-        ``fewest`` first restricts the choice to a small set of workers that holds every file: for
-        sums, of which each worker sends one vector however many files are in it. Who is left out
-        of that set changes from round to round, so that over a run all upload about equally much.
-        """
+        """Choose file -> a believed holder to fetch it from, as ``shared_out`` does."""
         able = {file: found for file in files if (found := self.believed(file))}
-        if fewest:
-            chosen = hitting_set(able, first=self.questions.round % len(self.questions.clients))
-            able = {file: [w for w in found if w in chosen] for file, found in able.items()}
-        load: dict[int, int] = {}
-        result = {}
-        # Files with few holders first: they have the least choice, the others even the load out.
-        for file in sorted(able, key=lambda f: (len(able[f]), f)):
-            worker = min(able[file], key=lambda w: (load.get(w, 0), w))
-            load[worker] = load.get(worker, 0) + 1
-            result[file] = worker
-        return result
-
-
-def hitting_set(able: Holders, *, first: int = 0) -> set[int]:
-    """Return a small set of workers that holds every file: greedily, who holds most comes next.
-
-    Among equals the next one after ``first`` comes, in the circle of the workers.
-    """
-    left, chosen = dict(able), set[int]()
-    while left:
-        counts: dict[int, int] = {}
-        for found in left.values():
-            for worker in found:
-                counts[worker] = counts.get(worker, 0) + 1
-        best = min(counts, key=lambda w: (-counts[w], w < first, w))
-        chosen.add(best)
-        left = {file: found for file, found in left.items() if best not in found}
-    return chosen
-
-
-def by_worker(sources: Mapping[int, int]) -> dict[int, list[int]]:
-    """Turn file -> worker around: worker -> its files, in order."""
-    groups: dict[int, list[int]] = {}
-    for file in sorted(sources):
-        groups.setdefault(sources[file], []).append(file)
-    return groups
+        first = self.questions.round % len(self.questions.clients)
+        return shared_out(able, fewest=fewest, first=first)
 
 
 def reveal_files(

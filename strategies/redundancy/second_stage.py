@@ -12,7 +12,7 @@ from torch import Tensor
 from fedrobust import aggregation
 from fedrobust.failures import Refusal
 from fedrobust.redundancy.decision import CONTESTED, Verdict
-from fedrobust.redundancy.voting import second_stage_minimum
+from fedrobust.redundancy.voting import bucket_count
 from fedrobust.seeds import derive, generator
 from strategies.redundancy.reveal import Reveal, reveal_files, reveal_slices
 from strategies.redundancy.settings import Settings
@@ -139,15 +139,10 @@ class SecondStage:
         return aggregate
 
     def _buckets(self, files: int, wrong: int | None) -> int:
-        """Return how many buckets the rule needs, at most one a file.
-
-        Each wrong file spoils one bucket at most: with 2c+1 of them the true ones are a majority,
-        whichever files they hold. Rules of the Krum family need more.
-        """
+        """Return how many buckets the rule needs, at most one a file."""
         spec = self.settings.rule
         name = spec if isinstance(spec, str) else spec["name"]
-        distorted = files if wrong is None else wrong
-        return min(files, second_stage_minimum(name, distorted=distorted))
+        return bucket_count(name, files=files, wrong=wrong)
 
     def _shuffled(self, files: list[int]) -> list[int]:
         """Shuffle the files, as DETOX does before its buckets."""

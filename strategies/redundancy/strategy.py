@@ -203,6 +203,8 @@ class RedundantStrategy(RecordedStrategy):
         row["seconds_commit"] = round(time.perf_counter() - now.began, 4)
         done = decide(self._basis(), now, heard, ledger, self._state)
         row |= done.row
+        if self._truth is not None:  # simulated: the attackers may say what they chose
+            row |= report.search(heard)
         self.kept = done.kept
         # Who was caught in a round that keeps the model is out all the same.
         members = done.state.members.after(

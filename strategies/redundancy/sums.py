@@ -25,8 +25,9 @@ from fedrobust.redundancy.commitments import (
     sketches_agree,
     sums_agree,
 )
+from fedrobust.redundancy.sources import by_worker, split
 from strategies.redundancy.exchange import read_all
-from strategies.redundancy.reveal import Reveal, ask_sketches, by_worker, reveal_files
+from strategies.redundancy.reveal import Reveal, ask_sketches, reveal_files
 
 SIZE = 8  # Gaussian directions: enough to see an error, see `sketch`
 SAME = 5 * ROUNDING  # of two sketches of one float32 vector
@@ -92,7 +93,7 @@ def reveal_sums(
     alone: set[int] = set()  # files that no sum may hold any more
     attempt = 0
     while sources := job.sources(set(job.holders) - set(origin) - alone, fewest=True):
-        answers = _ask_sums(job, _split(by_worker(sources), groups))
+        answers = _ask_sums(job, split(by_worker(sources), groups))
         seed = check.seed(attempt)
         doubtful = [f for answer in answers for f in answer.files if len(answer.files) > 1]
         sketches = _sketched(job, doubtful, seed) if doubtful and not check.known else {}
@@ -119,16 +120,6 @@ def reveal_sums(
     values, singly = reveal_files(job, sorted(alone - set(origin)))
     found += [PartialSum((file,), value) for file, value in values.items()]
     return found, origin | singly
-
-
-def _split(groups: Mapping[int, list[int]], wanted: int) -> dict[int, list[list[int]]]:
-    """Cut each worker's files into as many parts as give ``wanted`` sums in all, about equal."""
-    parts = -(-wanted // len(groups))  # rounded up
-    cut = {}
-    for worker, files in groups.items():
-        count = min(parts, len(files))
-        cut[worker] = [files[place::count] for place in range(count)]
-    return cut
 
 
 def _ask_sums(job: Reveal, asked: Mapping[int, list[list[int]]]) -> list[PartialSum]:

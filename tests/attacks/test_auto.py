@@ -10,9 +10,19 @@ import pytest
 from experiments import expected_time, flags, worst_case
 from experiments.cli_inputs import experiments_of
 from experiments.results import Results
-from experiments.simulation import simulate
+from experiments.simulation import run_one, simulate
 from fedrobust.attacks import ATTACKS, strength, threat_model
-from fedrobust.attacks.members import FIXED, QUESTIONS, SEARCHED, is_searched, members, questions
+from fedrobust.attacks.members import (
+    FIXED,
+    FIXED_ANSWERS,
+    QUESTIONS,
+    SEARCHED,
+    SEARCHED_ANSWERS,
+    is_searched,
+    members,
+    questions,
+    stand_for_auto,
+)
 from fedrobust.experiment import auto
 from fedrobust.experiment.load import expand, from_dict
 from fedrobust.experiment.schema import ConfigError
@@ -79,7 +89,14 @@ def test_auto_goes_with_sweeps_and_other_attacks_and_repeats_none(tmp_path):
         ({"attack": {"name": "auto", "knowledge": "colludin"}}, "did you mean 'colluding'"),
         ({"attack": "auto:knowledge=all"}, "unknown knowledge 'all' of attack 'auto'"),
         ({"byzantine": 0}, "attack 'auto' needs byzantine of at least 1, got 0"),
-        ({"redundancy": {"name": "aspis", "replication": 3}}, "not for redundancy mode yet"),
+        (
+            {
+                "clients": 7,
+                "redundancy": {"name": "aspis", "batch": 70},
+                "attack": "auto:knowledge=own",
+            },
+            "in redundancy mode needs knowledge = 'colluding' or 'omniscient', got 'own'",
+        ),
         ({"metrics": ["worst_class"]}, "compares accuracies, this task has worst_class"),
         ({"rule": "krumm"}, "did you mean 'krum'"),
         ({"attack": "atuo"}, "did you mean 'auto'"),
@@ -88,6 +105,22 @@ def test_auto_goes_with_sweeps_and_other_attacks_and_repeats_none(tmp_path):
 def test_what_auto_cannot_do_is_said(changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         expand(SETTING | changes)
+
+
+VOTED = {"clients": 9, "redundancy": {"name": "detox", "batch": 36, "detection": "none"},
+         "rule": "median"}  # fmt: skip
+
+
+@pytest.mark.parametrize("level", ["omniscient", "colluding"])
+def test_auto_under_redundancy_is_the_same_members(level):
+    runs = expand(SETTING | VOTED | {"attack": {"name": "auto", "knowledge": level}})
+    assert [e.attack for e in runs] == members(level) and len(runs) == 16
+    assert all(e.redundancy.name == "detox" for e in runs) and stand_for_auto(runs)
+    assert not stand_for_auto(runs[1:])
+    told = [run_of("none", [0.1, 0.9], **VOTED)]
+    told += [run_of(spec, [0.1, 0.5], **VOTED) for spec in members(level)]
+    (one,) = Results(tuple(told)).worst_cases
+    assert one.defence.startswith("detox+median") and one.knowledge == level
 
 
 @pytest.mark.parametrize("level", ["own", "colluding"])
@@ -121,6 +154,13 @@ def test_members_that_cannot_be_computed_are_left_out():
     counts = auto.cohorts(sampled)
     assert counts.total() == 9 and {n for n, _ in counts} == {5}
     assert max(f for _, f in counts) <= 2
+
+
+def test_the_answers_of_an_ensemble_are_those_of_the_table():
+    names = [spec["name"] for spec in SEARCHED_ANSWERS + FIXED_ANSWERS]
+    assert sorted(names) == sorted(threat_model.ANSWERS)
+    assert all(is_searched(spec) for spec in SEARCHED_ANSWERS)
+    assert not any(is_searched(spec) for spec in FIXED_ANSWERS)
 
 
 def test_questions_of_each_member_are_known():
@@ -160,6 +200,24 @@ def test_no_worst_case_is_told_before_every_member_ran():
     assert Results(tuple(runs[1:])).auto.empty
     runs.append(run_of(members()[0], [0.1, 0.5], seed=2))
     assert Results(tuple(runs)).worst_cases == [], "the second seed is not whole"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "owned"),
+    [({"name": "detox", "batch": 36, "detection": "none"}, True), ({"name": "draco_repetition",
+      "batch": 18, "replication": 5}, False)],
+)  # fmt: skip
+def test_a_worst_case_under_redundancy_says_whether_there_was_an_attack(scheme, owned):
+    table = VOTED | {"redundancy": scheme, "clients": 10 if not owned else 9}
+    document = SETTING | table | {"attack": "none"}
+    runs = [(e, run_one(e)) for e in expand(document)]
+    runs += [(e, run_one(e)) for e in expand(SETTING | table)]
+    (one,) = Results(tuple(runs)).worst_cases
+    assert one.runs == 16 and one.accuracy <= one.clean
+    vacuous = [told for told in one.flags if told.startswith("vacuous: a file")]
+    assert bool(vacuous) == (not owned)
+    if not owned:
+        assert one.accuracy == one.clean, "the votes gave every true value"
 
 
 @pytest.mark.slow
@@ -239,11 +297,26 @@ def test_flag_fewer_candidates():
     assert not flags.fewer_do_more(0.545, 0.55)
 
 
+def test_flag_owns_nothing():
+    """What a scheme outvotes is no attack, and its accuracy no sign of a strong rule."""
+    none = [{"round": 0}] + [{"round": i, "path": "sum", "wrong_files": 0.0} for i in (1, 2, 3)]
+    told = flags.owns_nothing(none)
+    assert told.startswith("vacuous: a file that the server kept was wrong in 0 of 3 rounds")
+    wrong = {"wrong_files": 0.1}
+    assert flags.owns_nothing([*none, wrong]).startswith("weak: ")
+    assert flags.owns_nothing([wrong, {"wrong_files": 0.0}, wrong]) == ""
+    assert "0 of 1 rounds" in flags.owns_nothing([{"round": 1, "path": "code"}])
+    assert flags.owns_nothing([{"round": 1, "accuracy": 0.5}]) == "", "federated"
+
+
 def test_flag_memory_differs():
     def row(expected, made):
         return {"search": {"deviation": expected}, "impact": {"deviation": made}}
 
     assert not flags.memory_differs([row(0.5, 0.5001), {"round": 0}])
+    files = {"search": {"wrong_files": 0.2, "deviation": 1.0}, "wrong_files": 0.2}
+    assert not flags.memory_differs([files])
+    assert "in 1 of 2 rounds" in flags.memory_differs([files, files | {"wrong_files": 0.0}])
     assert "in 1 of 2 rounds" in flags.memory_differs([row(0.5, 0.5), row(0.5, 0.7)])
 
 
@@ -252,6 +325,9 @@ def test_flags_on_the_experiment():
         return from_dict(SETTING | {"attack": "none"} | changes)
 
     assert flags.is_random(e()) == "" and "dnc draws" in flags.is_random(e(rule="dnc"))
+    groups = {"name": "median_of_means", "groups": 3}
+    assert "order of the files" in flags.is_random(e(**VOTED | {"rule": groups}))
+    assert flags.is_random(e(**VOTED)) == "" == flags.is_random(e(rule=groups))
     pre = e(pre=[{"name": "bucketing", "size": 2}], rule="median")
     assert "bucketing draws" in flags.is_random(pre)
     assert flags.told_too_few(e()) == ""
