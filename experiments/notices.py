@@ -38,7 +38,7 @@ def before(experiments: Sequence[Experiment]) -> list[str]:
 
 def _schemes(experiments: Sequence[Experiment]) -> list[str]:
     """Say of each scheme what its votes leave to attackers; runs that differ in attack are one."""
-    seen = {}
+    seen: dict[str, Experiment] = {}
     for one in experiments:
         if one.redundancy.name and one.attack["name"] != "none":
             seen.setdefault(json.dumps(auto.same_but_attack(one), sort_keys=True), one)

@@ -91,7 +91,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    rows, orders = [], []
+    rows: list[str] = []
+    orders: list[str] = []
     for asked in read(Path(__file__).with_name("figures.toml"))["figure"]:
         found = [pair for name in asked["files"] for pair in ends(folder / name)]
         one = (asked["title"], asked["paper"], measured(asked, found))
