@@ -17,7 +17,10 @@ DEVICES = ("left", "right")
 
 @dataclass(frozen=True)
 class Noted:
-    """A sweep whose runs say where they are; the one of seed 1 waits until all others are done."""
+    """A sweep whose runs say where they are.
+
+    The one of seed 1 waits until all others are done, and they until it has begun.
+    """
 
     folder: Path
     others: int = 0
@@ -27,12 +30,18 @@ class Noted:
     def on_device(self, device):
         return replace(self, device=device)
 
+    def may_end(self, seed):
+        if seed != 1:
+            return (self.folder / "begun 1").exists()
+        return len(list(self.folder.glob("done *"))) == self.others
+
     def run_here(self, experiment, on_row):
         end = time.monotonic() + 120
-        while experiment.seed == 1 and len(list(self.folder.iterdir())) < self.others:
+        (self.folder / f"begun {experiment.seed}").touch()
+        while self.others and not self.may_end(experiment.seed):
             assert time.monotonic() < end, "the other process does not come"
             time.sleep(0.05)
-        (self.folder / str(experiment.seed)).touch()
+        (self.folder / f"done {experiment.seed}").touch()
         on_row({"device": self.device, "seed": experiment.seed})
 
 
