@@ -7,7 +7,7 @@ client weights it takes for equal. Who sees fewer updates asks the rule with ima
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -120,24 +120,18 @@ class Foresight:
 
     def reducible(self) -> Reducible | None:
         """Return how it is asked in coordinates; None where that would not be exact."""
-        e, table = self.experiment, table_of(self.memory)
-        width = self.view.shape[1]
-        vectors = {key: value for key, value in table.items() if value.is_floating_point()}
-        alike = all(value.shape[-1:] == (width,) for value in vectors.values())
-        if self.form is not None or not alike or not follows_rotation(e.rule, e.pre):
+        e, remembered = self.experiment, in_rows(self.memory, self.view.shape[1])
+        if self.form is not None or remembered is None or not follows_rotation(e.rule, e.pre):
             return None
+        rows, recall = remembered
 
         unseen = () if self.cohort is None else (self.cohort,)
 
         def placed(view: Tensor, given: list[Tensor]) -> Foresight:
             cohort, matrices = (given[0], given[1:]) if unseen else (None, given)
-            shapes = [value.shape[:-1] for value in vectors.values()]
-            moved = [m.reshape(*k, view.shape[1]) for m, k in zip(matrices, shapes, strict=True)]
-            memory = untabled(table | dict(zip(vectors, moved, strict=True)))
-            return replace(self, view=view, memory=memory, room=None, cohort=cohort)
+            return replace(self, view=view, memory=recall(matrices), room=None, cohort=cohort)
 
-        remembers = (v.reshape(-1, width) for v in vectors.values())
-        return Reducible((*unseen, *remembers), placed)
+        return Reducible((*unseen, *rows), placed)
 
     @contextmanager
     def _ordered(self, rows: Tensor, order: list[int] | None) -> Iterator[Tensor]:
@@ -231,6 +225,26 @@ def _recalled(context: Context) -> Any:
     if MEMORY not in context.state:
         return None
     return untabled({key: tensor_in(array) for key, array in context.state[MEMORY].items()})
+
+
+def in_rows(
+    memory: Any, width: int
+) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]] | None:
+    """Return a memory's vectors as matrices (k, width), and what makes a memory of others.
+
+    None where it remembers vectors of another width, which no basis of the updates holds.
+    """
+    table = table_of(memory)
+    vectors = {key: value for key, value in table.items() if value.is_floating_point()}
+    if any(value.shape[-1:] != (width,) for value in vectors.values()):
+        return None
+
+    def recall(matrices: Sequence[Tensor]) -> Any:
+        shapes = [value.shape[:-1] for value in vectors.values()]
+        moved = [m.reshape(*k, m.shape[-1]) for m, k in zip(matrices, shapes, strict=True)]
+        return untabled(table | dict(zip(vectors, moved, strict=True)))
+
+    return [value.reshape(-1, width) for value in vectors.values()], recall
 
 
 def table_of(memory: Any) -> dict[str, Tensor]:

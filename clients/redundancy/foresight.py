@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clients.foresight import table_of, untabled
+from clients.foresight import in_rows
 from fedrobust.aggregation import build, follows_rotation
 from fedrobust.aggregation.outcome import Outcome
 from fedrobust.attacks import impact, spread
@@ -94,22 +94,17 @@ class SecondStage:
 
     def reducible(self) -> Reducible | None:
         """Return how it is asked in coordinates; None where that would not be exact."""
-        e, table = self.experiment, table_of(self.memory)
-        width = self.view.shape[1]
-        vectors = {key: value for key, value in table.items() if value.is_floating_point()}
-        alike = all(value.shape[-1:] == (width,) for value in vectors.values())
-        if not alike or not (self.counted.plain or follows_rotation(e.rule, e.pre)):
+        e, remembered = self.experiment, in_rows(self.memory, self.view.shape[1])
+        if remembered is None or not (self.counted.plain or follows_rotation(e.rule, e.pre)):
             return None
+        rows, recall = remembered
         apart = () if self.values is self.view else (self.values,)
 
         def placed(view: Tensor, given: list[Tensor]) -> SecondStage:
             values, matrices = (given[0], given[1:]) if apart else (view, given)
-            shapes = [value.shape[:-1] for value in vectors.values()]
-            moved = [m.reshape(*k, view.shape[1]) for m, k in zip(matrices, shapes, strict=True)]
-            memory = untabled(table | dict(zip(vectors, moved, strict=True)))
-            return replace(self, view=view, values=values, memory=memory, room=None)
+            return replace(self, view=view, values=values, memory=recall(matrices), room=None)
 
-        return Reducible((*apart, *(v.reshape(-1, width) for v in vectors.values())), placed)
+        return Reducible((*apart, *rows), placed)
 
     def foreseen(self, sent: Tensor) -> tuple[dict[str, float], Any]:
         """Say what the server will do with a vector, and what the rule will remember.
